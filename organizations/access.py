@@ -1,0 +1,89 @@
+"""Which organization a request acts for, and whether the member's role suffices.
+
+A person may belong to several. The API names one in the ``X-Organization`` header; pages keep the
+choice in the session; without either, the organization that the person joined first is meant.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
+from uuid import UUID
+
+from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+
+from accounts.errors import Invalid, NotFound
+from accounts.models import User
+from organizations.models import Membership
+
+SESSION_KEY = "organization"
+P = ParamSpec("P")
+
+
+class OrgRequest(HttpRequest):
+    """A page's request after ``org_role`` let it pass."""
+
+    membership: Membership
+
+
+def active_membership(
+    user: User | AnonymousUser, *, header: str | None = None, chosen: str | None = None
+) -> Membership | None:
+    """The membership that the request acts with; None for somebody without any.
+
+    Raises Invalid when ``header`` is no UUID, NotFound when the user isn't a member there.
+    """
+    if not isinstance(user, User):
+        return None
+    mine = (
+        Membership.objects.filter(user=user)
+        .select_related("organization")
+        .order_by("joined_at", "pk")
+    )
+    if header:
+        try:
+            wanted = UUID(header)
+        except ValueError:
+            raise Invalid("X-Organization must be the id of an organization.") from None
+        membership = mine.filter(organization=wanted).first()
+        if membership is None:
+            raise NotFound("You are not a member of the organization in X-Organization.")
+    else:
+        membership = mine.filter(organization=chosen).first() if chosen else None
+        membership = membership or mine.first()
+    if membership is not None:
+        membership.user = user  # spares a query whenever somebody asks who it was
+    return membership
+
+
+def org_role(
+    role: int,
+) -> Callable[
+    [Callable[Concatenate[OrgRequest, P], HttpResponse]],
+    Callable[Concatenate[HttpRequest, P], HttpResponse],
+]:
+    """Let a page pass for members with ``role`` or above, with ``request.membership`` set.
+
+    Anonymous people go to the sign-in page; a lower role, or no organization at all, is 403.
+    """
+
+    def decorate(
+        view: Callable[Concatenate[OrgRequest, P], HttpResponse],
+    ) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
+        @wraps(view)
+        def guarded(request: Any, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            if not request.user.is_authenticated:
+                return redirect_to_login(request.get_full_path())
+            membership = active_membership(request.user, chosen=request.session.get(SESSION_KEY))
+            if membership is None:
+                raise PermissionDenied("You belong to no organization yet: ask for an invite.")
+            request.membership = membership
+            if not membership.may(role):
+                raise PermissionDenied("Your role in this organization is too low for this.")
+            return view(request, *args, **kwargs)
+
+        return guarded
+
+    return decorate

@@ -1,0 +1,53 @@
+"""The base of every API view that serves objects of an organization."""
+
+from typing import Any, ClassVar
+
+from rest_framework.permissions import BasePermission, IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from organizations.access import active_membership
+from organizations.models import Membership
+
+
+class HasOrgRole(BasePermission):
+    """Compare the caller's role with ``view.roles``. What isn't listed there is refused.
+
+    The keys are a view set's actions, or an API view's methods in lower case.
+    """
+
+    message = "Your role in this organization is too low for this."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        action = getattr(view, "action", None) or (request.method or "").lower()
+        needed = view.roles.get(action)
+        membership = active_membership(
+            request.user, header=request.headers.get("X-Organization")
+        )
+        if needed is None or membership is None:
+            return False
+        request.membership = membership  # type: ignore[attr-defined]
+        return membership.may(needed)
+
+
+class _OrgView:
+    permission_classes = (IsAuthenticated, HasOrgRole)
+    roles: ClassVar[dict[str, int]] = {}
+    request: Request
+
+    @property
+    def membership(self) -> Membership:
+        """The caller's membership in the organization that this request acts for."""
+        return self.request.membership  # type: ignore[attr-defined, no-any-return]
+
+
+class OrgAPIView(_OrgView, APIView):
+    """An API view for members. ``roles`` by method: {"get": Role.VIEWER, ...}."""
+
+
+class OrgViewSet(_OrgView, GenericViewSet):
+    """A view set for members. ``roles`` by action: {"list": Role.VIEWER, ...}."""
+
+    def get_queryset(self) -> Any:
+        return super().get_queryset().of(self.membership.organization)
