@@ -1,0 +1,161 @@
+"""The split is a rule: every row once, fair to each class, and the same on every machine."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import splits
+
+
+@st.composite
+def tables(draw):
+    """(rows, strata with some targets missing)."""
+    counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=6))
+    codes = [code for code, count in enumerate(counts) for _ in range(count)]
+    codes += [-1] * draw(st.integers(0, 10))
+    codes = draw(st.permutations(codes))
+    return np.array(codes, dtype=np.int64)
+
+
+@st.composite
+def wishes(draw):
+    wish = {"kind": "random", "seed": draw(st.integers(-(2**70), 2**70))}
+    wish["test"] = draw(st.sampled_from([0, 0.1, 0.2, 0.25, 0.333333, 0.5]))
+    if draw(st.booleans()):
+        wish |= {"folds": draw(st.integers(2, 10)), "validation": 0}
+    else:
+        wish["validation"] = draw(st.sampled_from([0.05, 0.1, 0.2, 0.3]))
+    return wish
+
+
+@given(strata=tables(), split=wishes())
+def test_every_row_has_exactly_one_part_and_only_missing_targets_have_none(strata, split):
+    parts = splits.assign(len(strata), split, strata)
+    assert parts.dtype == np.int8
+    assert ((parts == splits.NO_PART) == (strata < 0)).all()
+    if folds := split.get("folds"):
+        assert set(parts) <= {splits.NO_PART, splits.TEST, *range(1, folds + 1)}
+    else:
+        assert set(parts) <= {splits.NO_PART, splits.TEST, splits.VALIDATION, splits.TRAIN}
+    taken = np.concatenate([splits.ranked_rows(parts), splits.sealed_rows(parts)])
+    assert len(set(taken)) == len(taken)
+
+
+@given(strata=tables(), split=wishes())
+def test_each_class_gets_its_share_of_each_part(strata, split):
+    parts = splits.assign(len(strata), split, strata)
+    for code in set(strata[strata >= 0]):
+        mine = parts[strata == code]
+        assert abs((mine == splits.TEST).sum() - len(mine) * split["test"]) < 1
+        if folds := split.get("folds"):
+            sizes = [(mine == fold).sum() for fold in range(1, folds + 1)]
+            assert max(sizes) - min(sizes) <= 1
+        else:
+            assert abs((mine == splits.VALIDATION).sum() - len(mine) * split["validation"]) < 2
+
+
+@given(n=st.integers(0, 200), split=wishes())
+def test_the_same_split_comes_out_again_and_a_table_is_cut_by_its_rows_alone(n, split):
+    once = splits.assign(n, split)
+    assert (once == splits.assign(n, dict(reversed(split.items())))).all()
+    assert (once == splits.assign(n, split, np.full(n, 3))).all()  # one class is like no classes
+
+
+@given(strata=tables(), split=wishes())
+def test_renaming_classes_in_order_changes_nothing(strata, split):
+    renamed = np.where(strata < 0, strata, strata * 7 + 2)
+    assert (
+        splits.assign(len(strata), split, strata) == splits.assign(len(strata), split, renamed)
+    ).all()
+
+
+@given(seed=st.integers(0, 2**64))
+def test_another_seed_cuts_another_way(seed):
+    split = {"kind": "random", "seed": seed, "validation": 0.2, "test": 0.2}
+    other = splits.assign(300, split | {"seed": seed + 1})
+    assert (splits.assign(300, split) != other).any()
+
+
+def test_known_numbers_guard_against_a_change_between_numpy_versions():
+    # These came out alike under numpy 1.26.4 (the engine's) and 2.4.6 (the web side's).
+    assert [hex(h) for h in splits.splitmix64(0, 3)] == KNOWN_HASHES
+    split = {"kind": "random", "seed": 7, "validation": 0.25, "test": 0.25}
+    assert "".join("tvx"[-p] for p in splits.assign(24, split, np.arange(24) % 2)) == KNOWN_PARTS
+
+
+KNOWN_HASHES = ["0x7bab7542fbf9c436", "0xae73767cc4cf4435", "0x970c470b06c2930d"]
+KNOWN_PARTS = "ttvxtxttttvvxttvtvxtxtvx"
+
+
+def test_hashes_spread_evenly():
+    low_bytes = np.bincount((splits.splitmix64(1, 100_000) & np.uint64(255)).astype(int))
+    assert len(low_bytes) == 256
+    assert low_bytes.min() > 300 and low_bytes.max() < 490  # expected 390, sd 20
+
+
+@given(
+    n=st.integers(20, 5_000_000),
+    counts=st.none() | st.lists(st.integers(5, 2_000), min_size=2, max_size=8),
+)
+def test_a_planned_split_leaves_every_class_in_every_part(n, counts):
+    class_counts = {str(code): count for code, count in enumerate(counts)} if counts else None
+    n = sum(counts) if counts else n
+    split = splits.plan_split(n, "multiclass" if counts else "regression", class_counts)
+    assert ("folds" in split) == (n < splits.FEW_ROWS)
+    held = math.ceil(n * split["test"])
+    assert held <= splits.MOST_HELD_OUT_ROWS + 10 or held <= n * 0.2 + 1
+    if counts:
+        strata = np.repeat(np.arange(len(counts)), counts)
+        parts = splits.assign(n, split, strata)
+        for code in range(len(counts)):
+            mine = set(parts[strata == code])
+            assert splits.TEST in mine and mine & {splits.VALIDATION, 1}
+            if "folds" in split:
+                assert len(mine) == split["folds"] + 1
+            else:
+                assert splits.TRAIN in mine
+
+
+@pytest.mark.parametrize(
+    ("wish", "word"),
+    [
+        ({"kind": "weekday"}, "weekday"),
+        ({"test": 0.9}, "'test'"),
+        ({"test": "many"}, "numbers"),
+        ({"validation": 0.7}, "'validation'"),
+        ({"folds": 1}, "'folds'"),
+        ({"folds": 5, "validation": 0.2}, "either"),
+        ({"share": 0.2}, "share"),
+        ({"folds": 10}, "allow 4"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused_with_a_reason(wish, word):
+    with pytest.raises(splits.BadSplit, match=word):
+        splits.plan_split(300, "binary", {"a": 5, "b": 295}, wish)
+
+
+def test_a_wish_is_kept():
+    split = splits.plan_split(300, "regression", None, {"seed": 4, "validation": 0.3, "test": 0.1})
+    assert split == {"kind": "random", "seed": 4, "test": 0.1, "validation": 0.3}
+
+
+def test_huge_tables_hold_out_no_more_rows_than_help():
+    split = splits.plan_split(10_000_000, "regression", None)
+    assert split["test"] == split["validation"] == 0.005
+
+
+def test_labels_agree_between_json_numpy_and_pandas_values():
+    classes = ["0", "1", "true", "false", "2.5", "setosa"]
+    values = [0, np.int64(1), 1.0, True, np.bool_(False), 2.5, "setosa", None, math.nan, "x", [1]]
+    assert list(splits.codes_of(values, classes)) == [0, 1, 1, 2, 3, 4, 5, -1, -1, -1, -1]
+    assert list(splits.codes_of(np.array([1.0, np.nan, 0.0, 2.5]), classes)) == [1, -1, 0, 4]
+    assert list(splits.codes_of(np.array([False, True]), classes)) == [3, 2]
+    assert list(splits.codes_of(np.array([], dtype=float), classes)) == []
+
+
+def test_regression_rows_without_a_number_take_no_part():
+    strata = splits.strata_of([1.5, None, math.nan, math.inf, 0], None)
+    assert list(strata) == [0, -1, -1, -1, 0]
