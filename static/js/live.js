@@ -1,0 +1,218 @@
+/* One WebSocket for the page.
+
+   <div data-live="job:<id>" data-after="17"> subscribes to the topic "job:<id>" from sequence
+   number 17 on. Every message of the topic becomes a DOM event "flowml:<type>" that bubbles from
+   each such element; its detail is the message: {topic, seq, type, at, data}. "flowml:any" follows
+   with the same detail. A type that comes in bursts is thinned: the first at once, then the newest
+   at most every GAP ms, so a listener that refetches a fragment always ends with the newest state
+   and never floods the server:
+
+     <div hx-get="..." hx-trigger="flowml:leaderboard from:closest [data-live], every 20s">
+
+   Types in EVERY are never thinned. Elements that come or go later (htmx) are noticed. After a lost
+   connection the socket comes back by itself and asks for what it missed. */
+(() => {
+  "use strict";
+  const GAP = 400;
+  const EVERY = new Set(["log"]);
+  const FIRST_WAIT = 500;
+  const LONGEST_WAIT = 15000;
+
+  const seen = new Map(); // topic -> highest sequence number that arrived
+  const refused = new Set(); // topics that the server won't tell us about
+  const thinned = new Map(); // "topic type" -> {timer, latest}
+  let subscribed = new Set(); // topics that the open socket knows of
+  let socket = null;
+  let wait = FIRST_WAIT;
+  let retry = 0;
+  let noteTimer = 0;
+  let leaving = false;
+
+  function elementsOf(topic) {
+    return document.querySelectorAll(`[data-live="${CSS.escape(topic)}"]`);
+  }
+
+  function wanted() {
+    const topics = new Set();
+    for (const element of document.querySelectorAll("[data-live]")) {
+      const topic = element.dataset.live;
+      if (!topic || refused.has(topic)) continue;
+      topics.add(topic);
+      const after = Number(element.dataset.after || 0);
+      if (after > (seen.get(topic) ?? -1)) seen.set(topic, after);
+    }
+    return topics;
+  }
+
+  function note(lost) {
+    clearTimeout(noteTimer);
+    const show = (hidden) => {
+      for (const element of document.querySelectorAll("[data-connection]")) element.hidden = hidden;
+    };
+    // A blink is not worth a word: only a connection that stays away is told.
+    if (lost) noteTimer = setTimeout(() => show(false), 1500);
+    else show(true);
+  }
+
+  function send(message) {
+    if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+  }
+
+  function sync() {
+    const topics = wanted();
+    if (!topics.size && !socket) return;
+    if (!socket) {
+      connect();
+      return;
+    }
+    if (socket.readyState !== WebSocket.OPEN) return; // the open handler subscribes
+    for (const topic of topics) {
+      if (subscribed.has(topic)) continue;
+      subscribed.add(topic);
+      send({ subscribe: topic, after: seen.get(topic) ?? 0 });
+    }
+    for (const topic of subscribed) {
+      if (topics.has(topic)) continue;
+      subscribed.delete(topic);
+      seen.delete(topic); // whoever comes back brings a data-after of its own
+      send({ unsubscribe: topic });
+    }
+  }
+
+  function connect() {
+    clearTimeout(retry);
+    retry = 0;
+    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+    const opened = new WebSocket(`${scheme}//${location.host}/ws`);
+    socket = opened;
+    subscribed = new Set();
+    opened.addEventListener("open", () => {
+      wait = FIRST_WAIT;
+      note(false);
+      sync();
+    });
+    opened.addEventListener("message", (event) => {
+      let message;
+      try {
+        message = JSON.parse(event.data);
+      } catch {
+        return;
+      }
+      receive(message);
+    });
+    opened.addEventListener("close", (event) => {
+      if (socket !== opened) return;
+      socket = null;
+      subscribed = new Set();
+      // 4401 and 4403: signed out or not allowed. Asking again changes nothing.
+      if (leaving || event.code === 4401 || event.code === 4403) return;
+      if (!wanted().size) return;
+      note(true);
+      retry = setTimeout(connect, wait * (0.75 + Math.random() / 2));
+      wait = Math.min(wait * 1.8, LONGEST_WAIT);
+    });
+  }
+
+  function receive(message) {
+    const topic = message.topic;
+    if (message.error) {
+      if (topic) refused.add(topic);
+      return;
+    }
+    if (!topic || typeof message.type !== "string") return;
+    if (typeof message.seq === "number") {
+      // A replay may repeat what a push already brought.
+      if (message.seq <= (seen.get(topic) ?? -1)) return;
+      seen.set(topic, message.seq);
+    }
+    if (EVERY.has(message.type)) dispatch(message);
+    else thin(message);
+  }
+
+  function thin(message) {
+    const key = `${message.topic} ${message.type}`;
+    const waiting = thinned.get(key);
+    if (waiting) {
+      waiting.latest = message;
+      return;
+    }
+    const entry = { latest: null, timer: 0 };
+    thinned.set(key, entry);
+    dispatch(message);
+    const later = () => {
+      if (!entry.latest) {
+        thinned.delete(key);
+        return;
+      }
+      const latest = entry.latest;
+      entry.latest = null;
+      dispatch(latest);
+      entry.timer = setTimeout(later, GAP);
+    };
+    entry.timer = setTimeout(later, GAP);
+  }
+
+  function dispatch(message) {
+    for (const element of elementsOf(message.topic)) {
+      element.dataset.after = String(message.seq ?? element.dataset.after ?? 0);
+      for (const name of [`flowml:${message.type}`, "flowml:any"]) {
+        element.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: message }));
+      }
+    }
+  }
+
+  function hasten() {
+    if (!socket && retry) {
+      wait = FIRST_WAIT;
+      connect();
+    }
+  }
+
+  let queued = false;
+  const observer = new MutationObserver(() => {
+    if (queued) return;
+    queued = true;
+    queueMicrotask(() => {
+      queued = false;
+      sync();
+    });
+  });
+
+  function start() {
+    observer.observe(document.body, {
+      subtree: true,
+      childList: true,
+      attributes: true,
+      attributeFilter: ["data-live"],
+    });
+    sync();
+  }
+
+  window.addEventListener("online", hasten);
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) hasten();
+  });
+  window.addEventListener("pagehide", () => {
+    leaving = true;
+    if (socket) socket.close();
+  });
+  window.addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    leaving = false; // back from the browser's page cache
+    socket = null;
+    sync();
+  });
+
+  // What live.js knows, for tests and for the curious in the console.
+  window.flowmlLive = {
+    state: () => ({
+      open: Boolean(socket && socket.readyState === WebSocket.OPEN),
+      topics: [...subscribed],
+      seen: Object.fromEntries(seen),
+    }),
+    drop: () => socket && socket.close(),
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();
