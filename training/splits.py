@@ -1,9 +1,9 @@
 """Which rows train, which rank, which stay sealed: one answer on every machine.
 
-The control process (to score) and a node (to train) compute the same split from the job alone, under
-different numpy versions. So nothing here uses numpy's random streams, which may change between
-releases: rows are ordered by a fixed integer hash of (seed, row index), and counts are kept in exact
-integer arithmetic.
+The control process (to score) and a node (to train) compute the same split from the job alone,
+under different numpy versions. So nothing here uses numpy's random streams, which may change
+between releases: rows are ordered by a fixed integer hash of (seed, row index), and counts are kept
+in exact integer arithmetic.
 """
 
 from __future__ import annotations
@@ -201,9 +201,9 @@ def plan_split(
 ) -> Split:
     """Choose the split of a job from what was asked for and how many rows have a target.
 
-    ``n_rows`` counts usable rows; ``class_counts`` (classification) rows per class; ``requested`` may
-    fix any of kind, seed, test, validation, folds. Without a wish: out-of-fold below FEW_ROWS rows,
-    else 20% validation, and 20% test in both, capped at MOST_HELD_OUT_ROWS.
+    ``n_rows`` counts usable rows; ``class_counts`` (classification) rows per class; ``requested``
+    may fix any of kind, seed, test, validation, folds. Without a wish: out-of-fold below FEW_ROWS
+    rows, else 20% validation, and 20% test in both, capped at MOST_HELD_OUT_ROWS.
     Raises BadSplit when the wish cannot be met.
     """
     asked = dict(requested or {})
