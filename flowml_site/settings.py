@@ -37,6 +37,8 @@ DEBUG = env.bool("DEBUG", default=False)
 HOST = env.str("HOST", default="127.0.0.1")
 PORT = env.int("PORT", default=8000)
 PUBLIC_URL = env.str("PUBLIC_URL", default=f"http://{HOST}:{PORT}").rstrip("/")
+# Where control reaches web: not through the proxy that PUBLIC_URL may name.
+INTERNAL_URL = env.str("INTERNAL_URL", default=f"http://{HOST}:{PORT}").rstrip("/")
 FLOWML_VAR = Path(env.str("FLOWML_VAR", default=str(BASE_DIR / "var"))).resolve()
 
 SECRET_KEY = env.str("SECRET_KEY", default="")

@@ -1,0 +1,502 @@
+"""What people and nodes do with tasks. Every change of a task goes through here."""
+
+import logging
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from celery import current_app
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Q, Sum
+from django.utils import timezone
+
+from accounts.errors import Conflict
+from organizations.models import Organization
+from workers import bells, fairshare, routing
+from workers.files import store_artifact
+from workers.keys import task_token
+from workers.models import (
+    Allocation,
+    Artifact,
+    IllegalMove,
+    Pulse,
+    Stream,
+    Task,
+    Worker,
+    emit,
+)
+
+__all__ = ["emit", "store_artifact"]
+log = logging.getLogger(__name__)
+State = Task.State
+
+
+# --- People, and the apps on the right ------------------------------------------------------------
+
+
+def open_stream(topic: str, organization: Organization) -> Stream:
+    """The stream of a topic, made if it is not there yet."""
+    return Stream.objects.get_or_create(topic=topic, defaults={"organization": organization})[0]
+
+
+@transaction.atomic
+def add_task(
+    organization: Organization,
+    *,
+    kind: str,
+    subject: UUID,
+    topic: str,
+    payload: Mapping[str, Any],
+    inputs: Mapping[str, Artifact] | None = None,
+    engine: str = "",
+    device: str = "cpu",
+    light: bool = False,
+    cpu_millis: int = 1000,
+    ram_mib: int = 2048,
+    time_limit_s: int = 600,
+    priority: int = 0,
+) -> Task:
+    """Queue a unit of work, and ring its queue once the transaction is committed.
+
+    Its events go to ``topic``. A light task is short and takes one of a node's light slots.
+    """
+    stream = open_stream(topic, organization)
+    queue = routing.queue_for(
+        routing.Requirements(engine=engine, device=device, urgent=priority > 0)
+    )
+    task = Task.objects.create(
+        organization=organization,
+        stream=stream,
+        kind=kind,
+        subject=subject,
+        payload=dict(payload),
+        inputs={name: str(artifact.pk) for name, artifact in (inputs or {}).items()},
+        engine=engine,
+        queue=queue,
+        light=light,
+        cpu_millis=cpu_millis,
+        ram_mib=ram_mib,
+        time_limit_s=time_limit_s,
+        priority=priority,
+    )
+    emit(topic, "task.queued", {"kind": kind, "engine": engine, "task": str(task.pk)}, task=task)
+    transaction.on_commit(lambda: bells.ring(queue))
+    return task
+
+
+def cancel_task(task: Task, *, by: str) -> None:
+    """Cancel at once what waits; ask the node to kill what runs, within seconds."""
+    _wish(task, by=by, field="cancel_requested_at")
+
+
+def stop_task(task: Task, *, by: str) -> None:
+    """Ask a running task to end now and keep what it has. One that still waits is cancelled."""
+    _wish(task, by=by, field="stop_requested_at")
+
+
+@transaction.atomic
+def _wish(task: Task, *, by: str, field: str) -> None:
+    stored = Task.objects.select_for_update().get(pk=task.pk)
+    if stored.has_ended or getattr(stored, field):
+        return
+    setattr(stored, field, timezone.now())
+    stored.save(update_fields=[field])
+    if stored.state == State.QUEUED:
+        stored.move_to(State.CANCELLED, by=by, reason="before it started")
+        _ended(stored)
+    else:
+        wish = "cancel" if field.startswith("cancel") else "stop"
+        emit(stored.stream_id, f"task.{wish}_asked", {"by": by}, task=stored)
+
+
+@transaction.atomic
+def requeue_task(task: Task, *, by: str) -> Task:
+    """Do a failed or cancelled task again, as a new one."""
+    stored = Task.objects.select_for_update().get(pk=task.pk)
+    if stored.state not in {State.FAILED, State.CANCELLED}:
+        raise IllegalMove(
+            f"Only a failed or cancelled task can be queued again: it is {stored.state}."
+        )
+    return add_task(
+        stored.organization,
+        kind=stored.kind,
+        subject=stored.subject,
+        topic=stored.stream_id,
+        payload=stored.payload,
+        inputs={
+            name: Artifact.objects.get(pk=artifact) for name, artifact in stored.inputs.items()
+        },
+        engine=stored.engine,
+        light=stored.light,
+        cpu_millis=stored.cpu_millis,
+        ram_mib=stored.ram_mib,
+        time_limit_s=stored.time_limit_s,
+        priority=stored.priority,
+    )
+
+
+# --- Nodes -----------------------------------------------------------------------------------------
+
+
+def register_worker(
+    *,
+    name: str,
+    version: str,
+    capabilities: Mapping[str, Any],
+    address: str,
+    concurrency: int,
+    classes: Sequence[str] = (),
+) -> tuple[Worker, str]:
+    """A node joins, or joins again under its name: then the older process's token is void.
+
+    Returns the node and its token, which is stored only as a hash.
+    """
+    token = secrets.token_urlsafe(32)
+    worker, _ = Worker.objects.update_or_create(
+        name=name,
+        defaults={
+            "version": version,
+            "capabilities": dict(capabilities),
+            "queues": routing.narrowed(routing.queues_for(_capabilities(capabilities)), classes),
+            "address": address,
+            "concurrency": concurrency,
+            "token_hash": Worker.hash_token(token),
+            "last_seen_at": timezone.now(),
+            "draining": False,
+        },
+    )
+    return worker, token
+
+
+def _capabilities(said: Mapping[str, Any]) -> routing.Capabilities:
+    return routing.Capabilities(
+        engines=frozenset(said.get("engines", ())),
+        gpu_ram_mib=tuple(int(gpu.get("memory_mib", 0)) for gpu in said.get("gpus", ())),
+        llm=bool(said.get("llm")),
+    )
+
+
+def heartbeat(
+    worker: Worker, *, running: Sequence[tuple[UUID, int]], usage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Renew the leases of what the node runs, and tell it what to do about each, and about itself."""
+    now = timezone.now()
+    Worker.objects.filter(pk=worker.pk).update(last_seen_at=now, usage=dict(usage))
+    mine = Q(pk__in=[])
+    for task, attempt in running:
+        mine |= Q(pk=task, attempt=attempt)
+    held = Task.objects.filter(mine, worker=worker, state=State.RUNNING)
+    words: dict[str, str] = {str(task): "gone" for task, _ in running}
+    if running:
+        held.update(lease_expires_at=now + timedelta(seconds=settings.LEASE_S))
+        for task in held.only("cancel_requested_at", "stop_requested_at"):
+            words[str(task.pk)] = _word(task)
+    waiting = (
+        not worker.draining
+        and Task.objects.filter(state=State.QUEUED, queue__in=worker.queues).exists()
+    )
+    return {"tasks": words, "waiting": waiting, "queues": worker.queues, "restart": False}
+
+
+def _word(task: Task) -> str:
+    if task.cancel_requested_at:
+        return "cancel"
+    return "stop" if task.stop_requested_at else "ok"
+
+
+def claim(worker: Worker, room: fairshare.Room) -> Task | None:
+    """Give the node the best-ranked waiting task that fits into ``room``, with a lease, or None."""
+    if worker.draining:
+        return None
+    with transaction.atomic():
+        heads = _heads(worker.queues)
+        while heads:
+            best = fairshare.choose(heads, _shares(), room) if len(heads) > 1 else heads[0]
+            if best is None or not best.fits(room):
+                return None
+            task = (
+                Task.objects.select_for_update(skip_locked=True)
+                .filter(pk=best.task, state=State.QUEUED)
+                .first()
+            )
+            if task is not None:
+                break
+            heads.remove(best)  # another node was quicker
+        else:
+            return None
+        now = timezone.now()
+        task.move_to(
+            State.RUNNING,
+            by=worker.name,
+            worker=worker,
+            started_at=now,
+            lease_expires_at=now + timedelta(seconds=settings.LEASE_S),
+        )
+        Allocation.objects.create(
+            worker=worker,
+            task=task,
+            organization_id=task.organization_id,
+            cpu_millis=task.cpu_millis,
+            ram_mib=task.ram_mib,
+            light=task.light,
+        )
+    return task
+
+
+# The oldest and most urgent task of each organization on each queue, in one index scan per line.
+# An organization at its limit of concurrent work shows no heavy head: its line waits.
+_HEADS = """
+SELECT DISTINCT ON (t.organization_id, t.queue, t.light)
+       t.id, t.organization_id, t.priority, t.queued_at, t.light, t.cpu_millis, t.ram_mib
+  FROM workers_task t
+  JOIN organizations_organization o ON o.id = t.organization_id
+ WHERE t.state = 'queued' AND t.queue = ANY(%(queues)s)
+   AND (t.light OR (SELECT count(DISTINCT r.subject) FROM workers_task r
+                     WHERE r.organization_id = t.organization_id AND r.state = 'running'
+                       AND NOT r.light AND r.subject <> t.subject)
+                   < COALESCE(o.max_concurrent_jobs, %(limit)s))
+ ORDER BY t.organization_id, t.queue, t.light, t.priority DESC, t.queued_at
+"""
+
+
+def _heads(queues: Sequence[str]) -> list[fairshare.Waiting[UUID]]:
+    with connection.cursor() as cursor:
+        cursor.execute(_HEADS, {"queues": list(queues), "limit": settings.MAX_CONCURRENT_JOBS})
+        return [fairshare.Waiting(*row) for row in cursor.fetchall()]
+
+
+def _shares() -> dict[UUID, float]:
+    """The dominant share of each organization that uses something now."""
+    total = {"cpu_millis": 0, "ram_mib": 0}
+    alive = Worker.objects.filter(last_seen_at__gte=Worker.alive_since())
+    for has in alive.values_list("capabilities", flat=True):
+        total["cpu_millis"] += int(1000 * has.get("cpu", 0))
+        total["ram_mib"] += int(has.get("ram_mib", 0))
+    used = Allocation.objects.values("organization").annotate(
+        cpu_millis=Sum("cpu_millis"), ram_mib=Sum("ram_mib")
+    )
+    return {row["organization"]: fairshare.dominant_share(row, total) for row in used}
+
+
+def claim_answer(task: Task) -> dict[str, Any]:
+    """All that a node needs to do a task that it has just claimed."""
+    artifacts = Artifact.objects.filter(pk__in=task.inputs.values()).in_bulk()
+    done = task.events.filter(type="candidate").values_list("key", flat=True)
+    return {
+        "task": str(task.pk),
+        "attempt": task.attempt,
+        "kind": task.kind,
+        "engine": task.engine,
+        "organization": str(task.organization_id),
+        "payload": task.payload,
+        "inputs": {
+            name: {"artifact": pk, "sha256": found.sha256, "size": found.size}
+            for name, pk in task.inputs.items()
+            if (found := artifacts.get(UUID(pk)))
+        },
+        "limits": {"time_s": task.time_limit_s, "ram_mib": task.ram_mib},
+        "light": task.light,
+        "cpu_millis": task.cpu_millis,
+        "done": list(done) if task.attempt > 1 else [],
+        "spent_s": task.spent_s,
+        "token": task_token(task.pk, task.attempt),
+        "lease_s": settings.LEASE_S,
+    }
+
+
+class NotYours(Conflict):
+    """A late writer: the attempt that it speaks for was lost, or has ended."""
+
+    code = "attempt-gone"
+
+
+def held_task(task: UUID, attempt: int) -> Task:
+    """The running task, locked, if ``attempt`` is still the one that holds it. Raises NotYours."""
+    held = (
+        Task.objects.select_for_update()
+        .filter(pk=task, attempt=attempt, state=State.RUNNING)
+        .first()
+    )
+    if held is None:
+        raise NotYours("This attempt no longer holds the task: drop it.")
+    return held
+
+
+@transaction.atomic
+def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]]) -> str:
+    """Store what a node reports about the attempt that it runs; returns ok, cancel or stop.
+
+    A candidate of a key that is stored already is left out, so a repeated report does no harm.
+    Raises NotYours from a late writer.
+    """
+    held = held_task(task, attempt)
+    for said in events:
+        kind, data, key = said["type"], said.get("data") or {}, said.get("key") or ""
+        if kind == "candidate" and held.events.filter(type="candidate", key=key).exists():
+            continue
+        if kind == "progress":
+            held.progress = max(held.progress, min(1.0, float(data.get("fraction") or 0)))
+            held.message = str(data.get("message") or "")[:300]
+            held.save(update_fields=["progress", "message"])
+            data = {**data, "fraction": held.progress}
+        event = emit(
+            held.stream_id,
+            kind,
+            data,
+            task=held,
+            files=said.get("files"),
+            key=key,
+            at=said.get("at"),
+        )
+        if event.handled_at is None:
+            _hasten("workers.tasks.handle_event", event.pk)
+    return _word(held)
+
+
+@transaction.atomic
+def end_task(
+    task: UUID,
+    attempt: int,
+    *,
+    outcome: str,
+    result: Mapping[str, Any],
+    error: str = "",
+    code: str = "",
+    fault: str = "",
+    usage: Mapping[str, Any] | None = None,
+) -> Task:
+    """A node reports how its attempt ended: succeeded, failed, cancelled, or returned (unharmed).
+
+    Saying the same of the same attempt again changes nothing. Raises NotYours from a late writer.
+    """
+    stored = Task.objects.select_for_update().get(pk=task)
+    if stored.attempt == attempt and stored.has_ended:
+        return stored
+    held = held_task(task, attempt)
+    held.usage = dict(usage or {})
+    held.result = dict(result)
+    held.save(update_fields=["usage", "result"])
+    if held.cancel_requested_at and outcome != "succeeded":
+        held.move_to(State.CANCELLED, by="node", lease_expires_at=None)
+    elif outcome == "succeeded":
+        held.move_to(State.SUCCEEDED, by="node", progress=1.0, lease_expires_at=None)
+    elif outcome == "returned":
+        _again(held, reason="its node handed it back", lost=False)
+        return held
+    elif outcome == "failed" and fault == Task.Fault.PLATFORM:
+        _lose(held, reason=error or "the node could not do it")
+        return held
+    else:
+        held.move_to(
+            State.CANCELLED if outcome == "cancelled" else State.FAILED,
+            by="node",
+            reason=error,
+            error=error,
+            code=code,
+            fault=Task.Fault.WORK,
+            lease_expires_at=None,
+        )
+    _ended(held)
+    return held
+
+
+def _ended(task: Task) -> None:
+    Allocation.objects.filter(task=task).delete()
+    _hasten("workers.tasks.handle_end", task.pk)
+
+
+def _lose(task: Task, *, reason: str) -> None:
+    """The attempt is lost: the next one begins, unless there were too many."""
+    node = task.worker.name if task.worker else "its node"
+    task.move_to(State.LOST, reason=reason, losses=task.losses + 1, lease_expires_at=None)
+    if task.cancel_requested_at:
+        task.move_to(State.CANCELLED, reason=reason)
+        _ended(task)
+    elif task.losses >= task.max_losses:
+        task.move_to(
+            State.FAILED,
+            reason=reason,
+            code="lost-too-often",
+            fault=Task.Fault.PLATFORM,
+            error=f"The node that worked on this was lost {task.losses} times, the last time "
+            f"{node}. Nothing is wrong with your data as far as we know: ask the operator.",
+        )
+        _ended(task)
+    else:
+        _again(task, reason=reason, lost=True)
+
+
+def _again(task: Task, *, reason: str, lost: bool) -> None:
+    Allocation.objects.filter(task=task).delete()
+    spent = (timezone.now() - task.started_at).total_seconds() if task.started_at else 0.0
+    task.move_to(
+        State.QUEUED,
+        reason=reason,
+        attempt=task.attempt + 1,
+        spent_s=task.spent_s + spent,
+        worker=None,
+        lease_expires_at=None,
+    )
+    queue = task.queue
+    transaction.on_commit(lambda: bells.ring(queue))
+
+
+# --- Control ---------------------------------------------------------------------------------------
+
+
+def _hasten(name: str, pk: Any) -> None:
+    """Ask control to react now. The sweep would, a little later, if this message got lost."""
+
+    def send() -> None:
+        try:
+            current_app.send_task(name, args=[str(pk)], queue="control", retry=False)
+        except Exception as problem:
+            log.warning("control not hastened", extra={"task": name, "problem": str(problem)})
+
+    transaction.on_commit(send)
+
+
+def expire_leases(now: datetime, *, web_answers: bool) -> int:
+    """Take back what nodes no longer answer for; returns how many tasks were lost.
+
+    Time in which the platform could not hear does not count. When the sweep itself did not run for
+    half a lease, or web does not answer, every lease starts anew instead.
+    """
+    with transaction.atomic():
+        pulse, _ = Pulse.objects.select_for_update().get_or_create(pk=1, defaults={"swept_at": now})
+        deaf = (now - pulse.swept_at).total_seconds() > settings.LEASE_S / 2 or not web_answers
+        pulse.swept_at = now
+        pulse.save()
+        if deaf:
+            Task.objects.filter(state=State.RUNNING).update(
+                lease_expires_at=now + timedelta(seconds=settings.LEASE_S)
+            )
+            return 0
+    overdue = Task.objects.filter(state=State.RUNNING, lease_expires_at__lt=now)
+    lost = 0
+    for pk in overdue.values_list("pk", flat=True):
+        with transaction.atomic():
+            task = (
+                Task.objects.select_for_update(skip_locked=True, of=("self",))
+                .select_related("worker")
+                .filter(pk=pk, state=State.RUNNING, lease_expires_at__lt=now)
+                .first()
+            )
+            if task is not None:
+                _lose(task, reason="its node did not answer any more")
+                lost += 1
+    return lost
+
+
+def ring_waiting() -> set[str]:
+    """Ring again for every queue on which something waits and no bell lies; returns those."""
+    waiting = set(
+        Task.objects.filter(state=State.QUEUED).values_list("queue", flat=True).distinct()
+    )
+    quiet = waiting - bells.unanswered(waiting) if waiting else set()
+    for queue in quiet:
+        bells.ring(queue)
+    return quiet

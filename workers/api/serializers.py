@@ -1,0 +1,72 @@
+"""What nodes say. Answers are plain dictionaries made by the actions."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+
+class Capabilities(serializers.Serializer[Any]):
+    cpu = serializers.FloatField(min_value=0)
+    ram_mib = serializers.IntegerField(min_value=0)
+    gpus = serializers.ListField(child=serializers.DictField(), default=list)
+    engines = serializers.ListField(child=serializers.SlugField(max_length=40), default=list)
+    llm = serializers.BooleanField(default=False)
+
+
+class Registration(serializers.Serializer[Any]):
+    join_token = serializers.CharField(max_length=200)
+    name = serializers.CharField(max_length=80)
+    version = serializers.CharField(max_length=40, default="")
+    capabilities = Capabilities()
+    address = serializers.CharField(max_length=255, default="", allow_null=True, allow_blank=True)
+    concurrency = serializers.IntegerField(min_value=1, max_value=1000, default=1)
+    queues = serializers.ListField(child=serializers.CharField(max_length=80), default=list)
+
+
+class Running(serializers.Serializer[Any]):
+    task = serializers.UUIDField()
+    attempt = serializers.IntegerField(min_value=1)
+
+
+class Heartbeat(serializers.Serializer[Any]):
+    running = Running(many=True, default=list)
+    usage = serializers.DictField(default=dict)
+
+
+class RoomLeft(serializers.Serializer[Any]):
+    slots = serializers.IntegerField(min_value=0)
+    light_slots = serializers.IntegerField(min_value=0)
+    cpu_millis = serializers.IntegerField(min_value=0)
+    ram_mib = serializers.IntegerField(min_value=0)
+
+
+class Claim(serializers.Serializer[Any]):
+    room = RoomLeft()
+
+
+class SaidEvent(serializers.Serializer[Any]):
+    type = serializers.ChoiceField(["started", "progress", "notice", "log", "candidate"])
+    at = serializers.DateTimeField(default=None, allow_null=True)
+    data = serializers.DictField(default=dict)
+    files = serializers.DictField(child=serializers.UUIDField(), default=dict)
+    key = serializers.CharField(max_length=120, default="", allow_blank=True, allow_null=True)
+
+
+class Events(serializers.Serializer[Any]):
+    attempt = serializers.IntegerField(min_value=1)
+    events = SaidEvent(many=True)
+
+
+class Result(serializers.Serializer[Any]):
+    data = serializers.DictField(default=dict)
+    files = serializers.DictField(child=serializers.UUIDField(), default=dict)
+
+
+class End(serializers.Serializer[Any]):
+    attempt = serializers.IntegerField(min_value=1)
+    outcome = serializers.ChoiceField(["succeeded", "failed", "cancelled", "returned"])
+    result = Result(default=dict, allow_null=True)
+    error = serializers.CharField(default="", allow_blank=True, allow_null=True)
+    code = serializers.CharField(default="", allow_blank=True, allow_null=True, max_length=60)
+    fault = serializers.ChoiceField(["", "work", "platform"], default="", allow_null=True)
+    usage = serializers.DictField(default=dict, allow_null=True)

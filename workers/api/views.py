@@ -1,0 +1,201 @@
+"""The node endpoints: nodes dial in, speak for themselves or for one attempt of one task."""
+
+import hmac
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.conf import settings
+from django.http import HttpResponseBase
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.fields import CharField
+from rest_framework.parsers import BaseParser
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.errors import Invalid
+from organizations.api.base import OrgAPIView
+from organizations.models import Role
+from workers import actions, keys, live
+from workers.api import serializers as said
+from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
+from workers.fairshare import Room
+from workers.files import file_response
+from workers.models import Artifact, Task
+
+
+def _read(serializer: type[Any], request: Request) -> dict[str, Any]:
+    form = serializer(data=request.data)
+    form.is_valid(raise_exception=True)
+    return dict(form.validated_data)
+
+
+class NodeView(APIView):
+    authentication_classes = (NodeAuthentication,)
+    permission_classes: Any = (IsWorker,)
+    schema = None  # the protocol of nodes is FlowML's own matter; docs/node-protocol.md tells it
+
+
+class RegisterView(NodeView):
+    permission_classes = (AllowAny,)
+
+    def post(self, request: Request) -> Response:
+        """A node joins with the join token and gets a token of its own, shown once."""
+        asked = _read(said.Registration, request)
+        expected = settings.JOIN_TOKEN
+        if not expected or not hmac.compare_digest(asked["join_token"].encode(), expected.encode()):
+            raise AuthenticationFailed("The join token is wrong, or this installation has none.")
+        worker, token = actions.register_worker(
+            name=asked["name"],
+            version=asked["version"],
+            capabilities=asked["capabilities"],
+            address=asked["address"] or "",
+            concurrency=asked["concurrency"],
+            classes=asked["queues"],
+        )
+        by_celery = settings.SCHEDULER_BACKEND == "celery"
+        return Response(
+            {
+                "worker_id": str(worker.pk),
+                "token": token,
+                "heartbeat_s": settings.HEARTBEAT_S,
+                "lease_s": settings.LEASE_S,
+                "queues": worker.queues,
+                "broker_url": settings.REDIS_URL if by_celery else None,
+                "signing_key": keys.public_key(),
+            },
+            201,
+        )
+
+
+class HeartbeatView(NodeView):
+    def post(self, request: Request) -> Response:
+        beat = _read(said.Heartbeat, request)
+        running = [(held["task"], held["attempt"]) for held in beat["running"]]
+        return Response(actions.heartbeat(request.auth, running=running, usage=beat["usage"]))
+
+
+class ClaimView(NodeView):
+    def post(self, request: Request) -> Response:
+        room = Room(**_read(said.Claim, request)["room"])
+        task = actions.claim(request.auth, room)
+        if task is None:
+            return Response(status=204)
+        return Response(actions.claim_answer(task))
+
+
+class TaskView(NodeView):
+    permission_classes = (HoldsTask,)
+
+    def attempt(self, spoken: int | None = None) -> int:
+        """The token's attempt. Raises Invalid where the body names another."""
+        attempt = self.request.auth.attempt
+        if spoken is not None and spoken != attempt:
+            raise Invalid("The attempt in the body is not the token's.")
+        return int(attempt)
+
+
+class EventsView(TaskView):
+    def post(self, request: Request, task: UUID) -> Response:
+        body = _read(said.Events, request)
+        for event in body["events"]:
+            event["files"] = {name: str(pk) for name, pk in event["files"].items()}
+        word = actions.record_events(task, self.attempt(body["attempt"]), body["events"])
+        return Response({"state": word})
+
+
+class EndView(TaskView):
+    def post(self, request: Request, task: UUID) -> Response:
+        body = _read(said.End, request)
+        result = body["result"] or {}
+        ended = actions.end_task(
+            task,
+            self.attempt(body["attempt"]),
+            outcome=body["outcome"],
+            result={
+                "data": result.get("data", {}),
+                "files": {name: str(pk) for name, pk in result.get("files", {}).items()},
+            },
+            error=body["error"] or "",
+            code=body["code"] or "",
+            fault=body["fault"] or "",
+            usage=body["usage"] or {},
+        )
+        return Response({"state": ended.state})
+
+
+class _Raw(BaseParser):
+    """The body as it comes, in pieces."""
+
+    media_type = "*/*"
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        return stream
+
+
+class UploadView(TaskView):
+    parser_classes = (_Raw,)
+
+    def put(self, request: Request, task: UUID, name: str) -> Response:
+        """Store a file of the attempt. Its X-SHA256 must fit what arrived."""
+        held = get_object_or_404(Task.objects.select_related("organization"), pk=task)
+        if (held.attempt, held.state) != (self.attempt(), Task.State.RUNNING):
+            raise actions.NotYours("This attempt no longer holds the task: drop it.")
+        artifact = actions.store_artifact(
+            held.organization, name, request.stream or request.data, task=held
+        )
+        expected = request.headers.get("X-SHA256", artifact.sha256)
+        if expected != artifact.sha256:
+            artifact.file.delete(save=False)
+            artifact.delete()
+            raise Invalid("The file did not arrive whole: its hash differs. Send it again.")
+        return Response(
+            {
+                "artifact": str(artifact.pk),
+                "sha256": artifact.sha256,
+                "size": artifact.size,
+                "signature": artifact.signature,
+            },
+            201,
+        )
+
+
+class MayRead(IsWorker):
+    """A node reads any artifact (platform nodes serve everybody); a task token only its inputs."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if not isinstance(request.auth, HeldAttempt):
+            return super().has_permission(request, view)
+        inputs = Task.objects.filter(
+            pk=request.auth.task, attempt=request.auth.attempt, state=Task.State.RUNNING
+        ).values_list("inputs", flat=True)
+        return any(str(view.kwargs["artifact"]) in given.values() for given in inputs)
+
+
+class ArtifactView(NodeView):
+    permission_classes = (MayRead,)
+
+    def get(self, request: Request, artifact: UUID) -> HttpResponseBase:
+        found = get_object_or_404(Artifact, pk=artifact)
+        response = file_response(found.file, filename=found.name)
+        response["X-SHA256"] = found.sha256
+        response["X-Signature"] = found.signature
+        return response
+
+
+class LiveTicketView(OrgAPIView):
+    """A one-time ticket for ``/ws?ticket=…``, for clients that sign in with a token."""
+
+    roles: ClassVar = {"post": Role.VIEWER}
+
+    @extend_schema(
+        request=None,
+        responses={201: inline_serializer("LiveTicket", {"ticket": CharField()})},
+        tags=["live"],
+    )
+    def post(self, request: Request) -> Response:
+        """Make a ticket. It opens one connection, within a minute."""
+        return Response({"ticket": live.make_ticket(self.membership.user_id)}, 201)

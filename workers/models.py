@@ -1,0 +1,324 @@
+import hashlib
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from accounts.errors import Conflict
+from organizations.models import Organization, OrgOwned
+from workers import push
+
+
+class Stream(models.Model):
+    """A topic that people may listen to, and how many events it has.
+
+    The counter's row lock gives events their sequence numbers in the order of their commits, so
+    that a listener who has seen number N has seen all before it.
+    """
+
+    topic = models.CharField(max_length=80, primary_key=True)
+    organization = models.ForeignKey(Organization, models.CASCADE, related_name="streams")
+    last_seq = models.PositiveIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return self.topic
+
+
+class Worker(models.Model):
+    """A node: one machine's supervisor."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(max_length=80, unique=True)
+    version = models.CharField(max_length=40, blank=True)
+    capabilities = models.JSONField(default=dict)
+    queues = models.JSONField(default=list)
+    usage = models.JSONField(default=dict)
+    address = models.CharField(max_length=255, blank=True, help_text="Where predictions go.")
+    concurrency = models.PositiveSmallIntegerField(default=1)
+    draining = models.BooleanField(default=False)
+    token_hash = models.CharField(max_length=64, unique=True)
+    registered_at = models.DateTimeField(auto_now_add=True)
+    last_seen_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @staticmethod
+    def hash_token(token: str) -> str:
+        return hashlib.sha256(token.encode()).hexdigest()
+
+    @staticmethod
+    def alive_since() -> datetime:
+        """A node that was heard at this time or later counts as alive."""
+        return timezone.now() - timedelta(seconds=settings.LEASE_S)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.last_seen_at >= self.alive_since()
+
+
+class IllegalMove(Conflict):
+    code = "illegal-move"
+
+
+class StaleWrite(Conflict):
+    code = "stale-write"
+
+
+class Task(OrgOwned):
+    """One unit of work that a node can do, and how far it has come."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued"  # waits for a node with room that claims it
+        RUNNING = "running"  # a node holds the lease
+        LOST = "lost"  # the lease ran out
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    class Fault(models.TextChoices):
+        NONE = ""
+        WORK = "work"  # bad data, budget, a crash of its own
+        PLATFORM = "platform"  # lost too often
+
+    MOVES: ClassVar = {
+        State.QUEUED: {State.RUNNING, State.CANCELLED},
+        State.RUNNING: {
+            State.SUCCEEDED,
+            State.FAILED,
+            State.LOST,
+            State.CANCELLED,
+            State.QUEUED,  # handed back unharmed by a node that drains or shuts down
+        },
+        State.LOST: {State.QUEUED, State.FAILED, State.CANCELLED},
+    }
+    ENDED: ClassVar = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+    stream = models.ForeignKey(Stream, models.CASCADE, related_name="tasks")
+    kind = models.CharField(max_length=40)
+    subject = models.UUIDField(db_index=True, help_text="What it is done for: a job, a version.")
+    payload = models.JSONField(default=dict)
+    inputs = models.JSONField(default=dict, help_text="Artifact ids by name.")
+
+    engine = models.CharField(max_length=40, blank=True)
+    queue = models.CharField(max_length=80)
+    light = models.BooleanField(default=False)
+    cpu_millis = models.PositiveIntegerField(default=1000)
+    ram_mib = models.PositiveIntegerField(default=2048)
+    time_limit_s = models.PositiveIntegerField(default=600)
+    priority = models.SmallIntegerField(default=0, help_text="Higher goes first.")
+
+    state = models.CharField(max_length=16, choices=State, default=State.QUEUED)
+    attempt = models.PositiveSmallIntegerField(default=1)
+    losses = models.PositiveSmallIntegerField(default=0)
+    max_losses = models.PositiveSmallIntegerField(default=3)
+    worker = models.ForeignKey(Worker, models.SET_NULL, null=True, blank=True, related_name="tasks")
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    queued_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    spent_s = models.FloatField(default=0, help_text="Seconds that earlier attempts took.")
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    stop_requested_at = models.DateTimeField(null=True, blank=True)
+
+    progress = models.FloatField(default=0, help_text="0 to 1.")
+    message = models.CharField(max_length=300, blank=True)
+    result = models.JSONField(default=dict)
+    code = models.CharField(max_length=60, blank=True)
+    error = models.TextField(blank=True)
+    fault = models.CharField(max_length=16, choices=Fault, default=Fault.NONE, blank=True)
+    usage = models.JSONField(default=dict)
+    handled_at = models.DateTimeField(null=True, blank=True, help_text="Its end was reacted to.")
+    tries = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(
+                fields=["organization", "queue", "light", "-priority", "queued_at"],
+                condition=models.Q(state="queued"),
+                name="task_waiting",
+            ),
+            models.Index(
+                fields=["lease_expires_at"],
+                condition=models.Q(state="running"),
+                name="task_leases",
+            ),
+            models.Index(
+                fields=["finished_at"],
+                condition=models.Q(handled_at=None, finished_at__isnull=False),
+                name="task_unhandled",
+            ),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=~models.Q(state="running") | models.Q(lease_expires_at__isnull=False),
+                name="task_running_has_lease",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(
+                    finished_at__isnull=False, state__in=["succeeded", "failed", "cancelled"]
+                )
+                | (
+                    models.Q(finished_at__isnull=True)
+                    & ~models.Q(state__in=["succeeded", "failed", "cancelled"])
+                ),
+                name="task_finished_is_final",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {str(self.pk)[:8]}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in self.ENDED
+
+    def move_to(
+        self, new: "Task.State", *, by: str = "system", reason: str = "", **fields: object
+    ) -> None:
+        """Write ``new`` and ``fields`` if the stored row still has this instance's state and attempt.
+
+        Raises IllegalMove when MOVES has no such arrow, StaleWrite when another process won.
+        """
+        old = self.State(self.state)
+        if new not in self.MOVES.get(old, set()):
+            raise IllegalMove(f"A task that is {old} can't become {new}.")
+        if new in self.ENDED:
+            fields.setdefault("finished_at", timezone.now())
+        fields["state"] = new
+        with transaction.atomic():
+            stored = Task.objects.filter(pk=self.pk, state=old, attempt=self.attempt)
+            if not stored.update(**fields):
+                raise StaleWrite(f"The task is no longer {old} in attempt {self.attempt}.")
+            for name, value in fields.items():
+                setattr(self, name, value)
+            emit(
+                self.stream_id,
+                f"task.{new}",
+                {"from": old, "why": reason, "by": by, "kind": self.kind, "engine": self.engine},
+                task=self,
+            )
+
+
+class Event(models.Model):
+    """Something that happened, numbered within its stream. Never changed, but for ``handled_at``."""
+
+    HANDLED: ClassVar = frozenset({"candidate", "notice"})  # types that other apps react to
+
+    stream = models.ForeignKey(Stream, models.CASCADE, related_name="events")
+    seq = models.PositiveIntegerField()
+    at = models.DateTimeField(default=timezone.now)
+    type = models.CharField(max_length=40)
+    data = models.JSONField(default=dict)
+    files = models.JSONField(default=dict, help_text="Artifact ids by name.")
+    task = models.ForeignKey(Task, models.CASCADE, null=True, blank=True, related_name="events")
+    attempt = models.PositiveSmallIntegerField(null=True, blank=True)
+    key = models.CharField(max_length=120, blank=True, help_text="A candidate's stable name.")
+    handled_at = models.DateTimeField(null=True, blank=True)
+    tries = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["stream", "seq"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["stream", "seq"], name="event_seq_unique"),
+            models.UniqueConstraint(
+                fields=["task", "key"],
+                condition=models.Q(type="candidate"),
+                name="event_candidate_unique",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["task", "seq"],
+                condition=models.Q(handled_at=None),
+                name="event_unhandled",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.stream_id} {self.seq} {self.type}"
+
+
+def emit(
+    topic: str,
+    type: str,
+    data: Mapping[str, Any],
+    *,
+    task: Task | None = None,
+    files: Mapping[str, str] | None = None,
+    key: str = "",
+    at: datetime | None = None,
+) -> Event:
+    """Append an event to a topic's stream, and push it to those who listen once it is committed.
+
+    Raises Stream.DoesNotExist when nothing has opened the topic.
+    """
+    with transaction.atomic():
+        # The counter's row stays locked until the commit: see Stream.
+        if not Stream.objects.filter(pk=topic).update(last_seq=F("last_seq") + 1):
+            raise Stream.DoesNotExist(topic)
+        seq = Stream.objects.values_list("last_seq", flat=True).get(pk=topic)
+        event = Event.objects.create(
+            stream_id=topic,
+            seq=seq,
+            at=at or timezone.now(),
+            type=type,
+            data=dict(data),
+            files=dict(files or {}),
+            task=task,
+            attempt=task.attempt if task else None,
+            key=key,
+            handled_at=None if type in Event.HANDLED else timezone.now(),
+        )
+        transaction.on_commit(lambda: push.notify(topic, seq))
+    return event
+
+
+class Artifact(OrgOwned):
+    """A stored file: an upload, or what a node wrote. Hashed, and signed, when it arrived."""
+
+    task = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="artifacts")
+    name = models.CharField(max_length=200)
+    file = models.FileField(max_length=300)
+    sha256 = models.CharField(max_length=64)
+    size = models.PositiveBigIntegerField()
+    signature = models.CharField(max_length=128)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["task", "name", "sha256"], name="artifact_of_task_unique"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Allocation(models.Model):
+    """What a running task takes of its node. Deleted when the task leaves the node."""
+
+    worker = models.ForeignKey(Worker, models.CASCADE, related_name="allocations")
+    task = models.OneToOneField(Task, models.CASCADE, related_name="allocation")
+    organization = models.ForeignKey(Organization, models.CASCADE, related_name="+")
+    cpu_millis = models.PositiveIntegerField()
+    ram_mib = models.PositiveIntegerField()
+    light = models.BooleanField(default=False)
+    since = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.task_id} on {self.worker_id}"
+
+
+class Pulse(models.Model):
+    """When the sweep last ran: the one row by which it notices that it did not run for a while."""
+
+    swept_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"swept at {self.swept_at}"

@@ -1,0 +1,97 @@
+"""Short jobs of the control process: load, hand to an action or a signal's receivers."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from celery import shared_task
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from workers import actions, signals
+from workers.models import Event, Task
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 5
+
+
+@shared_task(name="workers.tasks.sweep")
+def sweep() -> None:
+    """Every two seconds: take back expired leases, ring for what waits, react to what was missed."""
+    actions.expire_leases(timezone.now(), web_answers=_web_answers())
+    actions.ring_waiting()
+    overdue = timezone.now() - timedelta(seconds=5)
+    events = Event.objects.filter(handled_at=None, at__lt=overdue, tries__lt=MAX_TRIES)
+    for pk in events.order_by("pk").values_list("pk", flat=True)[:200]:
+        handle_event(pk)
+    ends = Task.objects.filter(
+        handled_at=None, finished_at__lt=overdue, finished_at__isnull=False, tries__lt=MAX_TRIES
+    )
+    for pk in ends.values_list("pk", flat=True)[:200]:
+        handle_end(str(pk))
+
+
+def _web_answers() -> bool:
+    """Whether nodes could have been heard. Asked only when a lease is about to be taken back."""
+    if not Task.objects.filter(state="running", lease_expires_at__lt=timezone.now()).exists():
+        return True
+    try:
+        httpx.get(f"{settings.INTERNAL_URL}/health/live", timeout=2).raise_for_status()
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+@shared_task(name="workers.tasks.handle_event")
+def handle_event(pk: Any) -> None:
+    """Let the apps react to one event, once, unless another process is just doing it."""
+    with transaction.atomic():
+        event = (
+            Event.objects.select_for_update(skip_locked=True, of=("self",))
+            .select_related("task__organization")
+            .filter(pk=pk, handled_at=None)
+            .first()
+        )
+        if event is not None:
+            _react(event)
+
+
+def _react(event: Event) -> None:
+    event.tries += 1
+    try:
+        with transaction.atomic():
+            signals.task_event.send(sender=Event, event=event, task=event.task)
+        event.handled_at = timezone.now()
+    except Exception:
+        log.exception("reaction failed", extra={"event": event.pk, "tries": event.tries})
+    event.save(update_fields=["handled_at", "tries"])
+
+
+@shared_task(name="workers.tasks.handle_end")
+def handle_end(pk: str) -> None:
+    """Let the apps react to a task's end, after all its events have been handled."""
+    with transaction.atomic():
+        task = (
+            Task.objects.select_for_update(skip_locked=True, of=("self",))
+            .select_related("organization")
+            .filter(pk=pk, handled_at=None, finished_at__isnull=False)
+            .first()
+        )
+        if task is None:
+            return
+        # Not skip_locked: an event that another process is reacting to is waited for.
+        pending = Event.objects.select_for_update(of=("self",)).filter(task=task, handled_at=None)
+        for event in pending.select_related("task__organization").order_by("seq"):
+            if event.tries < MAX_TRIES:
+                _react(event)
+        task.tries += 1
+        try:
+            with transaction.atomic():
+                signals.task_ended.send(sender=Task, task=task)
+            task.handled_at = timezone.now()
+        except Exception:
+            log.exception("reaction failed", extra={"task": pk, "tries": task.tries})
+        task.save(update_fields=["handled_at", "tries"])
