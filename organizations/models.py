@@ -7,7 +7,6 @@ from django.db import models
 
 from accounts.models import User
 
-
 M = TypeVar("M", bound=models.Model)
 
 

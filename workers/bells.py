@@ -7,10 +7,9 @@ doubled one finds nothing to claim.
 import logging
 
 import redis
+from celery import current_app as app
 from django.conf import settings
 from kombu.exceptions import OperationalError
-
-from celery import current_app as app
 
 log = logging.getLogger(__name__)
 

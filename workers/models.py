@@ -5,8 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.conf import settings
-from django.db import models, transaction
-from django.db.models import F
+from django.db import connection, models, transaction
 from django.utils import timezone
 
 from accounts.errors import Conflict
@@ -258,11 +257,16 @@ def emit(
 
     Raises Stream.DoesNotExist when nothing has opened the topic.
     """
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
         # The counter's row stays locked until the commit: see Stream.
-        if not Stream.objects.filter(pk=topic).update(last_seq=F("last_seq") + 1):
+        cursor.execute(
+            "UPDATE workers_stream SET last_seq = last_seq + 1 WHERE topic = %s RETURNING last_seq",
+            [topic],
+        )
+        row = cursor.fetchone()
+        if row is None:
             raise Stream.DoesNotExist(topic)
-        seq = Stream.objects.values_list("last_seq", flat=True).get(pk=topic)
+        seq: int = row[0]
         event = Event.objects.create(
             stream_id=topic,
             seq=seq,

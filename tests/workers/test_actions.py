@@ -1,0 +1,288 @@
+"""Tasks: claim, lease, fence, cancel. Against the real database."""
+
+from datetime import timedelta
+from unittest.mock import ANY
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from tests.factories import OrganizationFactory, WorkerFactory, make_task
+from workers import actions, tasks
+from workers.fairshare import Room
+from workers.models import Allocation, Event, IllegalMove, StaleWrite, Task
+from workers.signals import task_ended, task_event
+
+pytestmark = pytest.mark.django_db
+ROOM = Room(slots=1, light_slots=1, cpu_millis=4000, ram_mib=8192)
+State = Task.State
+
+
+def claimed(**fields) -> Task:
+    make_task(**fields)
+    task = actions.claim(WorkerFactory(), ROOM)
+    assert task is not None
+    return task
+
+
+def silence(task: Task) -> None:
+    """Let the lease of ``task`` run out while the sweep runs as it should."""
+    now = timezone.now()
+    actions.expire_leases(now, web_answers=True)
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=now - timedelta(seconds=1))
+    actions.expire_leases(now, web_answers=True)
+    task.refresh_from_db()
+
+
+def test_a_claim_gives_a_lease_and_books_what_the_task_takes():
+    task = claimed()
+    assert task.state == State.RUNNING
+    assert task.lease_expires_at > timezone.now()
+    booked = Allocation.objects.get(task=task)
+    assert (booked.cpu_millis, booked.ram_mib) == (task.cpu_millis, task.ram_mib)
+
+
+def test_a_repeated_claim_gets_nothing_more():
+    worker = WorkerFactory()
+    make_task()
+    assert actions.claim(worker, ROOM) is not None
+    assert actions.claim(worker, ROOM) is None
+
+
+def test_a_node_gets_no_task_of_an_engine_that_it_lacks():
+    make_task(engine="torch")
+    assert actions.claim(WorkerFactory(), ROOM) is None
+
+
+def test_a_light_task_starts_beside_a_heavy_one_but_no_second_heavy_one_does():
+    make_task(light=True, kind="dataset.ingest", engine="")
+    full = Room(slots=0, light_slots=1, cpu_millis=0, ram_mib=0)
+    assert actions.claim(WorkerFactory(), full) is not None
+    make_task()
+    assert actions.claim(WorkerFactory(), full) is None
+
+
+def test_priority_goes_first_and_then_the_organization_that_uses_least():
+    busy, idle = OrganizationFactory(), OrganizationFactory()
+    make_task(busy)
+    running = actions.claim(WorkerFactory(), ROOM)
+    assert running is not None
+    assert running.organization == busy
+    make_task(busy)
+    make_task(idle)
+    assert actions.claim(WorkerFactory(), ROOM).organization == idle
+    make_task(idle)
+    urgent = make_task(busy, priority=1)
+    assert actions.claim(WorkerFactory(), ROOM) == urgent
+
+
+def test_an_organization_at_its_limit_waits_while_others_go_on():
+    limited = OrganizationFactory(max_concurrent_jobs=1)
+    make_task(limited)
+    assert actions.claim(WorkerFactory(), ROOM) is not None
+    waiting = make_task(limited)
+    assert actions.claim(WorkerFactory(), ROOM) is None
+    # A second task of the job that runs already doesn't count against the limit.
+    sibling = make_task(limited, subject=Task.objects.exclude(pk=waiting.pk).get().subject)
+    Task.objects.filter(pk=waiting.pk).delete()
+    assert actions.claim(WorkerFactory(), ROOM) == sibling
+
+
+def test_heartbeats_renew_leases_and_carry_wishes():
+    task = claimed()
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=timezone.now())
+    answer = actions.heartbeat(task.worker, running=[(task.pk, 1)], usage={})
+    assert answer["tasks"] == {str(task.pk): "ok"}
+    task.refresh_from_db()
+    assert task.lease_expires_at > timezone.now() + timedelta(seconds=settings.LEASE_S / 2)
+    actions.stop_task(task, by="ada")
+    answer = actions.heartbeat(task.worker, running=[(task.pk, 1)], usage={})
+    assert answer["tasks"] == {str(task.pk): "stop"}
+    actions.cancel_task(task, by="ada")
+    answer = actions.heartbeat(task.worker, running=[(task.pk, 1), (task.pk, 2)], usage={})
+    assert answer["tasks"] == {str(task.pk): "cancel"}
+
+
+def test_a_heartbeat_says_gone_for_what_the_node_no_longer_holds():
+    task = claimed()
+    stranger = WorkerFactory()
+    answer = actions.heartbeat(stranger, running=[(task.pk, 1)], usage={})
+    assert answer["tasks"] == {str(task.pk): "gone"}
+
+
+def test_a_lost_task_runs_again_and_its_late_writer_changes_nothing():
+    task = claimed()
+    silence(task)
+    assert (task.state, task.attempt, task.losses) == (State.QUEUED, 2, 1)
+    assert not Allocation.objects.exists()
+    late = [{"type": "candidate", "key": "m", "data": {}}]
+    with pytest.raises(actions.NotYours):
+        actions.record_events(task.pk, 1, late)
+    with pytest.raises(actions.NotYours):
+        actions.end_task(task.pk, 1, outcome="succeeded", result={})
+    task.refresh_from_db()
+    assert task.state == State.QUEUED
+    assert not Event.objects.filter(type="candidate").exists()
+
+
+def test_a_task_that_is_lost_too_often_fails_by_fault_of_the_platform():
+    task = claimed()
+    for _ in range(task.max_losses):
+        silence(task)
+        if task.state == State.QUEUED:
+            assert actions.claim(WorkerFactory(), ROOM) == task
+    assert (task.state, task.fault) == (State.FAILED, Task.Fault.PLATFORM)
+    assert "was lost 3 times" in task.error
+
+
+@pytest.mark.parametrize("deafness", ["the sweep was away", "web does not answer"])
+def test_time_in_which_the_platform_could_not_hear_does_not_count(deafness):
+    task = claimed()
+    now = timezone.now()
+    actions.expire_leases(now, web_answers=True)
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=now - timedelta(seconds=1))
+    gap = settings.LEASE_S if deafness == "the sweep was away" else 0
+    actions.expire_leases(now + timedelta(seconds=gap), web_answers=gap > 0)
+    task.refresh_from_db()
+    assert task.state == State.RUNNING
+    assert task.lease_expires_at > now + timedelta(seconds=settings.LEASE_S / 2)
+
+
+def test_candidates_are_stored_once_however_often_they_are_reported():
+    task = claimed()
+    report = [{"type": "candidate", "key": "pycaret:lr", "data": {"fit_s": 1}}]
+    actions.record_events(task.pk, 1, report)
+    actions.record_events(task.pk, 1, report)
+    assert task.events.filter(type="candidate").count() == 1
+
+
+def test_the_next_attempt_learns_what_is_done():
+    task = claimed()
+    actions.record_events(task.pk, 1, [{"type": "candidate", "key": "pycaret:lr", "data": {}}])
+    silence(task)
+    again = actions.claim(WorkerFactory(), ROOM)
+    answer = actions.claim_answer(again)
+    assert (answer["attempt"], answer["done"]) == (2, ["pycaret:lr"])
+    assert answer["spent_s"] > 0
+
+
+def test_progress_never_goes_back():
+    task = claimed()
+    for fraction in (0.5, 0.2):
+        actions.record_events(
+            task.pk, 1, [{"type": "progress", "data": {"fraction": fraction, "message": "x"}}]
+        )
+    task.refresh_from_db()
+    assert task.progress == 0.5
+
+
+def test_ending_twice_is_ending_once():
+    task = claimed()
+    for _ in range(2):
+        actions.end_task(task.pk, 1, outcome="succeeded", result={"data": {"a": 1}})
+    task.refresh_from_db()
+    assert (task.state, task.progress, task.result) == (State.SUCCEEDED, 1.0, {"data": {"a": 1}})
+    assert task.events.filter(type="task.succeeded").count() == 1
+    assert not Allocation.objects.exists()
+
+
+def test_a_task_that_was_handed_back_waits_again_and_is_not_counted_as_lost():
+    task = claimed()
+    actions.end_task(task.pk, 1, outcome="returned", result={})
+    task.refresh_from_db()
+    assert (task.state, task.attempt, task.losses) == (State.QUEUED, 2, 0)
+
+
+def test_a_waiting_task_is_cancelled_at_once_and_a_running_one_by_its_node():
+    waiting = make_task()
+    actions.cancel_task(waiting, by="ada")
+    waiting.refresh_from_db()
+    assert waiting.state == State.CANCELLED
+    running = claimed()
+    actions.cancel_task(running, by="ada")
+    running.refresh_from_db()
+    assert running.state == State.RUNNING
+    actions.end_task(running.pk, 1, outcome="cancelled", result={})
+    running.refresh_from_db()
+    assert running.state == State.CANCELLED
+
+
+def test_a_cancelled_task_whose_node_died_ends_as_cancelled():
+    task = claimed()
+    actions.cancel_task(task, by="ada")
+    silence(task)
+    assert task.state == State.CANCELLED
+
+
+def test_moves_that_the_table_lacks_are_refused_and_stale_ones_too():
+    task = make_task()
+    with pytest.raises(IllegalMove):
+        task.move_to(State.SUCCEEDED)
+    stale = Task.objects.get(pk=task.pk)
+    actions.claim(WorkerFactory(), ROOM)
+    with pytest.raises(StaleWrite):
+        stale.move_to(State.CANCELLED)
+
+
+def test_events_are_numbered_without_a_gap():
+    task = claimed()
+    actions.record_events(task.pk, 1, [{"type": "log", "data": {"line": "x"}}] * 3)
+    numbers = list(Event.objects.filter(stream=task.stream).values_list("seq", flat=True))
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.fixture
+def heard():
+    news = []
+
+    def on_event(event, task, **_):
+        news.append(event.key or event.type)
+
+    def on_end(task, **_):
+        news.append(task.state)
+
+    task_event.connect(on_event)
+    task_ended.connect(on_end)
+    yield news
+    task_event.disconnect(on_event)
+    task_ended.disconnect(on_end)
+
+
+def test_an_end_is_told_after_the_events_before_it_and_each_once(heard):
+    # No receiver of another app knows this kind of task, so only ours hears.
+    task = claimed(kind="test.kind")
+    actions.record_events(task.pk, 1, [{"type": "candidate", "key": "m", "data": {}}])
+    event = task.events.get(type="candidate")
+    actions.end_task(task.pk, 1, outcome="succeeded", result={})
+    tasks.handle_end(str(task.pk))
+    tasks.handle_event(event.pk)
+    tasks.handle_end(str(task.pk))
+    assert heard == ["m", State.SUCCEEDED]
+
+
+def test_a_reaction_that_fails_is_tried_again(heard):
+    task = claimed(kind="test.kind")
+    actions.end_task(task.pk, 1, outcome="succeeded", result={})
+
+    def broken(**_):
+        raise RuntimeError("not now")
+
+    task_ended.connect(broken)
+    try:
+        tasks.handle_end(str(task.pk))
+    finally:
+        task_ended.disconnect(broken)
+    task.refresh_from_db()
+    assert (task.handled_at, task.tries) == (None, 1)
+    tasks.handle_end(str(task.pk))
+    task.refresh_from_db()
+    assert (task.handled_at, task.tries) == (ANY, 2)
+    assert task.handled_at is not None
+
+
+def test_a_claim_costs_a_fixed_number_of_queries(django_assert_max_num_queries):
+    worker = WorkerFactory()
+    for _ in range(12):
+        make_task(OrganizationFactory())
+    with django_assert_max_num_queries(12):
+        assert actions.claim(worker, ROOM) is not None

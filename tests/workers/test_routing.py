@@ -1,0 +1,72 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.routing import (
+    VRAM_TIERS_GIB,
+    Capabilities,
+    NoSuchQueue,
+    Requirements,
+    narrowed,
+    queue_for,
+    queues_for,
+)
+
+engines = st.sampled_from(["", "pycaret", "torch", "flaml"])
+requirements = st.builds(
+    Requirements,
+    engine=engines,
+    device=st.sampled_from(["cpu", "gpu", "llm"]),
+    gpu_ram_mib=st.sampled_from([0, 1, 6 * 1024, 8 * 1024, 9000, 24 * 1024]),
+    urgent=st.booleans(),
+)
+capabilities = st.builds(
+    Capabilities,
+    engines=st.frozensets(engines.filter(bool)),
+    gpu_ram_mib=st.lists(st.integers(2000, 90_000), max_size=3).map(tuple),
+    llm=st.booleans(),
+)
+
+
+def can_run(need: Requirements, has: Capabilities) -> bool:
+    if need.engine and need.engine not in has.engines:
+        return False
+    if need.device == "llm":
+        return has.llm
+    if need.device == "gpu":
+        tier = next((t for t in VRAM_TIERS_GIB if need.gpu_ram_mib <= t * 1024), 0)
+        floor = tier * 1024 * 0.95 if need.gpu_ram_mib else 0
+        return any(ram >= floor for ram in has.gpu_ram_mib)
+    return True
+
+
+@given(requirements, capabilities)
+def test_a_node_serves_a_queue_exactly_when_it_can_run_what_lies_there(need, has):
+    assert (queue_for(need) in queues_for(has)) == can_run(need, has)
+
+
+@given(capabilities, capabilities)
+def test_more_capability_never_means_fewer_queues(one, other):
+    both = Capabilities(
+        engines=one.engines | other.engines,
+        gpu_ram_mib=one.gpu_ram_mib + other.gpu_ram_mib,
+        llm=one.llm or other.llm,
+    )
+    assert set(queues_for(one)) <= set(queues_for(both))
+
+
+def test_a_card_sold_as_8_gb_serves_the_8_gb_queue():
+    assert "gpu.vram8" in queues_for(Capabilities(gpu_ram_mib=(8188,)))
+
+
+def test_more_memory_than_any_tier_is_refused():
+    try:
+        queue_for(Requirements(device="gpu", gpu_ram_mib=25 * 1024))
+    except NoSuchQueue as refusal:
+        assert "24 GiB is the most" in str(refusal)
+    else:
+        raise AssertionError("a task that no queue can carry was accepted")
+
+
+def test_naming_a_class_keeps_it_for_every_engine():
+    queues = queues_for(Capabilities(engines=frozenset({"pycaret"}), gpu_ram_mib=(8192,)))
+    assert narrowed(queues, ["cpu"]) == ["pycaret.cpu", "cpu"]
