@@ -1,5 +1,80 @@
 """Pages of organizations. The guard of every page is ``org_role``."""
 
-from organizations.access import OrgRequest, org_role
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import login
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_POST
+
+from accounts.errors import FlowError
+from accounts.forms import styled
+from organizations import actions
+from organizations.access import SESSION_KEY, OrgRequest, org_role
+from organizations.forms import RegisterForm
+from organizations.models import Membership, Role
 
 __all__ = ["OrgRequest", "org_role"]
+
+
+@sensitive_post_parameters("password")
+def sign_up(request: HttpRequest) -> HttpResponse:
+    """Make an account and its own organization, and sign in."""
+    wanted = request.POST.get("next") or request.GET.get("next") or ""
+    if not url_has_allowed_host_and_scheme(
+        wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    ):
+        wanted = ""
+    if request.user.is_authenticated:
+        return redirect(wanted or settings.LOGIN_REDIRECT_URL)
+    form = RegisterForm(request.POST if request.method == "POST" else None)
+    form.fields["username"].label = "Name"
+    form.fields["email"].label = "E-mail"
+    form.fields["password"].help_text = "At least eight characters that are hard to guess."
+    if request.method == "POST" and form.is_valid():
+        try:
+            user = actions.register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
+        except FlowError as problem:
+            for field, texts in problem.errors.items():
+                form.add_error(field, list(texts))
+            if not problem.errors:
+                form.add_error(None, problem.detail)
+        else:
+            login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+            return redirect(wanted or settings.LOGIN_REDIRECT_URL)
+    context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP}
+    return render(request, "organizations/sign_up.html", context, status=422 if form.errors else 200)
+
+
+@org_role(Role.VIEWER)
+def detail(request: OrgRequest) -> HttpResponse:
+    """Who is in the organization that the page acts for, and the person's other ones."""
+    organization = request.membership.organization
+    context = {
+        "section": "organization",
+        "organization": organization,
+        "members": organization.memberships.select_related("user").order_by("joined_at"),
+        "mine": Membership.objects.filter(user=request.membership.user).select_related(
+            "organization"
+        ),
+    }
+    return render(request, "organizations/detail.html", context)
+
+
+@require_POST
+@login_required
+def choose(request: HttpRequest, organization_id: UUID) -> HttpResponse:
+    """Act for another of one's organizations from now on in this session."""
+    membership = get_object_or_404(
+        Membership.objects.select_related("organization"),
+        user=request.user,
+        organization=organization_id,
+    )
+    request.session[SESSION_KEY] = str(organization_id)
+    messages.success(request, f"You now work in {membership.organization}.")
+    return redirect("home")

@@ -2,25 +2,24 @@
 
    <div data-live="job:<id>" data-after="17"> subscribes to the topic "job:<id>" from sequence
    number 17 on. Every message of the topic becomes a DOM event "flowml:<type>" that bubbles from
-   each such element; its detail is the message: {topic, seq, type, at, data}. "flowml:any" follows
-   with the same detail. A type that comes in bursts is thinned: the first at once, then the newest
-   at most every GAP ms, so a listener that refetches a fragment always ends with the newest state
-   and never floods the server:
+   each such element; its detail is the message: {topic, seq, type, at, data}. "flowml:any" stands
+   for a message of any type. What comes in bursts is thinned: the first at once, then the newest at
+   most every GAP ms, so a listener that refetches a fragment always ends with the newest state and
+   never floods the server (htmx's own throttle would lose the last one):
 
      <div hx-get="..." hx-trigger="flowml:leaderboard from:closest [data-live], every 20s">
 
-   Types in EVERY are never thinned. Elements that come or go later (htmx) are noticed. After a lost
-   connection the socket comes back by itself and asks for what it missed. */
+   Elements that come or go later (htmx) are noticed. After a lost connection the socket comes back
+   by itself and asks for what it missed. */
 (() => {
   "use strict";
   const GAP = 400;
-  const EVERY = new Set(["log"]);
   const FIRST_WAIT = 500;
   const LONGEST_WAIT = 15000;
 
   const seen = new Map(); // topic -> highest sequence number that arrived
   const refused = new Set(); // topics that the server won't tell us about
-  const thinned = new Map(); // "topic type" -> {timer, latest}
+  const thinned = new Map(); // "topic event" -> {latest}, while its gap lasts
   let subscribed = new Set(); // topics that the open socket knows of
   let socket = null;
   let wait = FIRST_WAIT;
@@ -125,39 +124,36 @@
       if (message.seq <= (seen.get(topic) ?? -1)) return;
       seen.set(topic, message.seq);
     }
-    if (EVERY.has(message.type)) dispatch(message);
-    else thin(message);
+    thin(message, `flowml:${message.type}`);
+    thin(message, "flowml:any");
   }
 
-  function thin(message) {
-    const key = `${message.topic} ${message.type}`;
-    const waiting = thinned.get(key);
-    if (waiting) {
-      waiting.latest = message;
+  function thin(message, name) {
+    const key = `${message.topic} ${name}`;
+    const busy = thinned.get(key);
+    if (busy) {
+      busy.latest = message;
       return;
     }
-    const entry = { latest: null, timer: 0 };
-    thinned.set(key, entry);
-    dispatch(message);
+    const entry = { latest: null };
     const later = () => {
       if (!entry.latest) {
         thinned.delete(key);
         return;
       }
-      const latest = entry.latest;
+      dispatch(entry.latest, name);
       entry.latest = null;
-      dispatch(latest);
-      entry.timer = setTimeout(later, GAP);
+      setTimeout(later, GAP);
     };
-    entry.timer = setTimeout(later, GAP);
+    thinned.set(key, entry);
+    dispatch(message, name);
+    setTimeout(later, GAP);
   }
 
-  function dispatch(message) {
+  function dispatch(message, name) {
     for (const element of elementsOf(message.topic)) {
-      element.dataset.after = String(message.seq ?? element.dataset.after ?? 0);
-      for (const name of [`flowml:${message.type}`, "flowml:any"]) {
-        element.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: message }));
-      }
+      element.dataset.after = String(seen.get(message.topic));
+      element.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: message }));
     }
   }
 

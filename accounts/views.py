@@ -1,0 +1,28 @@
+"""Signing in and out."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.views import LoginView, LogoutView
+
+from accounts.forms import SignInForm, styled
+
+
+class SignIn(LoginView):
+    """Sign in and go where the person wanted to go (``next``, on this host alone)."""
+
+    template_name = "accounts/sign_in.html"
+    authentication_form = SignInForm
+    redirect_authenticated_user = True
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        context = super().get_context_data(**kwargs)
+        styled(context["form"])
+        context["allow_signup"] = settings.ALLOW_SIGNUP
+        return context
+
+
+class SignOut(LogoutView):
+    """Sign out by POST; a GET would let any page's picture tag do it."""
+
+    http_method_names = ["post", "options"]  # noqa: RUF012
