@@ -1,0 +1,623 @@
+"""From a raw table to features: the one preparation that training and prediction share.
+
+What is learnt from the training rows (which columns are used, what each is, which parts of a date
+vary) is a :class:`Schema`, plain JSON that travels in the artifact. :func:`prepare` turns any later
+table into a :class:`Frame` by it: numbers as float64 with NaN where missing, categories as codes
+into a list of their own levels with -1 where missing, columns always in the schema's order. A level
+never seen in training is a level like any other here; encoders decide what it means to a model.
+
+Needs numpy; pyarrow only to read files. A copy of this file travels in every artifact, so it imports
+nothing of FlowML.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Table = Mapping[str, Any]  # column name -> values (numpy array, list, or pyarrow column)
+
+NUMBER, BOOLEAN, CATEGORY, DATETIME = "number", "boolean", "category", "datetime"
+LEFT_OUT = {  # role -> why engines are not given such a column
+    "text": "it is free text, which this engine does not read",
+    "identifier": "it is an identifier, which tells nothing about new rows",
+    "constant": "it has one value only",
+    "excluded": "it was excluded",
+}
+MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "#n/a", "nat", "?"})
+_TRUE = frozenset({"true", "t", "yes", "y", "1"})
+_FALSE = frozenset({"false", "f", "no", "n", "0"})
+_DAY_S = 86_400.0
+_PARTS = ("days", "year", "month", "day", "weekday", "hour", "minute")
+
+
+class InputError(ValueError):
+    """A table that cannot be used, told in a sentence. ``columns`` maps a column to what is wrong.
+
+    ``code`` is "missing_columns", "unknown_columns", "wrong_type" or "bad_file".
+    """
+
+    def __init__(self, sentence: str, code: str, columns: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.columns = dict(columns or {})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that the model needs. ``parts`` (datetime only) are the parts that vary."""
+
+    name: str
+    role: str
+    dtype: str
+    kind: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which columns are used and how. ``left_out`` maps each other known column to the reason."""
+
+    columns: tuple[Column, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON; :meth:`from_json` reads it."""
+        columns = [
+            {"name": c.name, "role": c.role, "dtype": c.dtype, "kind": c.kind}
+            | ({"parts": list(c.parts)} if c.parts else {})
+            for c in self.columns
+        ]
+        return {"columns": columns, "left_out": dict(self.left_out)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Schema:
+        columns = tuple(
+            Column(c["name"], c["role"], c["dtype"], c["kind"], tuple(c.get("parts", ())))
+            for c in data["columns"]
+        )
+        return cls(columns, dict(data.get("left_out", {})))
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A categorical feature: ``levels[codes[row]]``, missing where the code is -1."""
+
+    codes: npt.NDArray[np.int32]
+    levels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, rows: Array) -> Categories:
+        return Categories(self.codes[rows], self.levels)
+
+    def codes_in(self, known: Mapping[str, int], unseen: int = -1, missing: int = -1) -> Array:
+        """Codes by another list of levels (level -> code). Only the distinct levels are looked up.
+
+        A word that stands for a gap, such as "NA", is missing unless it is a known level.
+        """
+        table = np.empty(len(self.levels) + 1, dtype=np.int32)
+        for code, level in enumerate(self.levels):
+            found = known.get(level)
+            if found is None:
+                found = missing if level.strip().lower() in MISSING_WORDS else unseen
+            table[code] = found
+        table[-1] = missing
+        return table[self.codes]
+
+    def values(self) -> list[str | None]:
+        """The level of each row, None where missing."""
+        return [self.levels[code] if code >= 0 else None for code in self.codes]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Prepared features by name, in the schema's order: float64 arrays or Categories."""
+
+    features: Mapping[str, Array | Categories]
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def take(self, rows: Array) -> Frame:
+        """The rows at these positions (or where a mask is true), as a copy."""
+        positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        features = {
+            name: value.take(positions) if isinstance(value, Categories) else value[positions]
+            for name, value in self.features.items()
+        }
+        return Frame(features, len(positions))
+
+    def to_pandas(self) -> Any:
+        """A DataFrame for engines that want one; categories as ``category`` columns."""
+        import pandas as pd
+
+        columns = {
+            name: pd.Categorical.from_codes(value.codes, categories=list(value.levels))
+            if isinstance(value, Categories)
+            else value
+            for name, value in self.features.items()
+        }
+        return pd.DataFrame(columns, index=range(self.rows))
+
+
+# Learning the schema
+
+
+def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> tuple[Schema, Frame]:
+    """Decide what each column is from its role and from the training rows alone.
+
+    ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows. Returns the
+    schema and the whole table prepared by it. A column whose training rows hold one value (nothing
+    else, not even a gap) is left out. Raises InputError when the table lacks a column.
+    """
+    absent = [c["name"] for c in columns if c["name"] not in table]
+    if absent:
+        raise _missing(absent)
+    used: list[Column] = []
+    left_out: dict[str, str] = {}
+    features: dict[str, Array | Categories] = {}
+    n_rows = len(rows)
+    for given in columns:
+        name, role = given["name"], given["role"]
+        if role in LEFT_OUT:
+            left_out[name] = LEFT_OUT[role]
+            continue
+        values = as_array(table[name])
+        column, made = _learn_column(
+            name, role, given.get("dtype") or dtype_of(values), values, rows
+        )
+        made = {key: value for key, value in made.items() if _varies(value, rows)}
+        if not made:
+            left_out[name] = "it has one value only in the rows that train"
+            continue
+        if column.kind == DATETIME:
+            parts = tuple(part for part in _PARTS if _part_name(name, part) in made)
+            column = Column(name, role, column.dtype, DATETIME, parts)
+        used.append(column)
+        features.update(made)
+    return Schema(tuple(used), left_out), Frame(features, n_rows)
+
+
+def _learn_column(
+    name: str, role: str, dtype: str, values: Array, rows: Array
+) -> tuple[Column, dict[str, Array | Categories]]:
+    if role == "datetime":
+        column = Column(name, role, dtype, DATETIME, _PARTS)
+    elif role == "numeric":
+        column = Column(name, role, dtype, NUMBER)
+    elif role == "boolean" and _all_boolean(values[rows]):
+        column = Column(name, role, dtype, BOOLEAN)
+    else:
+        column = Column(name, role, dtype, CATEGORY)
+    return column, _feature(column, values, strict=False)
+
+
+def _varies(feature: Array | Categories, rows: Array) -> bool:
+    known = (feature.codes if isinstance(feature, Categories) else feature)[rows]
+    if isinstance(feature, Categories):
+        return len(known) > 0 and bool(known.min() != known.max())
+    gaps = np.isnan(known)
+    if gaps.all():
+        return False
+    present = known[~gaps]
+    return bool(gaps.any() or present.min() != present.max())
+
+
+def dtype_of(values: Array) -> str:
+    """The data set's word for a column's type: integer, float, boolean, string, date or datetime."""
+    if values.dtype.kind in "iu":
+        return "integer"
+    if values.dtype.kind == "f":
+        return "float"
+    if values.dtype.kind == "b":
+        return "boolean"
+    if values.dtype.kind == "M":
+        return "datetime"
+    for value in values:
+        if isinstance(value, bool):
+            return "boolean"
+        if isinstance(value, dt.datetime):
+            return "datetime"
+        if isinstance(value, dt.date):
+            return "date"
+        if value is not None:
+            break
+    return "string"
+
+
+# Preparing
+
+
+def prepare(schema: Schema, table: Table, *, strict: bool = True) -> Frame:
+    """The features of ``table`` in the schema's order; more columns than needed do no harm.
+
+    With ``strict`` a value that is not of its column's type raises InputError naming the column,
+    otherwise it counts as missing. Raises InputError when needed columns are missing.
+    """
+    absent = [c.name for c in schema.columns if c.name not in table]
+    if absent:
+        raise _missing(absent)
+    features: dict[str, Array | Categories] = {}
+    wrong: dict[str, str] = {}
+    n_rows = 0
+    for column in schema.columns:
+        try:
+            made = _feature(column, as_array(table[column.name]), strict=strict)
+        except _WrongValue as error:
+            wrong[column.name] = f"{error.value!r} is not {_WANTED[column.kind]}."
+            continue
+        features.update(made)
+        n_rows = len(next(iter(made.values())))
+    if wrong:
+        name, why = next(iter(wrong.items()))
+        raise InputError(f"Column '{name}': {why}", "wrong_type", wrong)
+    if not schema.columns:  # every column was constant: a model of nothing, but of so many rows
+        n_rows = max((len(as_array(values)) for values in table.values()), default=0)
+    return Frame(features, n_rows)
+
+
+_WANTED = {
+    NUMBER: "a number",
+    BOOLEAN: "true or false",
+    DATETIME: "a date or time in ISO 8601",
+    CATEGORY: "a category",
+}
+
+
+class _WrongValue(ValueError):
+    def __init__(self, value: object) -> None:
+        super().__init__(repr(value))
+        self.value = value
+
+
+def _missing(names: Sequence[str]) -> InputError:
+    listed = ", ".join(f"'{name}'" for name in names[:10])
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    word = "Column" if len(names) == 1 else "Columns"
+    verb = "is" if len(names) == 1 else "are"
+    return InputError(
+        f"{word} {listed}{more} {verb} missing.",
+        "missing_columns",
+        dict.fromkeys(names, "This column is missing."),
+    )
+
+
+def _feature(column: Column, values: Array, *, strict: bool) -> dict[str, Array | Categories]:
+    if column.kind == CATEGORY:
+        return {column.name: _categories(values)}
+    if column.kind == BOOLEAN:
+        return {column.name: _numbers(values, _boolean, strict)}
+    if column.kind == NUMBER:
+        return {column.name: _numbers(values, _number, strict)}
+    return _date_parts(column.name, column.parts, _times(values, strict))
+
+
+def as_array(values: Any) -> Array:
+    """A one-dimensional numpy array of a list, array or pyarrow column; objects stay objects."""
+    if isinstance(values, np.ndarray):
+        return values
+    if isinstance(values, list | tuple):
+        out = np.empty(len(values), dtype=object)
+        out[:] = values
+        return out
+    return _from_arrow(values)
+
+
+def _numbers(values: Array, read: Any, strict: bool) -> Array:
+    if values.dtype.kind in "iufb":
+        numbers = values.astype(np.float64)
+    else:
+        numbers = np.empty(len(values), dtype=np.float64)
+        for row, value in enumerate(values):
+            try:
+                numbers[row] = read(value)
+            except _WrongValue:
+                if strict:
+                    raise
+                numbers[row] = math.nan
+    endless = np.isinf(numbers)
+    if endless.any():
+        numbers[endless] = math.nan
+    return numbers
+
+
+def _number(value: Any) -> float:
+    if type(value) is float or type(value) is int:
+        return float(value) if abs(value) < 1e308 else math.nan
+    if is_missing(value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _WrongValue(value) from None
+
+
+def _boolean(value: Any) -> float:
+    if value is True or value is False:
+        return float(value)
+    if is_missing(value):
+        return math.nan
+    word = level_of(value).strip().lower()
+    if word in _TRUE:
+        return 1.0
+    if word in _FALSE:
+        return 0.0
+    raise _WrongValue(value)
+
+
+def _all_boolean(values: Array) -> bool:
+    if values.dtype.kind == "b":
+        return True
+    try:
+        for value in set(values.tolist()):
+            _boolean(value)
+    except (_WrongValue, TypeError):
+        return False
+    return True
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a single value stands for "not known": None, NaN, NaT, or a word for it."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING_WORDS
+    try:
+        return bool(value != value)  # NaN and NaT differ from themselves
+    except (TypeError, ValueError):
+        return True  # pandas.NA will not say
+
+
+def level_of(value: Any) -> str:
+    """A category's name. 1, 1.0 and "1" are one level; so are True and "true"."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        return repr(float(value))
+    return str(value)
+
+
+def _categories(values: Array) -> Categories:
+    """Codes by first appearance in sorted order of level, so equal columns give equal codes."""
+    if len(values) == 1:
+        return _one_category(values[0])
+    if values.dtype.kind in "biuf":
+        distinct, where = np.unique(values, return_inverse=True)
+        names = [None if is_missing(value) else level_of(value) for value in distinct.tolist()]
+    else:
+        place: dict[Any, int] = {}
+        where = np.empty(len(values), dtype=np.int64)
+        for row, value in enumerate(values):
+            if isinstance(value, list | dict):
+                raise _WrongValue(value)
+            key = value if isinstance(value, str) else (type(value), value)
+            found = place.get(key)
+            if found is None:
+                found = place[key] = len(place)
+            where[row] = found
+        names = []
+        for key in place:
+            value = key if isinstance(key, str) else key[1]
+            # Only an empty text is a gap: "NA" or "none" may well be a level here.
+            gap = value.strip() == "" if isinstance(value, str) else is_missing(value)
+            names.append(None if gap else level_of(value))
+    levels = tuple(sorted({name for name in names if name is not None}))
+    index = {name: code for code, name in enumerate(levels)}
+    codes = np.array([-1 if name is None else index[name] for name in names], dtype=np.int32)
+    return Categories(codes[where] if len(names) else np.empty(0, np.int32), levels)
+
+
+def _one_category(value: Any) -> Categories:
+    if isinstance(value, list | dict):
+        raise _WrongValue(value)
+    gap = value.strip() == "" if isinstance(value, str) else is_missing(value)
+    if gap:
+        return Categories(np.array([-1], np.int32), ())
+    return Categories(np.array([0], np.int32), (level_of(value),))
+
+
+def _times(values: Array, strict: bool) -> Array:
+    """Microseconds since 1970 (UTC) as datetime64[us], NaT where missing."""
+    if values.dtype.kind == "M":
+        return values.astype("datetime64[us]")
+    times = np.empty(len(values), dtype="datetime64[us]")
+    for row, value in enumerate(values):
+        try:
+            times[row] = _time(value)
+        except _WrongValue:
+            if strict:
+                raise
+            times[row] = np.datetime64("NaT")
+    return times
+
+
+def _time(value: Any) -> np.datetime64:
+    if is_missing(value):
+        return np.datetime64("NaT")
+    if isinstance(value, np.datetime64):
+        return value.astype("datetime64[us]")
+    if isinstance(value, str):
+        value = _parse_time(value.strip())
+    if isinstance(value, dt.datetime):
+        if value.tzinfo is not None:
+            value = value.astimezone(dt.UTC).replace(tzinfo=None)
+        return np.datetime64(value, "us")
+    if isinstance(value, dt.date):
+        return np.datetime64(value, "us")
+    raise _WrongValue(value)
+
+
+def _parse_time(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    for pattern in (
+        "%Y/%m/%d",
+        "%Y/%m/%d %H:%M:%S",
+        "%m/%d/%Y",
+        "%m/%d/%Y %H:%M:%S",
+        "%d.%m.%Y",
+    ):
+        try:
+            return dt.datetime.strptime(text, pattern)
+        except ValueError:
+            continue
+    raise _WrongValue(text)
+
+
+def _part_name(name: str, part: str) -> str:
+    return f"{name}.{part}"
+
+
+def _date_parts(name: str, parts: Sequence[str], times: Array) -> dict[str, Array | Categories]:
+    """The asked parts as numbers. ``days`` counts from 1970, with the time of day as a fraction."""
+    gap = np.isnat(times)
+    safe = np.where(gap, np.datetime64(0, "us"), times)
+    day = safe.astype("datetime64[D]")
+    in_day = (safe - day).astype(np.int64) / 1e6
+    days = day.astype(np.int64)
+    month = safe.astype("datetime64[M]")
+    months = month.astype(np.int64)
+    found: dict[str, Array] = {
+        "days": days + in_day / _DAY_S,
+        "year": months // 12 + 1970.0,
+        "month": months % 12 + 1.0,
+        "day": (day - month.astype("datetime64[D]")).astype(np.int64) + 1.0,
+        "weekday": (days + 3.0) % 7,  # 1970-01-01 was a Thursday; 0 is Monday
+        "hour": in_day // 3600,
+        "minute": in_day // 60 % 60,
+    }
+    out: dict[str, Array | Categories] = {}
+    for part in parts:
+        value = found[part].astype(np.float64)
+        value[gap] = math.nan
+        out[_part_name(name, part)] = value
+    return out
+
+
+# Files
+
+
+def read_file(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, Any]:
+    """The columns of a Parquet file or of delimited text (gzip too), as pyarrow columns by name.
+
+    Delimited text is read as text, whatever it looks like: each column's kind says later what it
+    means. ``columns`` picks some (Parquet only reads those). Raises InputError for other files.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head:
+        raise InputError("The file is empty.", "bad_file")
+    if head == b"PAR1":
+        table = _read_parquet(path, columns)
+    else:
+        table = _read_text(path)
+    names = list(table.column_names)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"Column '{doubled[0]}' appears more than once.", "bad_file")
+    wanted = names if columns is None else [name for name in names if name in set(columns)]
+    return {name: table.column(name) for name in wanted}
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        known = set(file.schema_arrow.names)
+        wanted = None if columns is None else [name for name in columns if name in known]
+        # One thread: native threads started here would not survive a later fork.
+        return file.read(columns=wanted, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"This Parquet file cannot be read: {error}", "bad_file") from error
+
+
+def _read_text(path: Path) -> Any:
+    import csv
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opened = gzip.open(path, "rb") if packed else path.open("rb")
+    with opened as file:
+        try:
+            start = file.read(64 * 1024)
+        except (OSError, EOFError) as error:
+            raise InputError("This gzip file is damaged.", "bad_file") from error
+    encoding = "utf8"
+    try:
+        start[: start.rfind(b"\n") + 1].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    if b"\x00" in start:
+        raise InputError("This is neither Parquet nor delimited text.", "bad_file")
+    text = start.decode("utf-8-sig" if encoding == "utf8" else encoding, errors="replace")
+    first = next(csv.reader(text.splitlines()[:1]), [])
+    delimiter = ","
+    if len(first) <= 1:
+        line = text.splitlines()[0] if text else ""
+        delimiter = max(",;\t|", key=line.count)
+    header = next(csv.reader(text.splitlines()[:1], delimiter=delimiter), [])
+    options = pc.ConvertOptions(
+        column_types={name: pa.string() for name in header}, strings_can_be_null=False
+    )
+    try:
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+            return pc.read_csv(
+                file,
+                read_options=pc.ReadOptions(use_threads=False, encoding=encoding),
+                parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=options,
+            )
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        raise InputError(f"This file cannot be read as a table: {error}", "bad_file") from error
+
+
+def _from_arrow(column: Any) -> Array:
+    """Numbers and times as numpy arrays; the rest as objects, each distinct text kept once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _from_arrow(column.cast(kind.value_type))
+    if pa.types.is_decimal(kind):
+        return _from_arrow(column.cast(pa.float64()))
+    if pa.types.is_timestamp(kind):
+        return np.asarray(column.cast(pa.timestamp("us", kind.tz)).to_numpy())
+    if pa.types.is_date(kind):
+        return np.asarray(column.cast(pa.timestamp("us")).to_numpy())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        coded = pc.dictionary_encode(column)
+        chunks = coded.chunks if isinstance(coded, pa.ChunkedArray) else [coded]
+        parts = []
+        for chunk in chunks:
+            words = np.array([*chunk.dictionary.to_pylist(), None], dtype=object)
+            codes = np.asarray(chunk.indices.fill_null(len(words) - 1).to_numpy())
+            parts.append(words[codes])
+        return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return np.asarray(column.to_numpy())
+    return as_array(column.to_pylist())

@@ -1,0 +1,394 @@
+"""What surrounds an engine in a node's child: files in, candidates and predictions out.
+
+``train`` and ``predict_file`` are task handlers (see workers/node/handlers.py); ``load_predictor`` is
+what a model server calls. Runs in the engine's virtualenv; knows no engine by name.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import re
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import splits
+from training.engines import export, frame
+from training.engines.base import (
+    Candidate,
+    Data,
+    Engine,
+    Predictions,
+    Predictor,
+    Problem,
+    rows_of,
+)
+from training.engines.frame import Array, Frame, InputError, Schema
+from workers.node.channel import Channel, WorkError
+
+PROGRESS_S = 0.5  # between two progress messages
+ROWS_AT_ONCE = 20_000
+Answer = dict[str, Any]
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of ``training/engines/<name>.py``. Raises WorkError for a name that is none."""
+    if re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        try:
+            found = getattr(importlib.import_module(f"training.engines.{name}"), "ENGINE", None)
+        except ModuleNotFoundError as error:
+            if error.name != f"training.engines.{name}":
+                raise
+            found = None
+        if isinstance(found, Engine):
+            return found
+    raise WorkError(f"There is no engine called '{name}' here.", code="unknown_engine")
+
+
+# Training
+
+
+def train(task: Mapping[str, Any], channel: Channel) -> Answer:
+    """Run one engine's part of a training job; see the payload in training/actions.py.
+
+    Resumes: keys in ``task["done"]`` are skipped, ``task["spent_s"]`` is taken off the budget.
+    Returns counts; the candidates went out as they came.
+    """
+    run = HarnessRun(task, channel)
+    payload = task["payload"]
+    engine = engine_named(task["engine"])
+    problem = problem_of(payload)
+    if problem.task not in engine.task_types:
+        raise WorkError(f"{engine.title} does not do {problem.task} tasks.", code="task_type")
+    run.working_on("Reading the data")
+    ready = Ready.read(Path(task["inputs"]["data"]), payload, problem)
+    if int(task.get("attempt") or 1) == 1:
+        for name, why in ready.schema.left_out.items():
+            run.notice(f"Column '{name}' is left out: {why}.", column=name)
+    count = 0
+    for candidate in engine.train(problem, ready.data, run):
+        deliver(candidate, engine, problem, ready, payload, run)
+        count += 1
+    if not count and not run.done:
+        raise WorkError(
+            "No model could be fitted" + (f": {run.last_notice}" if run.last_notice else "."),
+            code="no_candidates",
+        )
+    run.finish("Stopped" if channel.stopping else "Done")
+    return {
+        "data": {
+            "candidates": count,
+            "stopped": bool(channel.stopping),
+            "elapsed_s": round(time.monotonic() - run.started, 3),
+            "train_rows": len(ready.data.y),
+            "held_rows": len(ready.data.held),
+        },
+        "files": {},
+    }
+
+
+def problem_of(payload: Mapping[str, Any]) -> Problem:
+    classes = payload.get("classes")
+    return Problem(
+        task=payload["task"],
+        target=payload["target"],
+        metric=payload["metric"],
+        classes=tuple(classes) if classes else None,
+        positive_class=payload.get("positive_class"),
+        seed=int(payload.get("seed") or 0),
+        threads=max(1, int(payload.get("threads") or 1)),
+    )
+
+
+class Ready:
+    """A job's data, read and split: what the engine gets, and which rows of the file those are."""
+
+    def __init__(self, schema: Schema, data: Data, train_rows: Array, held_rows: Array) -> None:
+        self.schema, self.data = schema, data
+        self.train_rows, self.held_rows = train_rows, held_rows
+
+    @classmethod
+    def read(cls, path: Path, payload: Mapping[str, Any], problem: Problem) -> Ready:
+        """Raises WorkError when the file does not go with the payload."""
+        columns = payload["columns"]
+        try:
+            table = frame.read_file(path, [*(c["name"] for c in columns), problem.target])
+            if problem.target not in table:
+                raise WorkError(
+                    f"The data set has no column '{problem.target}'.",
+                    code="missing_columns",
+                )
+            target = frame.as_array(table[problem.target])
+            strata = splits.strata_of(target, problem.classes)
+            rows = rows_of(splits.assign(len(target), payload["split"], strata))
+            if not len(rows.train):
+                raise WorkError("No row is left to train on.", code="no_rows")
+            mask = np.zeros(len(target), dtype=bool)
+            mask[rows.train] = True
+            schema, prepared = frame.learn(columns, table, mask)
+        except InputError as error:
+            raise WorkError(str(error), code=error.code, columns=error.columns) from error
+        if not schema.columns:
+            raise WorkError(
+                "No column is left to learn from: "
+                + "; ".join(f"'{name}': {why}" for name, why in schema.left_out.items()),
+                code="no_columns",
+            )
+        # Only here is the target taken, and only for the rows that train.
+        if problem.is_classification:
+            y = strata[rows.train].astype(np.int64)
+        else:
+            y = np.array(target[rows.train], dtype=np.float64)
+        data = Data(prepared.take(rows.train), y, prepared.take(rows.held), rows.folds)
+        return cls(schema, data, rows.train, rows.held)
+
+
+class HarnessRun:
+    """The engine's surroundings (base.Run): clock, progress, notices."""
+
+    def __init__(self, task: Mapping[str, Any], channel: Channel) -> None:
+        self.started = time.monotonic()
+        self.channel = channel
+        self.budget_s = float(task["payload"]["budget_s"])
+        self.spent_s = float(task.get("spent_s") or 0.0)
+        self.done = frozenset(task.get("done") or ())
+        self.folder = Path.cwd() / "models"
+        self.folder.mkdir(exist_ok=True)
+        self.sent = 0
+        self.last_notice = ""
+        self._what = ""
+        self._fraction = 0.0
+        self._said_at = float("-inf")
+
+    def remaining_s(self) -> float:
+        return self.budget_s - self.spent_s - (time.monotonic() - self.started)
+
+    def pulse(self) -> bool:
+        if time.monotonic() - self._said_at >= PROGRESS_S:
+            self._say()
+        return self.channel.stopping or self.remaining_s() <= 0
+
+    def working_on(self, what: str) -> None:
+        self._what = what
+        if time.monotonic() - self._said_at >= PROGRESS_S:
+            self._say()
+
+    def notice(self, message: str, **data: Any) -> None:
+        self.last_notice = message
+        self.channel.notice(message, **data)
+
+    def finish(self, message: str) -> None:
+        self._what, self._fraction = message, 1.0
+        self._say()
+
+    def _say(self) -> None:
+        used = 1.0 - self.remaining_s() / max(self.budget_s, 1e-9)
+        self._fraction = max(self._fraction, min(used, 0.99))
+        self._said_at = time.monotonic()
+        self.channel.progress(round(self._fraction, 4), self._what, candidates=self.sent)
+
+
+def deliver(
+    candidate: Candidate,
+    engine: Engine,
+    problem: Problem,
+    ready: Ready,
+    payload: Mapping[str, Any],
+    run: HarnessRun,
+) -> None:
+    """Write the candidate's artifact and predictions, then hand both over."""
+    run.sent += 1
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", candidate.key)
+    artifact, predictions = Path(f"{stem}.zip"), Path(f"{stem}.parquet")
+    rows, found = ready.held_rows, candidate.held
+    if candidate.out_of_fold is not None:
+        rows = np.concatenate([ready.train_rows, rows])
+        found = joined(candidate.out_of_fold, found)
+    write_predictions(predictions, rows, found, problem)
+    told = export.schema_json(engine, candidate, problem, ready.schema, payload)
+    export.write(
+        artifact,
+        candidate.folder,
+        told,
+        engine,
+        Path(splits.__file__),
+        candidate.packages,
+    )
+    run.channel.candidate(
+        candidate.key,
+        {
+            "name": candidate.name,
+            "family": candidate.family,
+            "engine": engine.name,
+            "params": dict(candidate.params),
+            "fit_s": round(candidate.fit_s, 4),
+            "predict_ms_row": candidate.predict_ms_row,
+            "train_rows": candidate.train_rows,
+        },
+        {"artifact": str(artifact), "predictions": str(predictions)},
+    )
+
+
+def joined(first: Predictions, second: Predictions) -> Predictions:
+    values = np.concatenate([first.values, second.values])
+    if first.probabilities is None or second.probabilities is None:
+        return Predictions(values)
+    return Predictions(values, np.concatenate([first.probabilities, second.probabilities]))
+
+
+def write_predictions(path: Path, rows: Array, found: Predictions, problem: Problem) -> None:
+    """Parquet: row (index into the data set version), prediction, and p0..pk by class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"row": pa.array(rows.astype(np.int64))}
+    columns["prediction"] = pa.array(labels(found, problem.classes))
+    if found.probabilities is not None:
+        for code in range(found.probabilities.shape[1]):
+            columns[f"p{code}"] = pa.array(np.ascontiguousarray(found.probabilities[:, code]))
+    pq.write_table(pa.table(columns), path)
+
+
+def labels(found: Predictions, classes: Sequence[str] | None) -> list[Any]:
+    """Class names, or numbers as plain floats."""
+    if classes:
+        return [classes[int(code)] for code in found.values]
+    return np.asarray(found.values, dtype=np.float64).tolist()
+
+
+# Predicting
+
+
+class ServedModel:
+    """A loaded artifact. Plain JSON values in and out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
+        if self.told["format"] != export.FORMAT:
+            raise InputError(
+                f"This artifact has format {self.told['format']}; this FlowML reads "
+                f"{export.FORMAT}.",
+                "bad_artifact",
+            )
+        self.schema = Schema.from_json(self.told)
+        self.classes: list[str] | None = self.told["classes"]
+        self.model: Predictor = engine_named(self.told["engine"]).load(folder / "model")
+        self._known = {c.name for c in self.schema.columns} | set(self.schema.left_out)
+        self._known.add(self.told["target"])
+
+    def predict(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """{"predictions", "probabilities" (rows x classes) or None, "classes" or None}.
+
+        ``columns`` names the values of each row, in any order. Raises InputError, whose ``columns``
+        tells what is wrong with which.
+        """
+        unknown = [name for name in columns if name not in self._known]
+        if unknown:
+            raise InputError(
+                f"The model has no column '{unknown[0]}'.",
+                "unknown_columns",
+                dict.fromkeys(unknown, "The model has no such column."),
+            )
+        if any(len(row) != len(columns) for row in rows):
+            raise InputError("Every row needs one value per column.", "wrong_type")
+        values = zip(*rows, strict=True) if rows else ([] for _ in columns)
+        table = {name: list(column) for name, column in zip(columns, values, strict=True)}
+        found = self.model.predict(frame.prepare(self.schema, table))
+        return {
+            "predictions": labels(found, self.classes),
+            "probabilities": None if found.probabilities is None else found.probabilities.tolist(),
+            "classes": self.classes,
+        }
+
+    def predict_frame(self, prepared: Frame) -> Predictions:
+        return self.model.predict(prepared)
+
+
+def load_predictor(folder: str | Path) -> ServedModel:
+    """Load an unpacked artifact. Unpickles: the caller has verified where it comes from."""
+    return ServedModel(Path(folder))
+
+
+def predict_file(task: Mapping[str, Any], channel: Channel) -> Answer:
+    """Predict every row of a file: inputs "model" (artifact zip) and "data" (Parquet or text).
+
+    Writes predictions.parquet and predictions.csv: the file's own columns, then ``prediction`` and
+    ``probability_<class>``. A value of the wrong type ends the work with the column's name.
+    """
+    folder = Path("model")
+    with zipfile.ZipFile(task["inputs"]["model"]) as zip:
+        zip.extractall(folder)
+    model = load_predictor(folder)
+    model.model.threads = max(1, int((task.get("payload") or {}).get("threads") or 1))
+    channel.progress(0.05, "Reading the rows")
+    try:
+        table = frame.read_file(task["inputs"]["data"])
+        n_rows = len(next(iter(table.values()))) if table else 0
+        parts = list(_predict_parts(model, table, n_rows, channel))
+    except InputError as error:
+        raise WorkError(str(error), code=error.code, columns=error.columns) from error
+    if not n_rows:
+        raise WorkError("The file has no rows.", code="bad_file")
+    found = parts[0]
+    for part in parts[1:]:
+        found = joined(found, part)
+    channel.progress(0.9, "Writing the predictions")
+    names = _write_scored(table, found, model.classes)
+    return {"data": {"rows": n_rows, "columns": names}, "files": dict(SCORED_FILES)}
+
+
+SCORED_FILES = {"parquet": "predictions.parquet", "csv": "predictions.csv"}
+
+
+def _predict_parts(
+    model: ServedModel, table: Mapping[str, Any], n_rows: int, channel: Channel
+) -> Iterator[Predictions]:
+    """Predictions a slice at a time: the whole matrix of a long file need not fit in memory."""
+    for start in range(0, n_rows, ROWS_AT_ONCE):
+        if channel.stopping:
+            raise WorkError("It was stopped before all rows were predicted.", code="stopped")
+        slice_ = {name: column.slice(start, ROWS_AT_ONCE) for name, column in table.items()}
+        yield model.predict_frame(frame.prepare(model.schema, slice_))
+        done = min(start + ROWS_AT_ONCE, n_rows)
+        channel.progress(0.05 + 0.85 * done / n_rows, f"{done:,} of {n_rows:,} rows")
+
+
+def _write_scored(
+    table: Mapping[str, Any], found: Predictions, classes: Sequence[str] | None
+) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    columns = dict(table)
+
+    def add(name: str, values: Any) -> str:
+        while name in columns:
+            name += "_"
+        columns[name] = pa.array(values)
+        return name
+
+    added = [add("prediction", labels(found, classes))]
+    if found.probabilities is not None:
+        for code, label in enumerate(classes or ()):
+            shares = np.ascontiguousarray(found.probabilities[:, code])
+            added.append(add(f"probability_{label}", shares))
+    scored = pa.table(columns)
+    pq.write_table(scored, SCORED_FILES["parquet"])
+    try:
+        pc.write_csv(scored, SCORED_FILES["csv"])
+    except pa.ArrowException:  # nested columns and their like have no CSV form
+        with open(SCORED_FILES["csv"], "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(scored.column_names)
+            for batch in scored.to_batches(max_chunksize=10_000):
+                writer.writerows(
+                    zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                )
+    return added
