@@ -207,7 +207,7 @@ class Task(OrgOwned):
 class Event(models.Model):
     """Something that happened, numbered within its stream. Never changed, but for ``handled_at``."""
 
-    HANDLED: ClassVar = frozenset({"candidate", "notice"})  # types that other apps react to
+    HANDLED: ClassVar = frozenset({"candidate", "notice", "started"})  # types that others react to
 
     stream = models.ForeignKey(Stream, models.CASCADE, related_name="events")
     seq = models.PositiveIntegerField()
