@@ -1,0 +1,154 @@
+"""A toy engine and toy work, run in real children by a real supervisor (FLOWML_TEST_HANDLERS)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from workers.node.channel import Channel, WorkError
+from workers.node.handlers import Way
+
+TOY = "tests.node.toy"
+
+
+def echo(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Give back the payload, inputs read, what the process looks like."""
+    channel.progress(0.5, "half way")
+    print("hello from the child")
+    texts = {name: Path(path).read_text() for name, path in task["inputs"].items()}
+    Path("answer.txt").write_text("42")
+    data = {
+        "payload": task["payload"],
+        "inputs": texts,
+        "done": task["done"],
+        "env": dict(os.environ),
+        "cwd": os.getcwd(),
+        "pid": os.getpid(),
+        "sid": os.getsid(0),
+        "python": sys.prefix,
+    }
+    return {"data": data, "files": {"answer": "answer.txt"}}
+
+
+def candidates(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Hand over payload["keys"], then do payload["then"]."""
+    payload = task["payload"]
+    for key in payload["keys"]:
+        if key in task["done"]:
+            channel.log(f"{key} is done")
+            continue
+        Path("model.bin").unlink(missing_ok=True)
+        Path("model.bin").write_text(f"model {key}")
+        channel.candidate(key, {"name": key}, {"artifact": "model.bin"})
+        time.sleep(payload.get("each_s", 0.0))
+        if key == payload.get("die_after"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    match payload.get("then"):
+        case "hang":
+            time.sleep(600)
+        case "until_stop":
+            while not channel.stopping:
+                time.sleep(0.02)
+    return {"data": {"done_before": task["done"]}}
+
+
+def stubborn(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Ignore SIGTERM, start grandchildren in sessions of their own, one of them an orphan."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    code = (
+        "import os, signal, time; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "pid = os.fork();"
+        "open(f'pid-{os.getpid()}', 'w').close();"
+        "pid and os._exit(0) if os.environ.get('ORPHAN') else None;"
+        "time.sleep(600)"
+    )
+    kept = subprocess.Popen([sys.executable, "-c", code])
+    lost = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "ORPHAN": "1"})
+    lost.wait()
+    while len(list(Path().glob("pid-*"))) < 4:
+        time.sleep(0.01)
+    pids = sorted(int(path.name[4:]) for path in Path().glob("pid-*"))
+    channel.notice("pids", pids=[os.getpid(), kept.pid, *pids])
+    time.sleep(600)
+    return {}
+
+
+def hungry(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Take more memory than allowed: at once, in pieces, or in grandchildren."""
+    how, hoard = task["payload"]["how"], []
+    if how == "processes":
+        code = "b = bytearray(120 << 20); import time; time.sleep(600)"
+        hoard = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+        time.sleep(600)
+    if how == "abort":
+        print("terminate called after throwing an instance of 'std::bad_alloc'", flush=True)
+        os.abort()
+    while True:
+        hoard.append(bytearray(32 << 20))
+
+
+def fail(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Fail in the way that the payload names."""
+    match task["payload"]["how"]:
+        case "work":
+            raise WorkError("The column colour is not there.", code="no_column", column="colour")
+        case "bug":
+            raise KeyError("oops")
+        case "exit":
+            sys.exit(3)
+        case "silent":
+            os._exit(0)
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "file":
+            return {"data": {}, "files": {"x": "../../etc/passwd"}}
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def network(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Tell which network interfaces there are, and who one is."""
+    names = [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()]
+    return {"data": {"interfaces": names[2:], "uid": os.getuid()}}
+
+
+class Predictor:
+    def __init__(self, folder: str) -> None:
+        self.spec = json.loads((Path(folder) / "model.json").read_text())
+
+    def predict(self, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
+        if "x" not in columns:
+            raise WorkError("The column x is missing.", code="columns", columns={"x": "is missing"})
+        at = columns.index("x")
+        if rows[0][at] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rows[0][at] == "die once" and not Path("died").exists():
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rows[0][at] == "die once":
+            return {"predictions": [os.getpid()]}
+        factor = self.spec["factor"]
+        return {"predictions": [row[at] * factor for row in rows], "pid": os.getpid()}
+
+
+def load_predictor(folder: str) -> Predictor:
+    return Predictor(folder)
+
+
+HANDLERS = {
+    "toy.echo": Way(f"{TOY}:echo", "engine", light=True),
+    "toy.bare": Way(f"{TOY}:echo", "node", light=True),
+    "toy.train": Way(f"{TOY}:candidates", "engine", keeps=True),
+    "toy.stubborn": Way(f"{TOY}:stubborn", "engine"),
+    "toy.hungry": Way(f"{TOY}:hungry", "engine"),
+    "toy.fail": Way(f"{TOY}:fail", "engine", light=True),
+    "toy.network": Way(f"{TOY}:network", "node", light=True, network=False),
+    "toy.missing": Way("tests.node.nowhere:run", "engine"),
+}
+ENGINES = {"toy": "tests.node.toy_engine", "sick": "tests.node.toy_sick"}
+TARGETS = {"predictor": f"{TOY}:load_predictor"}

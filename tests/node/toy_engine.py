@@ -1,0 +1,7 @@
+"""The declaration of the toy engine: what its warm parent imports."""
+
+import colorsys  # stands for something heavy
+import os
+
+START_PID = os.getpid()
+IMPORTED = colorsys

@@ -1,0 +1,64 @@
+"""What this node can do: a fixed table from a task's kind to the function that does it.
+
+Standard library only. Nothing that came over the network ever names a function.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Handler = Callable[[dict[str, Any], Any], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How tasks of one kind are done.
+
+    ``target`` is "module:function". ``venv`` is "node", or "engine" for the virtualenv that the
+    task's engine names. ``light`` work is short and has slots of its own. Candidates of a kind
+    that ``keeps`` them count even when the work is cut short.
+    """
+
+    target: str
+    venv: Literal["node", "engine"]
+    light: bool = False
+    network: bool = True
+    keeps: bool = False
+
+
+TABLE: dict[str, Way] = {
+    "dataset.ingest": Way("datasets.ingest:run", "node", light=True, network=False),
+    "training.train": Way("training.engines.harness:train", "engine", keeps=True),
+    "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
+}
+PREDICTOR = "training.engines.harness:load_predictor"
+NOT_ENGINES = frozenset({"base", "harness", "__init__"})
+
+
+def way_for(kind: str) -> Way | None:
+    """How to do a task of this kind, or None when this node cannot."""
+    return _extra("HANDLERS").get(kind) or TABLE.get(kind)
+
+
+def engine_module(engine: str) -> str:
+    """The module that declares an engine (see training/engines/base.py)."""
+    return str(_extra("ENGINES").get(engine) or f"training.engines.{engine}")
+
+
+def predictor_target() -> str:
+    """The "module:function" that turns an unpacked artifact folder into a predictor."""
+    return str(_extra("TARGETS").get("predictor") or PREDICTOR)
+
+
+def load(target: str) -> Any:
+    """Import what a "module:function" of this table names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _extra(name: str) -> Mapping[str, Any]:
+    """What a test's own module adds. The variable is unset outside the node's tests."""
+    module = os.environ.get("FLOWML_TEST_HANDLERS")
+    return getattr(importlib.import_module(module), name, {}) if module else {}

@@ -1,0 +1,129 @@
+"""What a node is told by its environment and flags."""
+
+import hashlib
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = "0.1.0"
+MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One node's settings. ``queues`` and ``engines`` None mean: whatever fits this machine."""
+
+    url: str
+    join_token: str
+    name: str
+    folder: Path
+    run: Path
+    venvs: Path
+    concurrency: int
+    light_slots: int
+    queues: tuple[str, ...] | None = None
+    engines: tuple[str, ...] | None = None
+    cache_mib: int = 8192
+    # How long someone who is told to stop may take to end well before being killed.
+    grace_s: float = 10.0
+    model_server_mib: int = 2048
+
+    @property
+    def socket_path(self) -> Path:
+        """Where predictions are answered. Short enough for the kernel, unlike some folders."""
+        path = self.run / f"node-{self.name}.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"flowml-{os.getuid()}-{digest}" / "node.sock"
+
+    @property
+    def mark(self) -> str:
+        """What every process of this node carries in its environment, to be found by."""
+        digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:24]
+        return f"FLOWML_MARK={digest}"
+
+    def python(self, venv: str) -> Path:
+        """The interpreter of one virtualenv; the node's own is whatever runs this."""
+        return Path(sys.executable) if venv == "node" else self.venvs / venv / "bin" / "python"
+
+    def child_environment(self) -> dict[str, str]:
+        """A clean environment for work: no token, no address, nothing of this process's own."""
+        name, _, value = self.mark.partition("=")
+        kept = {
+            key: os.environ[key]
+            for key in (
+                "LANG",
+                "LC_ALL",
+                "TZ",
+                "FLOWML_TEST_HANDLERS",
+                "LD_LIBRARY_PATH",
+            )
+            if key in os.environ
+        }
+        return {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            **kept,
+            **thread_variables(1),
+            name: value,
+        }
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The variables that native thread pools read when they are loaded."""
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "POLARS_MAX_THREADS",
+    )
+    return dict.fromkeys(names, str(threads))
+
+
+def read(env: Mapping[str, str], cores: int, **flags: object) -> Settings:
+    """Settings from the environment, overridden by those flags that are not None.
+
+    Raises ValueError with a sentence when something needed is missing or malformed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    url = str(given.get("url") or env.get("FLOWML_URL") or "").rstrip("/")
+    if not re.match(r"https?://[^/]+", url):
+        raise ValueError("Tell the server's address: --register URL, or FLOWML_URL.")
+    token = str(given.get("token") or env.get("FLOWML_JOIN_TOKEN") or "")
+    name = str(given.get("name") or env.get("FLOWML_NODE_NAME") or socket.gethostname())
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(
+            f'The name "{name}" will not do: up to 64 letters, digits, dots, dashes, underscores.'
+        )
+    var = Path(env.get("FLOWML_VAR") or ROOT / "var")
+    concurrency = int(str(given.get("concurrency") or env.get("FLOWML_CONCURRENCY") or 0))
+    return Settings(
+        url=url,
+        join_token=token,
+        name=name,
+        folder=Path(env.get("FLOWML_NODE_DIR") or var / "node").absolute(),
+        run=(var / "run").absolute(),
+        venvs=Path(env.get("FLOWML_VENVS") or ROOT / ".venvs").absolute(),
+        concurrency=concurrency or max(1, cores // 2),
+        light_slots=2,
+        queues=_names(given.get("queues")),
+        engines=_names(given.get("engines")),
+        cache_mib=int(env.get("FLOWML_NODE_CACHE_MIB") or 8192),
+        grace_s=float(env.get("FLOWML_STOP_GRACE_S") or 10),
+        model_server_mib=int(env.get("FLOWML_MODEL_SERVER_MIB") or 2048),
+    )
+
+
+def _names(text: object) -> tuple[str, ...] | None:
+    names = tuple(part.strip() for part in str(text or "").split(",") if part.strip())
+    return names or None

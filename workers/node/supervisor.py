@@ -1,0 +1,433 @@
+"""The node: one supervisor per machine. It claims work, sees it through in children, and answers
+predictions. Imports neither Django nor an ML library, and never computes anything itself.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from workers.node import probe, procs
+from workers.node.api import Api, Refused, Unauthorized, Unreachable, backoff_s
+from workers.node.attempt import Attempt, recover
+from workers.node.bell import Bell
+from workers.node.cache import trim
+from workers.node.parents import EngineBroken, Parents
+from workers.node.serving import Serving
+from workers.node.settings import VERSION, Settings
+from workers.node.spool import Spool
+
+log = logging.getLogger("flowml.node")
+
+POLL_S = 1.0  # how often to ask for work where no broker rings
+QUICK_S = 0.5  # least time between two heartbeats
+TEND_S = 5.0
+REFUSED_PATIENCE_S = 30.0
+GOODBYE_S = 3.0
+RESTART = 75  # exit status that asks to be started again
+
+
+class CannotJoin(Exception):
+    """The web side does not want this node, or another one uses its folder. Tells why."""
+
+
+class Supervisor:
+    """One node. ``run`` returns the exit status once ``stop`` was called."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.cores = probe.cores()
+        self.ram_mib = probe.ram_mib()
+        self.api = Api(settings.url)
+        self.parents = Parents(settings)
+        self.attempts: dict[str, Attempt] = {}
+        self.recovering: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.bell = Bell(settings, self._on_bell)
+        self.serving = Serving(settings, self.api, self.parents, self.register_again)
+        self.engines: list[str] = []
+        self.broken: set[str] = set()
+        self.heartbeat_s = 5.0
+        self.broker_url: str | None = None
+        self.queues: list[str] = []
+        self.draining = False
+        self._capabilities: dict[str, Any] = {}
+        self._status = 0
+        self._claim_now = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._registering = asyncio.Lock()
+        self._runs: set[asyncio.Task[None]] = set()
+        # What the claim loop was last woken by: the watchdog of the bell wants to know.
+        self._woken_by_heartbeat = False
+
+    def stop(self, status: int = 0) -> None:
+        """End soon: what runs is handed back, children are killed."""
+        self._status = status
+        self.draining = True
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Be a node until stopped. Raises CannotJoin when that is impossible."""
+        folder = self.settings.folder
+        for name in ("work", "spool", "cache", "models"):
+            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _only_one(folder)
+        procs.become_reaper()
+        left = await asyncio.to_thread(procs.kill_marked, self.settings.mark)
+        if left:
+            log.warning("killed %d processes that an earlier node had left", left)
+        await asyncio.to_thread(_empty, folder / "work")
+        self._capabilities = await asyncio.to_thread(
+            probe.probe, self.settings.venvs, self.settings.engines, folder
+        )
+        self.engines = list(self._capabilities["engines"])
+        log.info(
+            "node %s: %d cores, %d MiB, engines: %s",
+            *(
+                self.settings.name,
+                self.cores,
+                self.ram_mib,
+                ", ".join(self.engines) or "none",
+            ),
+        )
+        loops: list[asyncio.Task[Any]] = []
+        try:
+            await self.serving.start()
+            loops.append(asyncio.create_task(self._prewarm()))
+            joined = asyncio.create_task(self._join())
+            ended = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait({joined, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not joined.done():
+                joined.cancel()
+                return self._status
+            joined.result()
+            for work in (self._heartbeats, self._claims, self._tending):
+                loops.append(asyncio.create_task(self._for_ever(work)))
+            await self._stopping.wait()
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await self._shut_down()
+            os.close(lock)
+        return self._status
+
+    # --- joining -----------------------------------------------------------------------------
+
+    async def _join(self) -> None:
+        """Deliver what is left from last time, then register."""
+        # Before registering, since the web side may take that as the end of the old process.
+        left = [
+            self._run(self._recover(path)) for path in (self.settings.folder / "spool").iterdir()
+        ]
+        online_s = 0.0
+        while left and online_s < 5.0:
+            _, pending = await asyncio.wait(left, timeout=0.5)
+            left = list(pending)
+            online_s += 0.5 if self.api.online else 0.0
+        await self.register()
+
+    async def _recover(self, folder: Path) -> None:
+        try:
+            spool = Spool.open(folder)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("%s cannot be read (%s); removing it", folder, error)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return
+        delivery = asyncio.create_task(recover(spool, self.api))
+        self.recovering[spool.task, spool.attempt] = delivery
+        try:
+            await delivery
+        except asyncio.CancelledError:
+            if not delivery.cancelled():
+                delivery.cancel()
+                raise  # the node is ending; the spool stays for its next start
+            spool.discard()  # the web side wants no more of it
+        finally:
+            del self.recovering[spool.task, spool.attempt]
+
+    async def register(self) -> None:
+        """Make this node known. Waits out an absent web side; raises CannotJoin when refused."""
+        body = {
+            "join_token": self.settings.join_token,
+            "name": self.settings.name,
+            "version": VERSION,
+            "capabilities": self._capabilities,
+            "address": self.serving.address,
+            "concurrency": self.settings.concurrency,
+        }
+        if self.settings.queues:
+            body["queues"] = list(self.settings.queues)
+        failures, refused_at = 0, 0.0
+        while True:
+            try:
+                answer = await self.api.register(body)
+                break
+            except (Refused, Unauthorized) as error:
+                refused_at = refused_at or time.monotonic()
+                log.error("the server does not let this node in: %s", error)
+                if time.monotonic() - refused_at > REFUSED_PATIENCE_S and not self._runs:
+                    raise CannotJoin(f"The server does not let this node in: {error}") from error
+            except Unreachable as error:
+                if not failures:
+                    log.warning("waiting for the server at %s (%s)", self.settings.url, error)
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, 0.5))
+        self.heartbeat_s = float(answer.get("heartbeat_s") or self.heartbeat_s)
+        self.broker_url = answer.get("broker_url") or None
+        self.queues = list(answer.get("queues") or [])
+        self.serving.signing_key = str(answer.get("signing_key") or "")
+        log.info("registered as %s, queues: %s", self.settings.name, ", ".join(self.queues))
+        await self.bell.want(self.broker_url, self.queues)
+        self._claim_now.set()
+
+    async def register_again(self) -> None:
+        """Register after a 401. Several callers at once register once."""
+        token = self.api.token
+        async with self._registering:
+            if self.api.token == token:
+                log.warning("the server does not know this node any more; registering again")
+                await self.register()
+
+    # --- the heart ---------------------------------------------------------------------------
+
+    async def _heartbeats(self) -> None:
+        while True:
+            began = time.monotonic()
+            self._beat_now.clear()
+            try:
+                await self._beat()
+            except Unreachable as error:
+                # Children go on: what they finish is kept until the web side is back.
+                log.debug("no heartbeat: %s", error)
+            except Unauthorized:
+                await self.register_again()
+                continue
+            except Refused as error:
+                log.error("the heartbeat was refused: %s", error)
+            await asyncio.sleep(QUICK_S)
+            rest = self.heartbeat_s - (time.monotonic() - began)
+            if not self.api.online:
+                rest = min(rest, 1.0)
+            try:
+                await asyncio.wait_for(self._beat_now.wait(), max(0.0, rest))
+            except TimeoutError:
+                pass
+
+    async def _beat(self) -> None:
+        running = dict(self.recovering.keys())
+        running |= {a.task: a.number for a in self.attempts.values()}
+        answer = await self.api.heartbeat(
+            {
+                "running": [{"task": task, "attempt": n} for task, n in running.items()],
+                "usage": probe.usage(self.settings.folder),
+                "engines": [name for name in self.engines if name not in self.broken],
+                "draining": self.draining,
+            }
+        )
+        for task, wish in (answer.get("tasks") or {}).items():
+            attempt = self.attempts.get(task)
+            if attempt is not None and attempt.number == running.get(task):
+                attempt.wish(str(wish))
+            elif wish == "gone" and (left := self.recovering.get((task, running.get(task, 0)))):
+                left.cancel()
+        queues = answer.get("queues")
+        if queues is not None and list(queues) != self.queues:
+            self.queues = list(queues)
+            log.info("queues are now: %s", ", ".join(self.queues))
+            await self.bell.want(self.broker_url, self.queues)
+        if answer.get("restart") and not self.draining:
+            log.info("the server asks for a restart")
+            self.draining = True
+            self._run(self._restart_when_idle())
+        if answer.get("waiting") and not self.draining:
+            self._woken_by_heartbeat = not self._claim_now.is_set()
+            self._claim_now.set()
+
+    async def _restart_when_idle(self) -> None:
+        while self.attempts:
+            await asyncio.sleep(0.2)
+        self.stop(RESTART)
+
+    # --- claiming ----------------------------------------------------------------------------
+
+    def _on_bell(self) -> None:
+        self._woken_by_heartbeat = False
+        self._claim_now.set()
+        if self.attempts:
+            # The web side rings for a cancel, too, which a heartbeat learns of.
+            self._beat_now.set()
+
+    async def _claims(self) -> None:
+        while True:
+            try:
+                timeout = None if self.broker_url else POLL_S
+                await asyncio.wait_for(self._claim_now.wait(), timeout)
+            except TimeoutError:
+                pass
+            self._claim_now.clear()
+            by_heartbeat, self._woken_by_heartbeat = self._woken_by_heartbeat, False
+            try:
+                while not self.draining and self._has_room():
+                    claim = await self.api.claim(self.room())
+                    if claim is None:
+                        break
+                    if by_heartbeat and self.broker_url:
+                        self.bell.watchdog.found_unrung(time.monotonic())
+                    by_heartbeat = False
+                    self._begin(claim)
+            except Unreachable:
+                await asyncio.sleep(POLL_S)
+                self._claim_now.set()
+            except Unauthorized:
+                await self.register_again()
+            except Refused as error:
+                log.error("the claim was refused: %s", error)
+                await asyncio.sleep(POLL_S)
+
+    def room(self) -> dict[str, int]:
+        """What is free now: slots by class, processor (millicores) and memory (MiB)."""
+        working = [a for a in self.attempts.values() if a.working]
+        heavy = sum(not a.is_light for a in working)
+        light = len(working) - heavy
+        taken_mib = sum(int(a.limits.get("ram_mib") or 0) for a in working if not a.is_light)
+        taken_cpu = sum(a.cpu_millis for a in working if not a.is_light)
+        # Light work beyond its own slots sits in a heavy one.
+        spill = max(0, light - self.settings.light_slots)
+        return {
+            "slots": max(0, self.settings.concurrency - heavy - spill),
+            "light_slots": max(0, self.settings.light_slots - light),
+            "cpu_millis": max(0, self.cores * 1000 - taken_cpu),
+            "ram_mib": max(0, int(self.ram_mib * 0.9) - taken_mib),
+        }
+
+    def _has_room(self) -> bool:
+        room = self.room()
+        return room["slots"] > 0 or room["light_slots"] > 0
+
+    def _begin(self, claim: dict[str, Any]) -> None:
+        task = str(claim["task"])
+        old = self.attempts.get(task)
+        if old is not None:
+            if old.number == int(claim["attempt"]) and old.working:
+                return  # the same claim, answered twice
+            old.wish("gone")
+        attempt = Attempt(
+            claim,
+            api=self.api,
+            parents=self.parents,
+            settings=self.settings,
+            cores=max(1, self.cores // self.settings.concurrency),
+        )
+        self.attempts[task] = attempt
+        log.info(
+            "task %s attempt %d: %s %s",
+            task,
+            attempt.number,
+            attempt.kind,
+            attempt.engine,
+        )
+        self._run(self._see_through(attempt))
+
+    async def _see_through(self, attempt: Attempt) -> None:
+        try:
+            await attempt.run(freed=self._claim_now.set)
+        finally:
+            if self.attempts.get(attempt.task) is attempt:
+                del self.attempts[attempt.task]
+            self._claim_now.set()
+
+    # --- upkeep ------------------------------------------------------------------------------
+
+    async def _prewarm(self) -> None:
+        """Have every engine imported before the first task asks, one at a time."""
+        for engine in ["", *self.engines]:
+            try:
+                await self.parents.warm(engine)
+            except EngineBroken as error:
+                log.error(
+                    "the engine %s cannot run on this node: %s",
+                    engine or "(node)",
+                    error,
+                )
+                self.broken.add(engine)
+
+    async def _tending(self) -> None:
+        count = 0
+        while True:
+            await asyncio.sleep(TEND_S)
+            count += 1
+            await self.bell.tend()
+            await self.serving.tend()
+            if count % 6 == 0:
+                await self.parents.tend()
+                known = {*self.parents.pids(), self.bell.pid}
+                await asyncio.to_thread(procs.kill_orphans, [os.getpid()], known)
+                keep = self.settings.cache_mib
+                await asyncio.to_thread(self.serving.forget)
+                await asyncio.to_thread(trim, self.settings.folder / "cache", keep)
+
+    async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the loops; a fault of ours in it is logged and must not end the node."""
+        while True:
+            try:
+                await work()
+            except CannotJoin as error:
+                log.error("%s", error)
+                self.stop(3)
+                return
+            except Exception:
+                log.exception("a fault in the node's %s", work.__name__)
+                await asyncio.sleep(1)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._runs.add(task)
+        task.add_done_callback(self._ran)
+        return task
+
+    def _ran(self, task: "asyncio.Task[None]") -> None:
+        self._runs.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a fault in the node", exc_info=task.exception())
+
+    async def _shut_down(self) -> None:
+        """Hand back what runs, within a few seconds; what cannot be said now stays in the spool."""
+        await self.bell.stop()
+        for attempt in self.attempts.values():
+            attempt.wish("returned")
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=GOODBYE_S)
+        for task in list(self._runs):
+            task.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self.serving.stop()
+        await self.parents.stop()
+        await asyncio.to_thread(procs.kill_marked, self.settings.mark)
+        await self.api.close()
+
+
+def _only_one(folder: Path) -> int:
+    """Take the folder's lock for as long as this process lives. Raises CannotJoin if it is taken."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        other = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        raise CannotJoin(
+            f"Another node{f' (process {other})' if other else ''} uses the folder {folder}. "
+            "Give this one its own: FLOWML_NODE_DIR."
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path, ignore_errors=True)
