@@ -20,7 +20,7 @@ def styled(form: F) -> F:
 class SignInForm(AuthenticationForm):
     """Name or e-mail address, and password."""
 
-    error_messages = {  # noqa: RUF012  (Django's own declaration)
+    error_messages = {
         "invalid_login": "This name and password do not go together. Check both and try again.",
         "inactive": "This account is switched off. Ask the operator of this installation.",
     }

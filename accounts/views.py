@@ -25,4 +25,4 @@ class SignIn(LoginView):
 class SignOut(LogoutView):
     """Sign out by POST; a GET would let any page's picture tag do it."""
 
-    http_method_names = ["post", "options"]  # noqa: RUF012
+    http_method_names = ["post", "options"]

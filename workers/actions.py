@@ -138,7 +138,7 @@ def requeue_task(task: Task, *, by: str) -> Task:
     )
 
 
-# --- Nodes -----------------------------------------------------------------------------------------
+# --- Nodes ---
 
 
 def register_worker(
@@ -182,7 +182,7 @@ def _capabilities(said: Mapping[str, Any]) -> routing.Capabilities:
 def heartbeat(
     worker: Worker, *, running: Sequence[tuple[UUID, int]], usage: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Renew the leases of what the node runs, and tell it what to do about each, and about itself."""
+    """Renew the leases of what the node runs; tell it what to do about each, and about itself."""
     now = timezone.now()
     Worker.objects.filter(pk=worker.pk).update(last_seen_at=now, usage=dict(usage))
     mine = Q(pk__in=[])
@@ -444,7 +444,7 @@ def _again(task: Task, *, reason: str, lost: bool) -> None:
     transaction.on_commit(lambda: bells.ring(queue))
 
 
-# --- Control ---------------------------------------------------------------------------------------
+# --- Control ---
 
 
 def _hasten(name: str, pk: Any) -> None:

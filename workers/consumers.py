@@ -44,7 +44,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         self._poll = asyncio.create_task(self._polling())
 
     def _from_our_pages(self) -> bool:
-        """Whether the request says an origin. That it is ours, the Origin check before us saw to."""
+        """Whether there is an origin at all. That it is ours, the check before us saw to."""
         return any(name == b"origin" for name, _ in self.scope["headers"])
 
     async def disconnect(self, code: int) -> None:

@@ -180,7 +180,7 @@ class Task(OrgOwned):
     def move_to(
         self, new: "Task.State", *, by: str = "system", reason: str = "", **fields: object
     ) -> None:
-        """Write ``new`` and ``fields`` if the stored row still has this instance's state and attempt.
+        """Write ``new`` and ``fields`` if the stored row has this instance's state and attempt.
 
         Raises IllegalMove when MOVES has no such arrow, StaleWrite when another process won.
         """
@@ -205,7 +205,7 @@ class Task(OrgOwned):
 
 
 class Event(models.Model):
-    """Something that happened, numbered within its stream. Never changed, but for ``handled_at``."""
+    """Something that happened, numbered within its stream; only ``handled_at`` ever changes."""
 
     HANDLED: ClassVar = frozenset({"candidate", "notice", "started"})  # types that others react to
 

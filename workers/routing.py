@@ -51,7 +51,8 @@ def queue_for(need: Requirements) -> str:
         if need.gpu_ram_mib <= tier * 1024:
             return f"{prefix}gpu.vram{tier}"
     raise NoSuchQueue(
-        f"No queue promises {need.gpu_ram_mib} MiB on one GPU; {VRAM_TIERS_GIB[-1]} GiB is the most."
+        f"No queue promises {need.gpu_ram_mib} MiB on one GPU: the most is "
+        f"{VRAM_TIERS_GIB[-1]} GiB."
     )
 
 

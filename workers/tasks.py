@@ -20,7 +20,7 @@ MAX_TRIES = 5
 
 @shared_task(name="workers.tasks.sweep")
 def sweep() -> None:
-    """Every two seconds: take back expired leases, ring for what waits, react to what was missed."""
+    """Take back expired leases, ring for what waits, react to what was missed."""
     actions.expire_leases(timezone.now(), web_answers=_web_answers())
     actions.ring_waiting()
     overdue = timezone.now() - timedelta(seconds=5)
