@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from django.core.exceptions import PermissionDenied
+from django.db import connections
 from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -98,9 +99,7 @@ def problem(
 def problem_response(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every error of the API in one shape."""
     if isinstance(exc, FlowError):
-        from django.db import transaction  # as DRF's own handler does
-
-        for connection in transaction.connections.all(initialized_only=True):
+        for connection in connections.all(initialized_only=True):
             if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
                 connection.set_rollback(True)
         body = problem(exc.status, exc.detail, code=exc.code, errors=exc.errors, **exc.extra)

@@ -51,7 +51,7 @@ def active_membership(
         if membership is None:
             raise NotFound("You are not a member of the organization in X-Organization.")
     else:
-        membership = mine.filter(organization=chosen).first() if chosen else None
+        membership = mine.filter(organization_id=chosen).first() if chosen else None
         membership = membership or mine.first()
     if membership is not None:
         membership.user = user  # spares a query whenever somebody asks who it was

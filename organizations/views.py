@@ -48,7 +48,12 @@ def sign_up(request: HttpRequest) -> HttpResponse:
             login(request, user, backend="django.contrib.auth.backends.ModelBackend")
             return redirect(wanted or settings.LOGIN_REDIRECT_URL)
     context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP}
-    return render(request, "organizations/sign_up.html", context, status=422 if form.errors else 200)
+    return render(
+        request,
+        "organizations/sign_up.html",
+        context,
+        status=422 if form.errors else 200,
+    )
 
 
 @org_role(Role.VIEWER)

@@ -192,8 +192,8 @@ def heartbeat(
     words: dict[str, str] = {str(task): "gone" for task, _ in running}
     if running:
         held.update(lease_expires_at=now + timedelta(seconds=settings.LEASE_S))
-        for task in held.only("cancel_requested_at", "stop_requested_at"):
-            words[str(task.pk)] = _word(task)
+        for renewed in held.only("cancel_requested_at", "stop_requested_at"):
+            words[str(renewed.pk)] = _word(renewed)
     waiting = (
         not worker.draining
         and Task.objects.filter(state=State.QUEUED, queue__in=worker.queues).exists()
@@ -270,7 +270,7 @@ def _heads(queues: Sequence[str]) -> list[fairshare.Waiting[UUID]]:
 
 def _shares() -> dict[UUID, float]:
     """The dominant share of each organization that uses something now."""
-    total = {"cpu_millis": 0, "ram_mib": 0}
+    total: dict[str, int] = {"cpu_millis": 0, "ram_mib": 0}
     alive = Worker.objects.filter(last_seen_at__gte=Worker.alive_since())
     for has in alive.values_list("capabilities", flat=True):
         total["cpu_millis"] += int(1000 * has.get("cpu", 0))
@@ -278,7 +278,12 @@ def _shares() -> dict[UUID, float]:
     used = Allocation.objects.values("organization").annotate(
         cpu_millis=Sum("cpu_millis"), ram_mib=Sum("ram_mib")
     )
-    return {row["organization"]: fairshare.dominant_share(row, total) for row in used}
+    return {
+        row["organization"]: fairshare.dominant_share(
+            {"cpu_millis": row["cpu_millis"], "ram_mib": row["ram_mib"]}, total
+        )
+        for row in used
+    }
 
 
 def claim_answer(task: Task) -> dict[str, Any]:

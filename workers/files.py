@@ -23,11 +23,12 @@ class _Hashing(File):  # type: ignore[type-arg]
 
     def __init__(self, source: IO[bytes], name: str) -> None:
         super().__init__(source, name=name)
+        self.source = source
         self.sha256 = hashlib.sha256()
         self.bytes = 0
 
     def chunks(self, chunk_size: int | None = None) -> Any:
-        while piece := self.file.read(chunk_size or CHUNK):
+        while piece := self.source.read(chunk_size or CHUNK):
             self.sha256.update(piece)
             self.bytes += len(piece)
             yield piece

@@ -27,11 +27,11 @@ def sweep() -> None:
     events = Event.objects.filter(handled_at=None, at__lt=overdue, tries__lt=MAX_TRIES)
     for pk in events.order_by("pk").values_list("pk", flat=True)[:200]:
         handle_event(pk)
-    ends = Task.objects.filter(
+    finished = Task.objects.filter(
         handled_at=None, finished_at__lt=overdue, finished_at__isnull=False, tries__lt=MAX_TRIES
     )
-    for pk in ends.values_list("pk", flat=True)[:200]:
-        handle_end(str(pk))
+    for task in finished.values_list("pk", flat=True)[:200]:
+        handle_end(str(task))
 
 
 def _web_answers() -> bool:

@@ -46,9 +46,12 @@ class RegisterView(APIView):
     @extend_schema(request=Registration, responses={201: Account}, tags=["auth"])
     def post(self, request: Request) -> Response:
         """Make an account with a personal organization. The answer signs in already."""
-        form = RegisterForm(request.data)
+        asked = Registration(data=request.data)
+        asked.is_valid(raise_exception=True)
+        form = RegisterForm(asked.validated_data)
         if not form.is_valid():
-            raise serializers.ValidationError({k: list(v) for k, v in form.errors.items()})
+            errors = {field: [str(m) for m in said] for field, said in form.errors.items()}
+            raise serializers.ValidationError(errors)
         user = register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
         return Response(
             {

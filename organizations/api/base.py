@@ -29,10 +29,9 @@ class HasOrgRole(BasePermission):
         return membership.may(needed)
 
 
-class _OrgView:
-    permission_classes = (IsAuthenticated, HasOrgRole)
+class _OrgView(APIView):
+    permission_classes: Any = (IsAuthenticated, HasOrgRole)
     roles: ClassVar[dict[str, int]] = {}
-    request: Request
 
     @property
     def membership(self) -> Membership:
@@ -40,7 +39,7 @@ class _OrgView:
         return self.request.membership  # type: ignore[attr-defined, no-any-return]
 
 
-class OrgAPIView(_OrgView, APIView):
+class OrgAPIView(_OrgView):
     """An API view for members. ``roles`` by method: {"get": Role.VIEWER, ...}."""
 
 
@@ -48,4 +47,5 @@ class OrgViewSet(_OrgView, GenericViewSet):
     """A view set for members. ``roles`` by action: {"list": Role.VIEWER, ...}."""
 
     def get_queryset(self) -> Any:
-        return super().get_queryset().of(self.membership.organization)
+        queryset: Any = super().get_queryset()
+        return queryset.of(self.membership.organization)

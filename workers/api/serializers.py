@@ -47,7 +47,7 @@ class Claim(serializers.Serializer[Any]):
 class SaidEvent(serializers.Serializer[Any]):
     type = serializers.ChoiceField(["started", "progress", "notice", "log", "candidate"])
     at = serializers.DateTimeField(default=None, allow_null=True)
-    data = serializers.DictField(default=dict)
+    data = serializers.DictField(default=dict)  # type: ignore[assignment]
     files = serializers.DictField(child=serializers.UUIDField(), default=dict)
     key = serializers.CharField(max_length=120, default="", allow_blank=True, allow_null=True)
 
@@ -58,7 +58,7 @@ class Events(serializers.Serializer[Any]):
 
 
 class Result(serializers.Serializer[Any]):
-    data = serializers.DictField(default=dict)
+    data = serializers.DictField(default=dict)  # type: ignore[assignment]
     files = serializers.DictField(child=serializers.UUIDField(), default=dict)
 
 

@@ -1,7 +1,7 @@
 """The node endpoints: nodes dial in, speak for themselves or for one attempt of one task."""
 
 import hmac
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 from uuid import UUID
 
 from django.conf import settings
@@ -37,6 +37,11 @@ class NodeView(APIView):
     authentication_classes = (NodeAuthentication,)
     permission_classes: Any = (IsWorker,)
     schema = None  # the protocol of nodes is FlowML's own matter; docs/node-protocol.md tells it
+
+    @property
+    def node(self) -> Any:
+        """The Worker that speaks; IsWorker has made sure that it is one."""
+        return self.request.auth
 
 
 class RegisterView(NodeView):
@@ -75,13 +80,13 @@ class HeartbeatView(NodeView):
     def post(self, request: Request) -> Response:
         beat = _read(said.Heartbeat, request)
         running = [(held["task"], held["attempt"]) for held in beat["running"]]
-        return Response(actions.heartbeat(request.auth, running=running, usage=beat["usage"]))
+        return Response(actions.heartbeat(self.node, running=running, usage=beat["usage"]))
 
 
 class ClaimView(NodeView):
     def post(self, request: Request) -> Response:
         room = Room(**_read(said.Claim, request)["room"])
-        task = actions.claim(request.auth, room)
+        task = actions.claim(self.node, room)
         if task is None:
             return Response(status=204)
         return Response(actions.claim_answer(task))
@@ -92,7 +97,8 @@ class TaskView(NodeView):
 
     def attempt(self, spoken: int | None = None) -> int:
         """The token's attempt. Raises Invalid where the body names another."""
-        attempt = self.request.auth.attempt
+        held: Any = self.request.auth
+        attempt = held.attempt
         if spoken is not None and spoken != attempt:
             raise Invalid("The attempt in the body is not the token's.")
         return int(attempt)
@@ -145,7 +151,7 @@ class UploadView(TaskView):
         if (held.attempt, held.state) != (self.attempt(), Task.State.RUNNING):
             raise actions.NotYours("This attempt no longer holds the task: drop it.")
         artifact = actions.store_artifact(
-            held.organization, name, request.stream or request.data, task=held
+            held.organization, name, cast(IO[bytes], request.stream or request.data), task=held
         )
         expected = request.headers.get("X-SHA256", artifact.sha256)
         if expected != artifact.sha256:
