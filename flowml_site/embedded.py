@@ -82,6 +82,14 @@ def redis_url(var: Path) -> str | None:
     return f"redis://:{known['password']}@127.0.0.1:{known['port']}/0"
 
 
+def promise_valkey(var: Path) -> str:
+    """Choose the port and the password of a Valkey that starts later, and return its URL."""
+    make_private(var / "run")
+    known = {"port": processes.free_port(), "password": random_secrets.token_urlsafe(24)}
+    write_private(var / "run" / "valkey.json", json.dumps(known))
+    return redis_url(var) or ""
+
+
 def secrets(var: Path) -> dict[str, str]:
     """What the first start made up (see ``make_secrets``); empty before it."""
     return _read_json(var / "secrets.json")

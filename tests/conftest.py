@@ -1,0 +1,34 @@
+"""What every test gets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_files(settings: Any, tmp_path: Path) -> None:
+    """Stored files of a test lie in its own folder and go with it."""
+    storages = {name: dict(storage) for name, storage in settings.STORAGES.items()}
+    storages["default"]["OPTIONS"] = {
+        **storages["default"]["OPTIONS"],
+        "location": tmp_path / "storage",
+    }
+    settings.STORAGES = storages
+
+
+@pytest.fixture(autouse=True)
+def quick_passwords(settings: Any) -> None:
+    """Argon2 takes its time on purpose; tests that make users have none to spare."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a database test left in the cache (limits, counters) is not the next one's."""
+    yield
+    if "db" in request.fixturenames or request.node.get_closest_marker("django_db"):
+        from django.core.cache import cache
+
+        cache.clear()
