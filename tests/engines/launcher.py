@@ -59,10 +59,7 @@ def serve() -> None:
         if pid == 0:
             child(request, forked_at)
         _, status = os.waitpid(pid, 0)
-        print(
-            json.dumps({"exited": pid, "status": os.waitstatus_to_exitcode(status)}),
-            flush=True,
-        )
+        print(json.dumps({"exited": pid, "status": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
 def child(request: dict, forked_at: float) -> None:

@@ -121,10 +121,7 @@ def _work_and_exit(
             _send(writer, ("error", "it ran out of memory"))
         except Exception as error:
             text = " ".join(str(error).split())[:300]
-            _send(
-                writer,
-                ("error", f"{type(error).__name__}: {text}" if text else repr(error)),
-            )
+            _send(writer, ("error", f"{type(error).__name__}: {text}" if text else repr(error)))
     finally:
         os._exit(status)  # exit handlers belong to the process this one was forked from
 

@@ -74,11 +74,7 @@ def write(
         for file in sorted(item for item in folder.rglob("*") if item.is_file()):
             _add(zip, f"model/{file.relative_to(folder).as_posix()}", file.read_bytes())
         _add(zip, "schema.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        _add(
-            zip,
-            "flowml_model/__init__.py",
-            f"from .{engine.name} import ENGINE as ENGINE\n",
-        )
+        _add(zip, "flowml_model/__init__.py", f"from .{engine.name} import ENGINE as ENGINE\n")
         for name in modules:
             _add(zip, f"flowml_model/{name}.py", _source(HERE / f"{name}.py"))
         _add(zip, "flowml_model/splits.py", _source(splits))

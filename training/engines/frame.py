@@ -467,13 +467,7 @@ def _parse_time(text: str) -> dt.datetime:
         return dt.datetime.fromisoformat(text)
     except ValueError:
         pass
-    for pattern in (
-        "%Y/%m/%d",
-        "%Y/%m/%d %H:%M:%S",
-        "%m/%d/%Y",
-        "%m/%d/%Y %H:%M:%S",
-        "%d.%m.%Y",
-    ):
+    for pattern in ("%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%m/%d/%Y", "%m/%d/%Y %H:%M:%S", "%d.%m.%Y"):
         try:
             return dt.datetime.strptime(text, pattern)
         except ValueError:

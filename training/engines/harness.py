@@ -20,15 +20,7 @@ import numpy as np
 
 from training import splits
 from training.engines import export, frame
-from training.engines.base import (
-    Candidate,
-    Data,
-    Engine,
-    Predictions,
-    Predictor,
-    Problem,
-    rows_of,
-)
+from training.engines.base import Candidate, Data, Engine, Predictions, Predictor, Problem, rows_of
 from training.engines.frame import Array, Frame, InputError, Schema
 from workers.node.channel import Channel, WorkError
 
@@ -121,8 +113,7 @@ class Ready:
             table = frame.read_file(path, [*(c["name"] for c in columns), problem.target])
             if problem.target not in table:
                 raise WorkError(
-                    f"The data set has no column '{problem.target}'.",
-                    code="missing_columns",
+                    f"The data set has no column '{problem.target}'.", code="missing_columns"
                 )
             target = frame.as_array(table[problem.target])
             strata = splits.strata_of(target, problem.classes)
@@ -213,12 +204,7 @@ def deliver(
     write_predictions(predictions, rows, found, problem)
     told = export.schema_json(engine, candidate, problem, ready.schema, payload)
     export.write(
-        artifact,
-        candidate.folder,
-        told,
-        engine,
-        Path(splits.__file__),
-        candidate.packages,
+        artifact, candidate.folder, told, engine, Path(splits.__file__), candidate.packages
     )
     run.channel.candidate(
         candidate.key,

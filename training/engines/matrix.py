@@ -101,11 +101,7 @@ def _put_number(out: Array, at: int, step: Mapping[str, Any], values: Array) -> 
 
 
 def _put_one_hot(
-    out: Array,
-    at: int,
-    step: Mapping[str, Any],
-    feature: Categories,
-    known: Mapping[str, int],
+    out: Array, at: int, step: Mapping[str, Any], feature: Categories, known: Mapping[str, int]
 ) -> int:
     n_levels = len(known)
     nowhere = _width(step)

@@ -49,11 +49,7 @@ BOOSTING = {
     "min_split_gain": (0.0, 0.3),
 }
 FOREST = {"n_estimators": (100, 300), "max_depth": (4, 30), "min_samples_leaf": (1, 10)}
-TREE_BOOSTING = {
-    "learning_rate": (0.01, 0.3),
-    "n_estimators": (50, 300),
-    "max_depth": (2, 8),
-}
+TREE_BOOSTING = {"learning_rate": (0.01, 0.3), "n_estimators": (50, 300), "max_depth": (2, 8)}
 
 # In the order in which they run: quick and strong first.
 CLASSIFIERS: dict[str, Trait] = {
@@ -92,33 +88,17 @@ REGRESSORS: dict[str, Trait] = {
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
     "br": Trait("Bayesian ridge", "linear", "scaled", most_rows=200_000, tunable=False),
     "en": Trait(
-        "Elastic net",
-        "linear",
-        "scaled",
-        args={"alpha": 0.01},
-        space={"alpha": (1e-4, 1)},
+        "Elastic net", "linear", "scaled", args={"alpha": 0.01}, space={"alpha": (1e-4, 1)}
     ),
     "lasso": Trait("Lasso", "linear", "scaled", args={"alpha": 0.003}, space={"alpha": (1e-4, 1)}),
     "huber": Trait("Huber regression", "linear", "scaled", most_rows=100_000, tunable=False),
-    "kr": Trait(
-        "Kernel ridge",
-        "kernel",
-        "scaled",
-        False,
-        2_000,
-        {"kernel": "rbf"},
-        tunable=False,
-    ),
+    "kr": Trait("Kernel ridge", "kernel", "scaled", False, 2_000, {"kernel": "rbf"}, tunable=False),
     "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
     "lr": Trait("Linear regression", "linear", "scaled", tunable=False),
     "omp": Trait("Orthogonal matching pursuit", "linear", "scaled", tunable=False),
     "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
 }
-LIGHTGBM_OBJECTIVES = {
-    "mae": "regression_l1",
-    "median_ae": "regression_l1",
-    "mape": "mape",
-}
+LIGHTGBM_OBJECTIVES = {"mae": "regression_l1", "median_ae": "regression_l1", "mape": "mape"}
 SAMPLE_ROWS = 100  # PyCaret is shown so few: only its list of models is wanted
 
 
@@ -175,26 +155,14 @@ def make_zoo(problem: Problem, data: Data) -> list[Entry]:
         if trait.calibrate:
             spec = {
                 "class": "sklearn.calibration.CalibratedClassifierCV",
-                "params": {
-                    "estimator": {"estimator": spec},
-                    "cv": 3,
-                    "ensemble": False,
-                },
+                "params": {"estimator": {"estimator": spec}, "cv": 3, "ensemble": False},
             }
         member: dict[str, Any] = {"style": trait.style, "estimator": spec}
         if not problem.is_classification:
             member["target"] = _target_scale(problem, data, trait.style)
         space = _space(container.tune_distribution, trait) if trait.tunable else {}
         zoo.append(
-            Entry(
-                id,
-                trait.name,
-                trait.family,
-                member,
-                space,
-                trait.most_rows,
-                trait.strong,
-            )
+            Entry(id, trait.name, trait.family, member, space, trait.most_rows, trait.strong)
         )
     return zoo
 

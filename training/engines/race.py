@@ -29,10 +29,7 @@ FAMILIES_TUNED = 3
 TRIALS = 30  # per family and generation; generations go on while they find something better
 GENERATIONS = 5
 GENERATION_SHARE = 0.3  # of the time left: so what is found shows before everything is searched
-FEW_ROWS, SOME_ROWS = (
-    2_500,
-    15_000,
-)  # 5 inner folds below the first, 3 below the second, then one
+FEW_ROWS, SOME_ROWS = (2_500, 15_000)  # 5 inner folds below the first, 3 below the second, then one
 MOST_INNER_ROWS = 20_000
 
 
@@ -133,17 +130,11 @@ class Race:
         if key in self.run.done:
             return
         if self.problem.is_classification:
-            spec = {
-                "class": "sklearn.dummy.DummyClassifier",
-                "params": {"strategy": "prior"},
-            }
+            spec = {"class": "sklearn.dummy.DummyClassifier", "params": {"strategy": "prior"}}
         else:
             median = self.problem.metric in ("mae", "median_ae", "mape")
             strategy = "median" if median else "mean"
-            spec = {
-                "class": "sklearn.dummy.DummyRegressor",
-                "params": {"strategy": strategy},
-            }
+            spec = {"class": "sklearn.dummy.DummyRegressor", "params": {"strategy": strategy}}
         entry = Entry("baseline", "Baseline", "baseline", {"style": "nothing", "estimator": spec})
         message = next(self._work(key, entry, recipe_of(entry)))
         yield self._candidate(key, entry.name, entry, recipe_of(entry), message)
@@ -226,12 +217,7 @@ class Race:
             yield cross_scores(recipe, problem, data, self.inner)
 
     def _candidate(
-        self,
-        key: str,
-        name: str,
-        entry: Entry,
-        recipe: Recipe,
-        message: Mapping[str, Any],
+        self, key: str, name: str, entry: Entry, recipe: Recipe, message: Mapping[str, Any]
     ) -> Candidate:
         return Candidate(
             key=key,

@@ -33,15 +33,7 @@ def main() -> int:
         predictions = [float(value) for value in found.values]
     shares = None if found.probabilities is None else found.probabilities.tolist()
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "predictions": predictions,
-                    "probabilities": shares,
-                    "classes": classes,
-                }
-            )
-        )
+        print(json.dumps({"predictions": predictions, "probabilities": shares, "classes": classes}))
         return 0
     output = arguments.output or arguments.rows.with_name(arguments.rows.stem + ".predictions.csv")
     with output.open("w", newline="", encoding="utf-8") as file:

@@ -28,10 +28,7 @@ def main() -> int:
     with arguments.data.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if wanted and found != wanted:
-        print(
-            f"This is another file: SHA-256 {found}, expected {wanted}.",
-            file=sys.stderr,
-        )
+        print(f"This is another file: SHA-256 {found}, expected {wanted}.", file=sys.stderr)
         return 2
 
     table = read_file(arguments.data)
