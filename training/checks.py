@@ -317,11 +317,11 @@ def _infer(target: Column, wish: Wish) -> tuple[str, str]:
     whole = all(float(one["value"]).is_integer() for one in counts if one["value"] is not None)
     enough = all(int(one["count"]) >= MIN_ROWS_PER_CLASS for one in counts)
     if distinct <= FEW_WHOLE_NUMBERS and counts and whole and enough:
-        return (
-            "multiclass",
+        reason = (
             f"Multiclass classification: '{name}' holds {distinct} different whole numbers. "
-            "Set task_type to regression if they are quantities.",
+            "Set task_type to regression if they are quantities."
         )
+        return "multiclass", reason
     return "regression", f"Regression: '{name}' holds numbers with {distinct:,} different values."
 
 

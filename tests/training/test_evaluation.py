@@ -193,7 +193,8 @@ def test_the_roc_curve_runs_from_corner_to_corner_under_its_auc(good):
     roc = score("binary", **good).curves["roc"][0]
     x, y = roc["false_positive_rate"], roc["true_positive_rate"]
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
-    assert x == sorted(x) and y == sorted(y)
+    assert x == sorted(x)
+    assert y == sorted(y)
     assert np.trapezoid(y, x) == pytest.approx(roc["auc"], abs=0.01)
 
 
@@ -213,7 +214,8 @@ def test_many_classes_fold_into_one_rest():
     truth = np.arange(600) % 60
     result = score("multiclass", truth, truth, np.eye(60)[truth])
     picture = result.curves["confusion"]
-    assert len(picture["labels"]) == 50 and picture["labels"][-1] == "(all others)"
+    assert len(picture["labels"]) == 50
+    assert picture["labels"][-1] == "(all others)"
     assert sum(map(sum, picture["counts"])) == 600
     assert len(result.curves["roc"]) == 20
 

@@ -60,7 +60,8 @@ def test_one_row_needs_no_list():
 )
 def test_values_are_read_as_they_are_meant(column, value, wanted):
     got = check_rows(SCHEMA, ROW | {column: value})[0][list(ROW).index(column)]
-    assert got == wanted and type(got) is type(wanted)
+    assert got == wanted
+    assert type(got) is type(wanted)
 
 
 @pytest.mark.parametrize(

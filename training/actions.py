@@ -1,0 +1,705 @@
+"""What people and nodes do with training jobs and their models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.files.base import File
+from django.db import IntegrityError, transaction
+from django.db.models import F, Min, Q
+from django.http import StreamingHttpResponse
+from django.utils import timezone
+
+from accounts.errors import Conflict, Invalid, NotFound, TooLarge
+from datasets.models import DatasetVersion
+from organizations.models import Membership
+from training import catalog, scoring, serving
+from training.checks import Plan, Refused, Wish, check
+from training.evaluation import METRICS, Evaluation, InvalidCandidate
+from training.models import BOARD_ORDER, BatchPrediction, TrainedModel, TrainingJob
+from training.rows import BadRows, check_rows
+from workers.actions import add_task, cancel_task, emit, stop_task, store_artifact
+from workers.files import file_response
+from workers.models import Artifact, Event, StaleWrite, Stream, Task
+from workers.waiting import waits_for
+
+log = logging.getLogger(__name__)
+
+TRAIN = "training.train"
+PREDICT_FILE = "training.predict_file"
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+FORMATS = ("csv", "parquet")
+MOST_NOTICES = 50
+
+# An engine ends by itself inside its budget; this is when the node ends it from outside.
+GRACE_S = 30
+SMALL_TABLE_CELLS = 200_000  # below this a second thread gains less than it takes from others
+
+
+class RowsRefused(Invalid):
+    code = "bad-rows"
+
+
+# People: jobs ------------------------------------------------------------------------------------
+
+
+def start_job(
+    by: Membership,
+    dataset: UUID,
+    *,
+    target: str,
+    version: int | None = None,
+    name: str = "",
+    task_type: str = "auto",
+    engines: Sequence[str] = (),
+    time_budget: float = 300.0,
+    metric: str = "",
+    priority: str = "normal",
+    exclude: Sequence[str] = (),
+    column_types: Mapping[str, str] | None = None,
+    positive_class: object = None,
+    split: Mapping[str, Any] | None = None,
+    refit: bool = False,
+    idempotency_key: str | None = None,
+) -> TrainingJob:
+    """Accept a race: a job, and a queued task per engine, or nothing at all.
+
+    ``time_budget`` is in seconds, per engine. How many jobs of an organization run at once is the
+    claim's matter: one too many waits. The same ``idempotency_key`` with the same request gives the
+    job that it made before.
+    Raises NotFound, Conflict (data set not ready, key reused for something else) and Invalid with
+    every problem by field.
+    """
+    request = {
+        "dataset": str(dataset),
+        "version": version,
+        "target": target,
+        "name": name,
+        "task_type": task_type,
+        "engines": list(engines),
+        "time_budget": time_budget,
+        "metric": metric,
+        "priority": priority,
+        "exclude": list(exclude),
+        "column_types": dict(column_types or {}),
+        "positive_class": positive_class,
+        "split": dict(split) if split else None,
+        "refit": refit,
+    }
+    if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
+        return earlier
+    wish = Wish(
+        target=target,
+        task_type=task_type,
+        engines=engines,
+        time_budget_s=time_budget,
+        metric=metric,
+        exclude=exclude,
+        column_types=column_types or {},
+        positive_class=positive_class,
+        split=split,
+    )
+    try:
+        with transaction.atomic():
+            return _start(by, dataset, version, wish, request, idempotency_key)
+    except IntegrityError:
+        # Two requests with one key at the same moment: the other was quicker.
+        if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
+            return earlier
+        raise
+
+
+def _made_before(by: Membership, key: str, request: Mapping[str, Any]) -> TrainingJob | None:
+    earlier = TrainingJob.objects.of(by.organization).filter(idempotency_key=key).first()
+    if earlier is not None and earlier.request != request:
+        raise Conflict(
+            "This Idempotency-Key was used for another request. Use a new key.",
+            code="idempotency-key-reused",
+        )
+    return earlier
+
+
+def _start(
+    by: Membership,
+    dataset: UUID,
+    number: int | None,
+    wish: Wish,
+    request: Mapping[str, Any],
+    key: str | None,
+) -> TrainingJob:
+    version = _ready_version(by, dataset, number)
+    plan = _plan(wish, version)
+    if request["priority"] not in PRIORITIES:
+        raise Invalid(
+            f"'{request['priority']}' is no priority.",
+            errors={"priority": [f"Use one of: {', '.join(PRIORITIES)}."]},
+        )
+    job = TrainingJob.objects.create(
+        organization=by.organization,
+        name=request["name"] or f"{version.dataset.name}: {plan.target}"[:160],
+        dataset_version=version,
+        dataset={
+            "id": str(version.dataset_id),
+            "name": version.dataset.name,
+            "version": version.number,
+            "version_id": str(version.pk),
+            "sha256": version.sha256,
+        },
+        target=plan.target,
+        task=plan.task,
+        task_reason=plan.reason,
+        metric=plan.metric,
+        classes=plan.classes,
+        positive_class=plan.positive_class,
+        columns=plan.columns,
+        engines=plan.engines,
+        budget_s=plan.budget_s,
+        split=plan.split,
+        seed=plan.split["seed"],
+        refit=request["refit"],
+        priority=PRIORITIES[request["priority"]],
+        request=dict(request),
+        rows=plan.rows,
+        notices=[{"message": text, "engine": ""} for text in [*plan.notices, *_unmet(request)]],
+        created_by=by.user,
+        idempotency_key=key or None,
+    )
+    assert version.data is not None
+    cells = version.rows * len(version.columns)
+    threads = 1 if cells < SMALL_TABLE_CELLS else 2
+    for engine in plan.engines:
+        add_task(
+            by.organization,
+            kind=TRAIN,
+            subject=job.pk,
+            topic=job.topic,
+            payload=_payload(job, threads),
+            inputs={"data": version.data},
+            engine=engine,
+            cpu_millis=threads * 1000,
+            ram_mib=2048 + cells * 8 * 10 // 2**20,  # ten copies as float64: fits, folds, frames
+            time_limit_s=int(plan.budget_s * 1.1 + GRACE_S),
+            priority=job.priority,
+        )
+    return job
+
+
+def _ready_version(by: Membership, dataset: UUID, number: int | None) -> DatasetVersion:
+    """The version to train on, locked against being deleted until the job is stored."""
+    versions = (
+        DatasetVersion.objects.of(by.organization)
+        .select_for_update(of=("self",))
+        .select_related("dataset", "data")
+        .filter(dataset=dataset)
+    )
+    if number is not None:
+        versions = versions.filter(number=number)
+    else:
+        versions = versions.filter(dataset__latest=F("pk"))
+    version = versions.first()
+    if version is None:
+        known = DatasetVersion.objects.of(by.organization).filter(dataset=dataset)
+        if number is None and known.exists():
+            raise Conflict(
+                "This data set has no version that can be used yet. Wait until it is ready, or "
+                "look at why reading it failed.",
+                code="dataset-not-ready",
+            )
+        what = f"There is no version {number} of it" if number and known.exists() else "No such one"
+        raise NotFound(
+            f"The data set is not there. {what}.",
+            errors={"dataset": ["There is no such data set."]},
+        )
+    if version.state != DatasetVersion.State.READY or version.data is None:
+        raise Conflict(
+            f"Version {version.number} of the data set is {version.state}, not ready.",
+            code="dataset-not-ready",
+        )
+    return version
+
+
+def _plan(wish: Wish, version: DatasetVersion) -> Plan:
+    try:
+        return check(
+            wish,
+            version.columns,
+            version.rows,
+            engines={info.name: info.tasks for info in catalog.engines().values()},
+            max_budget_s=settings.MAX_TIME_BUDGET * 60,
+        )
+    except Refused as refused:
+        raise Invalid(str(refused), errors=refused.errors) from None
+
+
+def _unmet(request: Mapping[str, Any]) -> list[str]:
+    """What was asked for and is not done yet: said, rather than passed over."""
+    if request["refit"]:
+        text = (
+            "Fitting the winner again on all rows is not done yet: the models stay as they were "
+            "scored, without the validation and test rows."
+        )
+        return [text]
+    return []
+
+
+def _payload(job: TrainingJob, threads: int) -> dict[str, Any]:
+    return {
+        "job": str(job.pk),
+        "target": job.target,
+        "task": job.task,
+        "classes": job.classes,
+        "positive_class": job.positive_class,
+        "metric": job.metric,
+        "columns": job.columns,
+        "split": job.split,
+        "budget_s": job.budget_s,
+        "seed": job.seed,
+        "threads": threads,
+        "refit": job.refit,
+        "dataset": {
+            "id": job.dataset["id"],
+            "version": job.dataset["version"],
+            "sha256": job.dataset["sha256"],
+            "name": job.dataset["name"],
+        },
+    }
+
+
+def cancel_job(by: Membership | str, job: TrainingJob) -> TrainingJob:
+    """Kill the job's work now. Models that are stored already stay. Conflict when it has ended.
+
+    ``by`` is a member, or the name of an operator.
+    """
+    return _wish(job, cancel_task, "cancel_requested_at", by=_name(by))
+
+
+def stop_job(by: Membership | str, job: TrainingJob) -> TrainingJob:
+    """End the job now and keep the best so far. Conflict when it has ended."""
+    return _wish(job, stop_task, "stop_requested_at", by=_name(by))
+
+
+def _name(by: Membership | str) -> str:
+    return by if isinstance(by, str) else by.user.get_username()
+
+
+@transaction.atomic
+def _wish(job: TrainingJob, ask: Any, field: str, *, by: str) -> TrainingJob:
+    if job.has_ended:
+        raise Conflict(f"The training job has ended already: it {job.state}.", code="has-ended")
+    # The tasks first, then the job: control locks them in this order when a task ends.
+    for task in job.tasks.exclude(state__in=Task.ENDED).order_by("pk"):
+        ask(task, by=by)
+    stored = TrainingJob.objects.select_for_update(of=("self",)).get(pk=job.pk)
+    if stored.has_ended:
+        raise Conflict(f"The training job has ended already: it {stored.state}.", code="has-ended")
+    if getattr(stored, field) is None:
+        setattr(stored, field, timezone.now())
+        stored.save(update_fields=[field])
+        wish = "cancel" if field.startswith("cancel") else "stop"
+        emit(stored.topic, f"job.{wish}_asked", {"by": by})
+    setattr(job, field, getattr(stored, field))
+    job.state = stored.state
+    return job
+
+
+def progress_of(job: TrainingJob) -> dict[str, Any]:
+    """How far a job has come: its tasks, its best model, and what it waits for, in words.
+
+    ``fraction`` runs from 0 to 1; ``seq`` is the last event of its topic, to listen after.
+    """
+    tasks = list(job.tasks.defer("payload", "result", "usage"))
+    running = [task for task in tasks if task.state == Task.State.RUNNING]
+    until = job.finished_at or timezone.now()
+    return {
+        "id": job.pk,
+        "state": job.state,
+        "fraction": 1.0 if job.has_ended else _mean([task.progress for task in tasks]),
+        "message": next((task.message for task in running if task.message), ""),
+        "waiting_for": "" if job.has_ended else waits_for(tasks, job.organization),
+        "elapsed_s": (until - job.started_at).total_seconds() if job.started_at else 0.0,
+        "budget_s": job.budget_s,
+        "model_count": job.models.filter(state=TrainedModel.State.SCORED).count(),
+        "best_model": job.best_model,
+        "tasks": tasks,
+        "topic": job.topic,
+        "seq": Stream.objects.values_list("last_seq", flat=True).get(pk=job.topic),
+    }
+
+
+def rank_of(model: TrainedModel) -> int | None:
+    """The model's place on its job's leaderboard, from 1; None without a score."""
+    if not model.is_scored:
+        return None
+    ahead = TrainedModel.objects.filter(job=model.job_id).filter(
+        Q(order_score__lt=model.order_score)
+        | Q(order_score=model.order_score, fit_s__lt=model.fit_s)
+        | Q(order_score=model.order_score, fit_s=model.fit_s, key__lt=model.key)
+    )
+    return ahead.count() + 1
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+# People: predictions and downloads ---------------------------------------------------------------
+
+
+def predict(model: TrainedModel, rows: object) -> serving.Answer:
+    """Predict rows that came as JSON, on a node that holds the model.
+
+    Raises RowsRefused with what is wrong where, Conflict for a model that has no score, Unavailable
+    when no node can answer.
+    """
+    _usable(model)
+    try:
+        checked = check_rows(model.schema, rows)
+    except BadRows as bad:
+        raise RowsRefused(str(bad), errors=bad.errors) from None
+    return serving.ask(model, [column["name"] for column in model.schema], checked)
+
+
+def predict_file(by: Membership, model: TrainedModel, upload: File[bytes]) -> BatchPrediction:
+    """Take a CSV or Parquet file of rows and queue its prediction.
+
+    The results, one of each format, hold the file's own columns and what was predicted.
+    Raises Invalid for a kind of file that is not read here, TooLarge past the upload limit.
+    """
+    _usable(model)
+    name = (upload.name or "rows").rsplit("/", 1)[-1][-255:]
+    if name.rsplit(".", 1)[-1].lower() not in FORMATS:
+        raise Invalid(
+            f"'{name}' is neither CSV nor Parquet by its name.",
+            errors={"file": ["Send a file named *.csv or *.parquet."]},
+        )
+    if upload.size is not None and upload.size > settings.MAX_UPLOAD_SIZE_MB * 2**20:
+        raise TooLarge(f"The file is larger than {settings.MAX_UPLOAD_SIZE_MB} MB.")
+    if not upload.size:
+        raise Invalid("The file is empty.", errors={"file": ["The file is empty."]})
+    stored = store_artifact(by.organization, name, _plain(upload))
+    try:
+        with transaction.atomic():
+            return _queue_file(by, model, stored, name)
+    except BaseException:
+        stored.file.delete(save=False)
+        stored.delete()
+        raise
+
+
+def _plain(upload: File[bytes]) -> IO[bytes]:
+    upload.seek(0)
+    return upload  # type: ignore[return-value]
+
+
+def _queue_file(
+    by: Membership, model: TrainedModel, stored: Artifact, name: str
+) -> BatchPrediction:
+    assert model.artifact is not None
+    batch = BatchPrediction.objects.create(
+        organization=by.organization,
+        model=model,
+        filename=name,
+        upload=stored,
+        created_by=by.user,
+    )
+    batch.task = add_task(
+        by.organization,
+        kind=PREDICT_FILE,
+        subject=batch.pk,
+        topic=batch.topic,
+        payload={"batch": str(batch.pk), "model": str(model.pk), "filename": name},
+        inputs={"model": model.artifact, "data": stored},
+        engine=model.engine,
+        light=True,
+        time_limit_s=3600,
+    )
+    batch.save(update_fields=["task"])
+    return batch
+
+
+def download(model: TrainedModel) -> StreamingHttpResponse:
+    """The model as a zip that works without FlowML."""
+    if model.artifact is None:
+        raise NotFound("The files of this model are gone.")
+    return file_response(
+        model.artifact.file, filename=model.download_name, content_type="application/zip"
+    )
+
+
+def download_result(batch: BatchPrediction, format: str = "csv") -> StreamingHttpResponse:
+    """The predicted file, as "csv" or "parquet". Conflict until there is one."""
+    if format not in FORMATS:
+        raise Invalid(
+            f"'{format}' is no format of results.",
+            errors={"format": [f"Use one of: {', '.join(FORMATS)}."]},
+        )
+    result = batch.csv if format == "csv" else batch.parquet
+    if result is None:
+        raise Conflict(f"There is no result: the prediction is {batch.state}.", code="no-result")
+    kind = "text/csv; charset=utf-8" if format == "csv" else "application/vnd.apache.parquet"
+    return file_response(result.file, filename=batch.result_name(format), content_type=kind)
+
+
+def _usable(model: TrainedModel) -> None:
+    if not model.is_scored:
+        raise Conflict(f"This model cannot predict: {model.reason}", code="model-invalid")
+
+
+# Control: what nodes report ----------------------------------------------------------------------
+
+
+def note_start(task: Task) -> None:
+    """A node has begun with the task: what it belongs to runs."""
+    owner = TrainingJob if task.kind == TRAIN else BatchPrediction
+    waiting = owner.objects.filter(pk=task.subject, state="queued").first()
+    if waiting is None:
+        return
+    with contextlib.suppress(StaleWrite):  # another of its tasks was quicker
+        if isinstance(waiting, TrainingJob):
+            waiting.move_to(
+                TrainingJob.State.RUNNING,
+                reason=f"{task.engine} has started",
+                started_at=task.started_at or timezone.now(),
+            )
+        else:
+            waiting.move_to(BatchPrediction.State.RUNNING)
+
+
+@transaction.atomic
+def add_notice(job: UUID, message: str, *, engine: str = "") -> None:
+    """Keep something worth knowing with the job, once."""
+    stored = TrainingJob.objects.select_for_update(of=("self",)).filter(pk=job).first()
+    notice = {"message": message[:1000], "engine": engine}
+    if stored is None or notice in stored.notices or len(stored.notices) >= MOST_NOTICES:
+        return
+    stored.notices.append(notice)
+    stored.save(update_fields=["notices"])
+
+
+def score_candidate(event: Event, task: Task) -> TrainedModel | None:
+    """Turn a candidate that a node has sent into a row of the leaderboard, once.
+
+    What cannot be scored becomes an invalid row that says why. Returns None when the job is gone.
+    """
+    job = (
+        TrainingJob.objects.filter(pk=task.subject)
+        .select_related("dataset_version__data")
+        .defer("dataset_version__columns")
+        .first()
+    )
+    if job is None:
+        return None
+    earlier = job.models.filter(key=event.key).first()
+    if earlier is not None:
+        return earlier
+    files = {
+        str(artifact.pk): artifact
+        for artifact in Artifact.objects.filter(pk__in=event.files.values(), task=task)
+    }
+    artifact = files.get(str(event.files.get("artifact")))
+    stored = files.get(str(event.files.get("predictions")))
+    data = event.data
+    fields: dict[str, Any] = {
+        "organization_id": job.organization_id,
+        "task": task,
+        "name": str(data.get("name") or event.key)[:160],
+        "family": str(data.get("family") or "")[:60],
+        "engine": task.engine,
+        "params": data.get("params") or {},
+        "fit_s": float(data.get("fit_s") or 0),
+        "predict_ms_row": data.get("predict_ms_row"),
+        "train_rows": int(data.get("train_rows") or 0),
+        "artifact": artifact,
+        "predictions": stored,
+    }
+    try:
+        fields |= _figures(job, artifact, stored)
+    except InvalidCandidate as refusal:
+        fields |= {"state": TrainedModel.State.INVALID, "reason": str(refusal)}
+    with transaction.atomic():
+        model, created = TrainedModel.objects.get_or_create(job=job, key=event.key, defaults=fields)
+        if created:
+            _publish(model)
+    return model
+
+
+def _figures(
+    job: TrainingJob, artifact: Artifact | None, stored: Artifact | None
+) -> dict[str, Any]:
+    if artifact is None:
+        raise InvalidCandidate("The model's files did not arrive.")
+    if stored is None:
+        raise InvalidCandidate("The model came without predictions for the held-out rows.")
+    truth = scoring.truth_of(job)
+    predictions = scoring.read_predictions(stored, job, most_rows=len(truth.target))
+    scoring.check_complete(predictions, truth)
+    found = scoring.evaluate_part(job, predictions, truth)
+    low, high = found.interval or (None, None)
+    return {
+        "state": TrainedModel.State.SCORED,
+        "metrics": found.metrics,
+        "score": found.score,
+        "order_score": -found.score if METRICS[job.metric].greater_is_better else found.score,
+        "interval_low": low,
+        "interval_high": high,
+        "scored_rows": found.rows,
+        "curves": found.curves,
+        "reason": " ".join(found.notes),
+    }
+
+
+def _publish(model: TrainedModel) -> None:
+    """Make it the job's best if it is, and tell who watches."""
+    job = TrainingJob.objects.select_for_update(of=("self",)).get(pk=model.job_id)
+    best = (
+        job.models.filter(state=TrainedModel.State.SCORED)
+        .order_by(*BOARD_ORDER)
+        .values_list("pk", flat=True)
+        .first()
+    )
+    if best != job.best_model_id:
+        job.best_model_id = best
+        job.save(update_fields=["best_model"])
+    emit(
+        job.topic,
+        "leaderboard",
+        {
+            "model": str(model.pk),
+            "name": model.name,
+            "engine": model.engine,
+            "state": model.state,
+            "metric": job.metric,
+            "score": model.score,
+            "best": model.pk == best,
+            "reason": model.reason if not model.is_scored else "",
+        },
+    )
+
+
+@transaction.atomic
+def finish_job(task: Task) -> TrainingJob | None:
+    """A training task has ended: when it was the job's last, the job ends too.
+
+    Returns the job once it has ended, None while other engines are at work. Called after every
+    candidate of ``task`` was handled.
+    """
+    job = (
+        TrainingJob.objects.select_for_update(of=("self",))
+        .select_related("dataset_version__data")
+        .defer("dataset_version__columns")
+        .filter(pk=task.subject)
+        .first()
+    )
+    if job is None or job.has_ended:
+        return job
+    tasks = list(job.tasks)
+    # Another task that has ended but whose candidates are still being scored will come here itself,
+    # after us: the job's row is locked until this one counts as handled.
+    if any(other.handled_at is None for other in tasks if other.pk != task.pk):
+        return None
+    best = job.models.filter(state=TrainedModel.State.SCORED).order_by(*BOARD_ORDER).first()
+    outcome, error, notices = _outcome(job, tasks, best)
+    if best is not None and outcome == TrainingJob.State.SUCCEEDED:
+        _open_seal(job, best, notices)
+    for notice in notices:
+        if notice not in job.notices:
+            job.notices.append(notice)
+    times = job.tasks.aggregate(first=Min("started_at"))
+    job.move_to(
+        outcome,
+        reason=error,
+        error=error,
+        notices=job.notices[:MOST_NOTICES],
+        best_model=best,
+        stopped_early=job.stop_requested_at is not None and best is not None,
+        started_at=times["first"] or job.started_at,
+        finished_at=timezone.now(),
+    )
+    return job
+
+
+def _outcome(
+    job: TrainingJob, tasks: Sequence[Task], best: TrainedModel | None
+) -> tuple[TrainingJob.State, str, list[dict[str, str]]]:
+    """How the job ended, the sentence that says why it did not succeed, and what else to tell."""
+    failed = [task for task in tasks if task.state == Task.State.FAILED]
+    if job.cancel_requested_at and any(t.state == Task.State.CANCELLED for t in tasks):
+        return TrainingJob.State.CANCELLED, "", []
+    if best is not None:
+        notices = [
+            {
+                "message": f"{task.engine} did not come to its end: {task.error} "
+                "What it had finished counts.",
+                "engine": task.engine,
+            }
+            for task in failed
+        ]
+        return TrainingJob.State.SUCCEEDED, "", notices
+    if failed:
+        return TrainingJob.State.FAILED, failed[0].error or "The work failed.", []
+    if any(task.state == Task.State.CANCELLED for task in tasks):
+        why = "It was stopped before the first model was done." if job.stop_requested_at else ""
+        return TrainingJob.State.CANCELLED, why, []
+    invalid = job.models.filter(state=TrainedModel.State.INVALID).first()
+    if invalid is not None:
+        return TrainingJob.State.FAILED, f"No model could be scored. {invalid.reason}", []
+    if job.stop_requested_at:
+        return TrainingJob.State.CANCELLED, "It was stopped before the first model was done.", []
+    return TrainingJob.State.FAILED, "No model was finished within the time budget.", []
+
+
+def _open_seal(job: TrainingJob, best: TrainedModel, notices: list[dict[str, str]]) -> None:
+    """Give the winner its figures on the sealed test rows, which nothing was chosen by."""
+    try:
+        truth = scoring.truth_of(job)
+        if best.predictions is None or not len(truth.sealed):
+            return
+        predictions = scoring.read_predictions(best.predictions, job, most_rows=len(truth.target))
+        found = scoring.evaluate_part(job, predictions, truth, sealed=True)
+    except InvalidCandidate as refusal:
+        notices.append(
+            {"message": f"The best model has no test figures: {refusal}", "engine": best.engine}
+        )
+        return
+    best.test = _test_figures(found)
+    best.save(update_fields=["test"])
+
+
+def _test_figures(found: Evaluation) -> dict[str, Any]:
+    return {
+        "score": found.score,
+        "metrics": found.metrics,
+        "interval": list(found.interval) if found.interval else None,
+        "rows": found.rows,
+        "notes": found.notes,
+        "curves": found.curves,
+    }
+
+
+@transaction.atomic
+def finish_batch(task: Task) -> None:
+    """A file was predicted, or could not be. The uploaded rows go."""
+    batch = BatchPrediction.objects.select_for_update(of=("self",)).filter(pk=task.subject).first()
+    if batch is None or batch.has_ended:
+        return
+    upload = batch.upload
+    fields: dict[str, Any] = {"upload": None, "finished_at": timezone.now()}
+    state = BatchPrediction.State(task.state)
+    if state == BatchPrediction.State.SUCCEEDED:
+        files = task.result.get("files", {})
+        made = {str(artifact.pk): artifact for artifact in task.artifacts.all()}
+        fields |= {name: made.get(str(files.get(name))) for name in FORMATS}
+        fields["rows"] = int(task.result.get("data", {}).get("rows") or 0)
+        if not all(fields[name] for name in FORMATS):
+            state, fields["error"] = BatchPrediction.State.FAILED, "The node sent no result."
+    else:
+        fields["error"] = task.error
+    batch.move_to(state, **fields)
+    if upload is not None:
+        upload.delete()
+        transaction.on_commit(lambda: upload.file.delete(save=False))

@@ -1,0 +1,339 @@
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Coalesce, RowNumber
+from django.urls import reverse
+from django.utils.text import slugify
+
+from datasets.models import DatasetVersion
+from organizations.models import Organization, OrgOwned, OrgQuerySet
+from training.evaluation import METRICS, Metric
+from workers.actions import emit
+from workers.models import Artifact, IllegalMove, StaleWrite, Task
+
+BOARD_ORDER = (F("order_score").asc(nulls_last=True), "fit_s", "key")
+
+
+class JobQuerySet(OrgQuerySet["TrainingJob"]):
+    def for_list(self) -> Self:
+        """What a list row or a detail page shows, in one query; the bulky columns stay behind.
+
+        Adds ``model_count``, the models that have a score, and ``progress``, 0 to 1 over its tasks.
+        """
+        tasks = Task.objects.filter(subject=models.OuterRef("pk")).order_by().values("subject")
+        progress = tasks.annotate(mean=models.Avg("progress")).values("mean")
+        scored = (
+            TrainedModel.objects.filter(job=models.OuterRef("pk"), state="scored")
+            .order_by()
+            .values("job")
+            .annotate(n=models.Count("*"))
+            .values("n")
+        )
+        return (
+            self.select_related("dataset_version__dataset", "best_model", "created_by")
+            .defer("dataset_version__columns", "best_model__curves", "best_model__test")
+            .annotate(
+                model_count=Coalesce(models.Subquery(scored), 0),
+                progress=Coalesce(models.Subquery(progress), 0.0),
+            )
+        )
+
+    def active(self) -> Self:
+        return self.filter(state__in=TrainingJob.ACTIVE)
+
+
+class TrainingJob(OrgOwned):
+    """A race of engines for one target, on one version of a data set."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued"  # none of its tasks has started
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"  # a model can be used; ``stopped_early`` and ``notices`` tell more
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    MOVES: ClassVar = {
+        State.QUEUED: {State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED},
+        State.RUNNING: {State.SUCCEEDED, State.FAILED, State.CANCELLED},
+    }
+    ACTIVE: ClassVar = (State.QUEUED, State.RUNNING)
+
+    name = models.CharField(max_length=160, blank=True)
+    dataset_version = models.ForeignKey(
+        DatasetVersion, models.SET_NULL, null=True, blank=True, related_name="training_jobs"
+    )
+    dataset = models.JSONField(
+        default=dict, help_text="Id, name, version and sha256, kept when the data set is deleted."
+    )
+    target = models.CharField(max_length=255)
+    task = models.CharField(
+        max_length=12,
+        choices=[(name, name) for name in ("binary", "multiclass", "regression")],
+    )
+    task_reason = models.CharField(max_length=300, blank=True)
+    metric = models.CharField(max_length=24, choices=[(m.name, m.title) for m in METRICS.values()])
+    classes = models.JSONField(null=True, blank=True)
+    positive_class = models.CharField(max_length=255, null=True, blank=True)
+    columns = models.JSONField(default=list, help_text="Features: name, role and dtype, in order.")
+    engines = models.JSONField(default=list)
+    budget_s = models.FloatField()
+    split = models.JSONField(default=dict)
+    seed = models.BigIntegerField(default=0)
+    refit = models.BooleanField(default=False)
+    priority = models.SmallIntegerField(default=0)
+    request = models.JSONField(default=dict, help_text="The request as it came.")
+    rows = models.PositiveBigIntegerField(default=0, help_text="Rows that have a target.")
+
+    state = models.CharField(max_length=12, choices=State, default=State.QUEUED)
+    stopped_early = models.BooleanField(default=False)
+    notices = models.JSONField(default=list, help_text='[{"message", "engine"}, ...]')
+    error = models.TextField(blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    stop_requested_at = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    best_model = models.ForeignKey(
+        "TrainedModel", models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    idempotency_key = models.CharField(max_length=255, null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["organization", "idempotency_key"], name="job_idempotency_key_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["queued", "running"], finished_at__isnull=True)
+                | (~Q(state__in=["queued", "running"]) & Q(finished_at__isnull=False)),
+                name="job_finished_is_final",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-created_at"], name="job_newest"),
+            models.Index(
+                fields=["organization"], condition=Q(state__in=["queued", "running"]),
+                name="job_active",
+            ),
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        return self.name or f"{self.target} {str(self.pk)[:8]}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:job", args=[self.pk])
+
+    @property
+    def topic(self) -> str:
+        """Where its live events appear."""
+        return f"job:{self.pk}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in self.ACTIVE
+
+    @property
+    def metric_info(self) -> Metric:
+        return METRICS[self.metric]
+
+    @property
+    def tasks(self) -> QuerySet[Task]:
+        """Its units of work, one per engine, oldest first."""
+        return Task.objects.filter(subject=self.pk).order_by("queued_at", "pk")
+
+    def move_to(self, new: "TrainingJob.State", *, reason: str = "", **fields: object) -> None:
+        """Write ``new`` and ``fields`` if the stored row still has this instance's state.
+
+        Raises IllegalMove when MOVES has no such arrow, StaleWrite when another process won.
+        """
+        old = self.State(self.state)
+        if new not in self.MOVES.get(old, set()):
+            raise IllegalMove(f"A training job that is {old} can't become {new}.")
+        fields["state"] = new
+        with transaction.atomic():
+            if not TrainingJob.objects.filter(pk=self.pk, state=old).update(**fields):
+                raise StaleWrite(f"The training job is no longer {old}.")
+            for name, value in fields.items():
+                setattr(self, name, value)
+            emit(self.topic, f"job.{new}", {"from": old, "why": reason})
+
+
+class ModelQuerySet(OrgQuerySet["TrainedModel"]):
+    def leaderboard(self, job: UUID) -> Self:
+        """A job's candidates, best first, each with its ``rank``, the invalid ones last.
+
+        The bulky columns stay behind.
+        """
+        return (
+            self.filter(job=job)
+            .defer("curves", "test", "params")
+            .annotate(rank=models.Window(RowNumber(), order_by=list(BOARD_ORDER)))
+            .order_by("rank")
+        )
+
+
+class TrainedModel(OrgOwned):
+    """A candidate of a job: what an engine fitted, and the figures that the platform made."""
+
+    class State(models.TextChoices):
+        SCORED = "scored"
+        INVALID = "invalid"  # its predictions could not be scored; ``reason`` says why
+
+    job = models.ForeignKey(TrainingJob, models.CASCADE, related_name="models")
+    task = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
+    key = models.CharField(max_length=120)
+    name = models.CharField(max_length=160)
+    family = models.CharField(max_length=60, blank=True)
+    engine = models.CharField(max_length=40)
+    params = models.JSONField(default=dict)
+    fit_s = models.FloatField(default=0)
+    predict_ms_row = models.FloatField(null=True, blank=True)
+    train_rows = models.PositiveBigIntegerField(default=0)
+    # PROTECT: the file of a model can't go while the model is there.
+    artifact = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
+    predictions = models.ForeignKey(
+        Artifact, models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    state = models.CharField(max_length=12, choices=State)
+    reason = models.TextField(blank=True)
+    metrics = models.JSONField(default=dict)
+    score = models.FloatField(null=True, blank=True, help_text="The job's metric.")
+    order_score = models.FloatField(
+        null=True, blank=True, help_text="The score turned so that lower is better."
+    )
+    interval_low = models.FloatField(null=True, blank=True)
+    interval_high = models.FloatField(null=True, blank=True)
+    scored_rows = models.PositiveBigIntegerField(default=0)
+    curves = models.JSONField(default=dict)
+    test = models.JSONField(
+        null=True, blank=True, help_text="Figures on the sealed rows: for a job's winner only."
+    )
+
+    objects = ModelQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["job", "key"], name="model_key_unique"),
+            models.CheckConstraint(
+                condition=~Q(state="scored")
+                | Q(score__isnull=False, order_score__isnull=False, artifact__isnull=False),
+                name="model_scored_has_score",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["job", "order_score", "fit_s", "key"], name="model_board"),
+            models.Index(fields=["organization", "-created_at"], name="model_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:model", args=[self.pk])
+
+    @property
+    def is_scored(self) -> bool:
+        return self.state == self.State.SCORED
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% bootstrap interval of the score, or None."""
+        if self.interval_low is None or self.interval_high is None:
+            return None
+        return self.interval_low, self.interval_high
+
+    @property
+    def schema(self) -> list[dict[str, Any]]:
+        """The columns that a prediction takes, in order: name, role and dtype."""
+        columns: list[dict[str, Any]] = self.job.columns
+        return columns
+
+    @property
+    def download_name(self) -> str:
+        data = slugify(str(self.job.dataset.get("name", ""))) or "model"
+        return f"{data}-{slugify(self.name) or 'model'}-{str(self.pk)[:8]}.zip"
+
+
+class BatchPrediction(OrgOwned):
+    """A file of rows to predict, and the file that came of it."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    MOVES: ClassVar = {
+        State.QUEUED: {State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED},
+        State.RUNNING: {State.SUCCEEDED, State.FAILED, State.CANCELLED},
+    }
+
+    model = models.ForeignKey(TrainedModel, models.CASCADE, related_name="batch_predictions")
+    task = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
+    filename = models.CharField(max_length=255)
+    upload = models.ForeignKey(
+        Artifact, models.PROTECT, null=True, blank=True, related_name="+",
+        help_text="The rows; gone once they were predicted.",
+    )  # fmt: skip
+    csv = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
+    parquet = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
+    rows = models.PositiveBigIntegerField(default=0)
+    state = models.CharField(max_length=12, choices=State, default=State.QUEUED)
+    error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-created_at"], name="batch_newest")
+        ]
+
+    def __str__(self) -> str:
+        return self.filename
+
+    @property
+    def topic(self) -> str:
+        """Where its live events appear."""
+        return f"prediction:{self.pk}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in (self.State.QUEUED, self.State.RUNNING)
+
+    def result_name(self, format: str) -> str:
+        return f"{self.filename.split('.', 1)[0] or 'rows'}-predicted.{format}"
+
+    def move_to(self, new: "BatchPrediction.State", **fields: object) -> None:
+        """Write ``new`` and ``fields`` if the stored row still has this instance's state.
+
+        Raises IllegalMove when MOVES has no such arrow, StaleWrite when another process won.
+        """
+        old = self.State(self.state)
+        if new not in self.MOVES.get(old, set()):
+            raise IllegalMove(f"A prediction that is {old} can't become {new}.")
+        fields["state"] = new
+        with transaction.atomic():
+            if not BatchPrediction.objects.filter(pk=self.pk, state=old).update(**fields):
+                raise StaleWrite(f"The prediction is no longer {old}.")
+            for name, value in fields.items():
+                setattr(self, name, value)
+            emit(self.topic, f"prediction.{new}", {"from": old})
+
+
+def jobs_using(organization: Organization, dataset: UUID) -> QuerySet[TrainingJob]:
+    """The active jobs that read some version of a data set."""
+    jobs: QuerySet[TrainingJob] = TrainingJob.objects.of(organization).active()
+    return jobs.filter(dataset_version__dataset=dataset)

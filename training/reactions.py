@@ -1,0 +1,42 @@
+"""What happens to jobs and predictions when a node reports something. Runs in control."""
+
+from typing import Any
+
+from datasets.models import Dataset
+from datasets.registry import register_use
+from training import actions
+from training.models import jobs_using
+from workers.models import Event, Task
+from workers.signals import task_ended, task_event
+
+_OURS = (actions.TRAIN, actions.PREDICT_FILE)
+
+
+def connect() -> None:
+    task_event.connect(_reported, dispatch_uid="training.reported")
+    task_ended.connect(_ended, dispatch_uid="training.ended")
+    register_use(_uses)
+
+
+def _reported(event: Event, task: Task, **_: Any) -> None:
+    if task is None or task.kind not in _OURS:
+        return
+    actions.note_start(task)
+    if task.kind != actions.TRAIN:
+        return
+    if event.type == "candidate":
+        actions.score_candidate(event, task)
+    elif event.type == "notice" and event.data.get("message"):
+        actions.add_notice(task.subject, str(event.data["message"]), engine=task.engine)
+
+
+def _ended(task: Task, **_: Any) -> None:
+    if task.kind == actions.TRAIN:
+        actions.finish_job(task)
+    elif task.kind == actions.PREDICT_FILE:
+        actions.finish_batch(task)
+
+
+def _uses(dataset: Dataset) -> list[str]:
+    jobs = jobs_using(dataset.organization, dataset.pk).only("id", "name", "target", "state")
+    return [f"The training job '{job}' is {job.state} on it." for job in jobs[:10]]

@@ -1,0 +1,140 @@
+"""From a candidate's stored files to a row of the leaderboard. Runs in control only.
+
+Polars is imported inside functions: control's parent process forks, and Polars must not have
+started its threads there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+from training import splits
+from training.evaluation import Evaluation, InvalidCandidate, evaluate, line_up
+from training.models import TrainingJob
+from workers.models import Artifact
+
+MOST_JOBS_KEPT = 8
+PROBABILITY = "p{}"  # the name of a class's column in a predictions file
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """A job's rows that count: which rank, which are sealed, and every row's true target."""
+
+    ranked: npt.NDArray[np.int64]
+    sealed: npt.NDArray[np.int64]
+    target: npt.NDArray[Any]  # class codes or numbers, one per row of the table
+
+
+_kept: OrderedDict[UUID, Truth] = OrderedDict()
+
+
+def truth_of(job: TrainingJob) -> Truth:
+    """The job's truth, kept for the candidates that follow.
+
+    Raises InvalidCandidate when the data set is gone.
+    """
+    if job.pk in _kept:
+        _kept.move_to_end(job.pk)
+        return _kept[job.pk]
+    version = job.dataset_version
+    if version is None or version.data is None:
+        raise InvalidCandidate("The data set is gone, so nothing can be scored with it any more.")
+    import polars as pl
+
+    values = pl.read_parquet(_source(version.data), columns=[job.target])[job.target]
+    column = values.to_numpy()
+    strata = splits.strata_of(column, job.classes)
+    parts = splits.assign(len(values), job.split, strata)
+    target = strata if job.classes else values.cast(pl.Float64).to_numpy()
+    truth = Truth(splits.ranked_rows(parts), splits.sealed_rows(parts), target)
+    _kept[job.pk] = truth
+    if len(_kept) > MOST_JOBS_KEPT:
+        _kept.popitem(last=False)
+    return truth
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a candidate said of the rows in ``rows`` (row indices of the table)."""
+
+    rows: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.float64] | None
+
+
+def read_predictions(artifact: Artifact, job: TrainingJob, *, most_rows: int) -> Predictions:
+    """Read a predictions file, after its schema and length were looked at.
+
+    A Parquet file of a few bytes can decode to any size, so nothing is read before the number of
+    rows is known to be at most ``most_rows``. Raises InvalidCandidate for a file that is not right.
+    """
+    import polars as pl
+
+    shares = [PROBABILITY.format(code) for code in range(len(job.classes or ()))]
+    try:
+        source = _source(artifact)
+        stored = set(pl.read_parquet_schema(source))
+        if absent := sorted({"row", "prediction"} - stored):
+            raise InvalidCandidate(f"The predictions file has no column '{absent[0]}'.")
+        length = int(pl.scan_parquet(source).select(pl.len()).collect().item())
+        if length > most_rows:
+            raise InvalidCandidate(
+                f"The predictions file has {length:,} rows; the table has {most_rows:,}."
+            )
+        wanted = ["row", "prediction", *(shares if stored.issuperset(shares) else [])]
+        table = pl.read_parquet(source, columns=wanted)
+        if table["row"].null_count() or not table["row"].dtype.is_integer():
+            raise InvalidCandidate("The predictions file does not name a row in each line.")
+        probabilities = None
+        if shares and len(wanted) > 2:
+            probabilities = table.select(
+                pl.col(shares).cast(pl.Float64).fill_null(float("nan"))
+            ).to_numpy()
+        return Predictions(
+            table["row"].cast(pl.Int64).to_numpy(), table["prediction"].to_numpy(), probabilities
+        )
+    except InvalidCandidate:
+        raise
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise InvalidCandidate(f"The predictions file cannot be read: {error}"[:300]) from error
+
+
+def evaluate_part(
+    job: TrainingJob, predictions: Predictions, truth: Truth, *, sealed: bool = False
+) -> Evaluation:
+    """Score the rows that rank, or the sealed test rows. Raises InvalidCandidate."""
+    rows = truth.sealed if sealed else truth.ranked
+    places = line_up(predictions.rows, rows, part="test" if sealed else "validation")
+    shares = predictions.probabilities
+    return evaluate(
+        job.task,
+        truth.target[rows],
+        predictions.values[places],
+        None if shares is None else shares[places],
+        metric=job.metric,
+        classes=job.classes,
+        positive_class=job.positive_class,
+        seed=job.seed,
+    )
+
+
+def check_complete(predictions: Predictions, truth: Truth) -> None:
+    """Raise InvalidCandidate unless every row that ranks and every sealed one was predicted."""
+    line_up(predictions.rows, truth.ranked, part="validation")
+    line_up(predictions.rows, truth.sealed, part="test")
+
+
+def _source(artifact: Artifact) -> str | bytes:
+    """A path where the storage has one, so that Polars reads only the columns it needs."""
+    try:
+        return artifact.file.path
+    except NotImplementedError:
+        with artifact.file.storage.open(artifact.file.name, "rb") as stored:
+            return bytes(stored.read())

@@ -1,0 +1,176 @@
+"""Asking a node's model server for predictions: HTTP over the node's Unix socket, kept alive.
+
+Each web process keeps a few idle connections per node. A prediction changes nothing, so a request
+that met a closed connection or a dying node is simply sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accounts.errors import Invalid, Unavailable
+from training.models import TrainedModel
+from workers.models import Worker
+
+CONNECT_S = 2.0
+ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
+KEPT_PER_NODE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``predictions``: class names or numbers, one per row; ``probabilities``: rows x classes."""
+
+    predictions: list[Any]
+    probabilities: list[list[float]] | None
+    classes: list[str] | None
+    ms: dict[str, float]
+    node: str
+
+    @property
+    def by_class(self) -> list[dict[str, float]] | None:
+        """Each row's probabilities by class name."""
+        if self.probabilities is None or self.classes is None:
+            return None
+        names = self.classes
+        return [dict(zip(names, shares, strict=True)) for shares in self.probabilities]
+
+
+class NodeFailed(Exception):
+    """This node could not answer; another one may."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("node", timeout=ANSWER_S)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_S)
+        self.sock.connect(self.path)
+        self.sock.settimeout(ANSWER_S)
+
+
+class _Pool:
+    """Idle connections by address; the one used last is taken first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[_UnixConnection]] = defaultdict(list)
+
+    def post(self, address: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body. Raises OSError or HTTPException when the node cannot be talked to."""
+        while True:
+            with self._lock:
+                kept = self._idle[address].pop() if self._idle[address] else None
+            connection = kept or _UnixConnection(address)
+            try:
+                connection.request(
+                    "POST", path, body=body, headers={"Content-Type": "application/json"}
+                )
+                response = connection.getresponse()
+                answer = response.read()
+            except TimeoutError:
+                connection.close()
+                raise
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if kept is None:
+                    raise
+                continue  # the node had closed it meanwhile: try the next, in the end a fresh one
+            with self._lock:
+                if not response.will_close and len(self._idle[address]) < KEPT_PER_NODE:
+                    self._idle[address].append(connection)
+                    return response.status, answer
+            connection.close()
+            return response.status, answer
+
+
+_pool = _Pool()
+
+
+def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
+    """Live nodes that can answer for ``model``, in an order that keeps a model on the same node."""
+    alive = Worker.objects.filter(
+        last_seen_at__gte=Worker.alive_since(), capabilities__engines__contains=[engine]
+    ).exclude(address="")
+    return sorted(alive, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
+
+
+def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
+    """Predict checked ``rows`` (values in the order of ``columns``) with a scored model.
+
+    Raises Invalid when the model refuses the rows, Unavailable when no node can answer.
+    """
+    artifact = model.artifact
+    if artifact is None:
+        raise Unavailable("The files of this model are gone.", code="model-gone")
+    nodes = nodes_for(model.engine, model)
+    if not nodes:
+        raise Unavailable(
+            f"No node with engine {model.engine} is online to answer. Start one, or ask your "
+            "operator.",
+            code="no-node",
+            engine=model.engine,
+        )
+    body = json.dumps(
+        {
+            "model": {
+                "artifact": str(artifact.pk),
+                "sha256": artifact.sha256,
+                "signature": artifact.signature,
+                "engine": model.engine,
+                "organization": str(model.organization_id),
+            },
+            "columns": list(columns),
+            "rows": rows,
+        },
+        allow_nan=False,
+    ).encode()
+    reasons = []
+    for node in nodes:
+        try:
+            return _ask_node(node, body)
+        except NodeFailed as failure:
+            reasons.append(f"{node.name}: {failure}")
+    raise Unavailable(
+        f"No node could answer with this model ({'; '.join(reasons)}).", code="no-answer"
+    )
+
+
+def _ask_node(node: Worker, body: bytes) -> Answer:
+    try:
+        status, raw = _pool.post(node.address.removeprefix("unix:"), "/predict", body)
+        answer = json.loads(raw)
+    except TimeoutError:
+        raise NodeFailed(f"gave no answer within {ANSWER_S:.0f} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise NodeFailed(f"cannot be reached ({error.__class__.__name__})") from None
+    except ValueError:
+        raise NodeFailed("gave an answer that is no JSON") from None
+    if status == 200:
+        return Answer(
+            answer["predictions"],
+            answer.get("probabilities"),
+            answer.get("classes"),
+            answer.get("ms") or {},
+            node.name,
+        )
+    detail = str(answer.get("detail") or f"answered {status}") if isinstance(answer, dict) else ""
+    if status in (400, 422):  # the rows are at fault: another node would say the same
+        columns = answer.get("columns") or {}
+        raise Invalid(
+            detail,
+            code=str(answer.get("code") or "bad-rows").replace("_", "-"),
+            errors={str(name): [str(why)] for name, why in columns.items()},
+        )
+    raise NodeFailed(detail)
