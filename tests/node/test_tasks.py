@@ -11,6 +11,9 @@ from tests.node.fakeweb import until
 from workers.node import procs
 
 
+pytestmark = pytest.mark.xdist_group("node-tasks")
+
+
 def alive(pids: list[int]) -> list[int]:
     rows = {pid: procs.process(pid) for pid in pids}
     return [pid for pid, row in rows.items() if row is not None and not row.is_dead]

@@ -112,26 +112,11 @@ class Bell:
     async def _start(self, broker_url: str, queues: tuple[str, ...]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours.setblocking(False)
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "celery",
-                "-A",
-                "workers.node.celery_app",
-                "worker",
-            ),
-            *(
-                "-P",
-                "solo",
-                "-Q",
-                ",".join(queues),
-                "-n",
-                f"{self._settings.name}@flowml",
-            ),
-            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-            *("--loglevel", "WARNING", "-q"),
-        ]
+        worker = "-W ignore -m celery -A workers.node.celery_app worker -P solo"
+        # Celery workers need not know of each other; leases tell who is alive.
+        quiet = "--without-gossip --without-mingle --without-heartbeat --loglevel WARNING"
+        name = f"{self._settings.name}@flowml"
+        command = [sys.executable, *worker.split(), *quiet.split(), "-n", name, "-Q", ",".join(queues)]
         # The address holds a password: it goes into the environment, not onto the command line.
         env = self._settings.child_environment() | {
             "FLOWML_BROKER_URL": broker_url,
@@ -142,7 +127,7 @@ class Bell:
                 *command,
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,
+                stdout=asyncio.subprocess.DEVNULL,  # a banner
                 env=env,
                 cwd=ROOT,
                 start_new_session=True,
