@@ -43,10 +43,13 @@ def number(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e6:
-        return f"{int(value):,}"
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
+        # A year is a number like any other: below ten thousand no comma.
+        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
     text = f"{value:.4g}"
-    return text if "e" in text else f"{float(text):,}".removesuffix(".0")
+    if "e" in text or abs(value) < 10_000:
+        return text
+    return f"{float(text):,.0f}"
 
 
 def moment(value: Any) -> str:
@@ -75,11 +78,16 @@ def shown(value: Any) -> str:
 def card(column: Mapping[str, Any], rows: int) -> Card:
     """``column`` is one entry of DatasetVersion.columns; ``rows`` counts the version's rows."""
     role, name = str(column.get("role", "")), str(column["name"])
-    missing, distinct = int(column.get("missing") or 0), int(column.get("distinct") or 0)
+    missing, distinct = (
+        int(column.get("missing") or 0),
+        int(column.get("distinct") or 0),
+    )
     share = missing / rows if rows else 0.0
     bars = (column.get("histogram") or {}).get("counts") or []
     dated = role == "datetime" or column.get("dtype") in {"date", "datetime"}
-    drawn = bool(bars) and role in {"numeric", "datetime", "identifier"} and distinct > 1
+    drawn = (
+        bool(bars) and role in {"numeric", "datetime", "identifier"} and distinct > 1
+    )
     low = moment(column.get("min")) if dated else number(column.get("min"))
     high = moment(column.get("max")) if dated else number(column.get("max"))
     warnings = []
@@ -104,7 +112,9 @@ def card(column: Mapping[str, Any], rows: int) -> Card:
         top=[]
         if drawn
         else [
-            Share(shown(one.get("value")), (one.get("count") or 0) / rows if rows else 0.0)
+            Share(
+                shown(one.get("value")), (one.get("count") or 0) / rows if rows else 0.0
+            )
             for one in (column.get("top") or [])[:SHOWN_VALUES]
         ],
         warnings=warnings,

@@ -1,7 +1,7 @@
 """What templates of every app need: icons, state chips, and numbers written for people."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,26 +12,22 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 register = template.Library()
+NOTHING = "–"  # shown where there is no value; templates give filters "" for what is not there
 
-# state -> (class of its colour, icon). The word comes with the state, so that neither colour nor
-# shape has to be understood.
+# state -> (class of its colour, icon, word). The word stands with every chip, so that neither
+# colour nor shape has to be understood.
 STATES = {
-    "queued": ("waiting", "hourglass"),
-    "waiting": ("waiting", "hourglass"),
-    "uploaded": ("waiting", "hourglass"),
-    "pending": ("waiting", "hourglass"),
-    "running": ("running", "loader-2"),
-    "ingesting": ("running", "loader-2"),
-    "scoring": ("running", "loader-2"),
-    "stopping": ("running", "loader-2"),
-    "cancelling": ("running", "loader-2"),
-    "succeeded": ("succeeded", "circle-check"),
-    "ready": ("succeeded", "circle-check"),
-    "stopped": ("early", "flag"),
-    "early": ("early", "flag"),
-    "failed": ("failed", "alert-triangle"),
-    "lost": ("lost", "refresh"),
-    "cancelled": ("cancelled", "ban"),
+    "queued": ("waiting", "hourglass", "Waiting"),
+    "ingesting": ("running", "loader-2", "Being read"),
+    "running": ("running", "loader-2", "Running"),
+    "stopping": ("running", "loader-2", "Stopping"),
+    "cancelling": ("running", "loader-2", "Cancelling"),
+    "succeeded": ("succeeded", "circle-check", "Succeeded"),
+    "ready": ("succeeded", "circle-check", "Ready"),
+    "stopped": ("early", "flag", "Stopped early"),
+    "failed": ("failed", "alert-triangle", "Failed"),
+    "lost": ("lost", "refresh", "Lost its node"),
+    "cancelled": ("cancelled", "ban", "Cancelled"),
 }
 
 ROLES = {
@@ -57,14 +53,10 @@ def icon(name: str, extra: str = "") -> SafeString:
 
 
 @register.simple_tag
-def state_chip(state: str, word: str = "") -> SafeString:
-    look, shape = STATES.get(str(state), ("waiting", "circle-dashed"))
-    return format_html(
-        '<span class="state state-{}">{}{}</span>',
-        look,
-        icon(shape),
-        word or str(state).replace("_", " ").capitalize(),
-    )
+def state_chip(state: str) -> SafeString:
+    usual = ("waiting", "circle-dashed", str(state).capitalize())
+    look, shape, word = STATES.get(str(state), usual)
+    return format_html('<span class="state state-{}">{}{}</span>', look, icon(shape), word)
 
 
 @register.filter
@@ -94,10 +86,10 @@ def ago(moment: datetime | None) -> SafeString:
 
 
 @register.filter
-def duration(seconds: float | None, coarse: bool = False) -> str:
+def duration(seconds: Any, coarse: bool = False) -> str:
     """Seconds as "0.4 s", "42 s", "4 min 12 s", "3 h 5 min"; coarse gives the largest unit only."""
-    if seconds is None:
-        return "–"
+    if not isinstance(seconds, int | float):
+        return NOTHING
     if seconds < 10 and not coarse and seconds != round(seconds):
         return f"{seconds:.1f} s"
     whole = max(0, round(seconds))
@@ -111,10 +103,10 @@ def duration(seconds: float | None, coarse: bool = False) -> str:
 
 
 @register.filter
-def size(n: float | None) -> str:
+def size(n: Any) -> str:
     """Bytes as "512 B", "13.2 kB", "1.2 GB" (decimal units)."""
-    if n is None:
-        return "–"
+    if not isinstance(n, int | float):
+        return NOTHING
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if n < 1000 or unit == "TB":
             return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
@@ -123,16 +115,16 @@ def size(n: float | None) -> str:
 
 
 @register.filter
-def count(n: float | None) -> str:
+def count(n: Any) -> str:
     """A whole number with thousands separated by commas."""
-    return "–" if n is None else f"{n:,.0f}"
+    return f"{n:,.0f}" if isinstance(n, int | float) else NOTHING
 
 
 @register.filter
 def num(value: Any, digits: int = 4) -> str:
     """A number short enough to read: ``digits`` significant ones, no needless zeros or exponent."""
     if value is None or value == "":
-        return "–"
+        return NOTHING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -147,18 +139,18 @@ def num(value: Any, digits: int = 4) -> str:
 
 
 @register.filter
-def score(value: float | None) -> str:
-    """A score to three digits after the point, or three significant ones when above ten."""
-    if value is None:
-        return "–"
+def score(value: Any) -> str:
+    """A score to three digits after the point, or four significant ones when above ten."""
+    if not isinstance(value, int | float):
+        return NOTHING
     return f"{value:.3f}" if abs(value) < 10 else num(float(value), 4)
 
 
 @register.filter
-def percent(share: float | None) -> str:
+def percent(share: Any) -> str:
     """A share of one as a percentage; what is there but tiny never reads as nothing."""
-    if share is None:
-        return "–"
+    if not isinstance(share, int | float):
+        return NOTHING
     if 0 < share < 0.001:
         return "<0.1%"
     if 0.999 < share < 1:
@@ -167,31 +159,18 @@ def percent(share: float | None) -> str:
     return f"{text}%"
 
 
-@register.filter
-def part(value: float | None, whole: float | None) -> float:
-    """value / whole, 0 when that has no sense."""
-    return value / whole if value and whole else 0.0
-
-
-@register.filter
-def get(mapping: Mapping[str, Any] | None, key: str) -> Any:
-    return (mapping or {}).get(key)
-
-
 @register.simple_tag
 def histogram(counts: Sequence[float], label: str) -> SafeString:
     """Bars as one small SVG without a script; ``label`` says in words what it shows."""
     top = max(counts, default=0) or 1
-    bars = (
-        (i * 10, 100 - height, height)
-        for i, height in enumerate(max(2.0, 100 * c / top) if c else 0 for c in counts)
-    )
+    heights = (max(2.0, 100 * c / top) if c else 0.0 for c in counts)
+    bars = ((i * 10, f"{100 - height:.1f}", f"{height:.1f}") for i, height in enumerate(heights))
     return format_html(
         '<svg class="histogram" viewBox="0 0 {} 100" preserveAspectRatio="none" role="img" '
         'aria-label="{}">{}</svg>',
         len(counts) * 10 - 1 if counts else 1,
         label,
-        format_html_join("", '<rect x="{}" y="{:.1f}" width="9" height="{:.1f}"></rect>', bars),
+        format_html_join("", '<rect x="{}" y="{}" width="9" height="{}"></rect>', bars),
     )
 
 

@@ -271,6 +271,12 @@
     });
   }
 
+  // Minutes typed under "My own" are a choice of it.
+  document.addEventListener("input", (event) => {
+    const radio = event.target.closest(".choice")?.querySelector("input[type=radio]");
+    if (radio && event.target !== radio) radio.checked = true;
+  });
+
   // ---- Forms ---------------------------------------------------------------------------------
 
   // A plain form is sent once, however often its button is pressed.

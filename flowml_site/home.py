@@ -1,0 +1,37 @@
+"""The first page: what to do first, and later what runs and what came of it."""
+
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_GET
+
+from datasets.models import Dataset
+from datasets.views import max_bytes, samples
+from organizations.access import OrgRequest, org_role
+from organizations.models import Role
+from training.models import TrainingJob
+from training.views import job_facts
+
+SHOWN = 5
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def home(request: OrgRequest) -> HttpResponse:
+    organization = request.membership.organization
+    jobs = TrainingJob.objects.of(organization).for_list()
+    running = [job_facts(job) for job in jobs.active()[:SHOWN]]
+    recent = [job_facts(job) for job in jobs.exclude(state__in=TrainingJob.ACTIVE)[: SHOWN + 3]]
+    datasets = list(
+        Dataset.objects.of(organization).select_related("latest").defer("latest__columns")[:SHOWN]
+    )
+    context = {
+        "section": "home",
+        "running": running,
+        "recent": recent,
+        "datasets": datasets,
+        "first_visit": not (running or recent),
+        "may_change": request.membership.may(Role.DEVELOPER),
+        "samples": samples(),
+        "max_bytes": max_bytes(),
+    }
+    return render(request, "home.html", context)

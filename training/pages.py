@@ -1,0 +1,519 @@
+"""What the training pages say and draw, made from stored figures. Pure: plain values in and out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from datasets.cards import number, shown
+from training.evaluation import METRICS, Metric, metrics_for
+
+MOST_OPTIONS = 100  # a choice with more values is a text field that suggests them
+MOST_SUGGESTIONS = 20
+TABLE_ROWS = 25
+
+BUDGETS = (
+    (60, "a first impression"),
+    (300, "good for most tables"),
+    (1800, "large tables, last digits"),
+)
+TASK_TYPES = (
+    ("auto", "As inferred from the target"),
+    ("classification", "Classification: one of several classes"),
+    ("regression", "Regression: a number"),
+)
+
+
+def task_words(task: str, classes: Sequence[str] | None) -> str:
+    if task == "regression":
+        return "Regression"
+    if task == "binary":
+        return "Binary classification"
+    return f"Classification into {len(classes or ())} classes"
+
+
+def of_hundred(share: float) -> str:
+    """A share as "94 of 100"; near the ends in thousandths, so that 100 of 100 means all."""
+    if share in (0.0, 1.0):
+        return f"{share * 100:.0f} of 100"
+    if share >= 0.995 or share < 0.005:
+        return f"{min(999, max(1, math.floor(share * 1000 + 0.5)))} of 1,000"
+    return f"{round(share * 100)} of 100"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Scored figures of one model on one part of the rows."""
+
+    metrics: Mapping[str, float | None]
+    rows: int
+    sealed: bool  # on the sealed test part, which took no part in ranking
+    curves: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> str:
+        if self.sealed:
+            return f"Measured on {self.rows:,} rows that were kept sealed until the end."
+        return f"Measured on {self.rows:,} rows that it had not seen, by which models were ranked."
+
+
+def headline(task: str, target: str, figures: Figures) -> str:
+    """What a model predicts and how well, in plain words, with what guessing would reach."""
+    metrics = figures.metrics
+    if task == "regression":
+        text = _regression_headline(target, metrics)
+    elif (accuracy := metrics.get("accuracy")) is None:
+        text = f"Predicts {target}."
+    else:
+        text = f"Predicts {target} and is right for {of_hundred(accuracy)} unseen rows"
+        usual = most_common(figures.curves.get("confusion") or {})
+        if usual is not None:
+            label, share = usual
+            text += f"; always saying “{label}” would be right for {of_hundred(share)}"
+        text += "."
+    return f"{text} {figures.measured}"
+
+
+def _regression_headline(target: str, metrics: Mapping[str, float | None]) -> str:
+    middle, mean, r2 = metrics.get("median_ae"), metrics.get("mae"), metrics.get("r2")
+    if middle is None or mean is None:
+        return f"Predicts {target}."
+    text = (
+        f"Predicts {target} and is off by {number(middle)} or less for half of the unseen rows, "
+        f"by {number(mean)} on average."
+    )
+    if r2 is None:
+        return text
+    if r2 <= 0:
+        return f"{text} That is no better than always saying the mean."
+    return f"{text} It explains {round(r2 * 100)}% of how {target} varies."
+
+
+def most_common(confusion: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The most frequent true class and its share, from a confusion matrix's counts."""
+    counts, labels = confusion.get("counts") or [], confusion.get("labels") or []
+    sums = [sum(row) for row in counts]
+    if not sum(sums) or len(labels) != len(sums):
+        return None
+    best = max(range(len(sums)), key=sums.__getitem__)
+    return str(labels[best]), sums[best] / sum(sums)
+
+
+# --- Performance ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    title: str
+    primary: bool
+    value: float | None
+    low: float | None
+    high: float | None
+    test: float | None
+    test_low: float | None
+    test_high: float | None
+    better: str
+
+
+def metric_rows(
+    task: str,
+    primary: str,
+    ranked: Mapping[str, float | None],
+    interval: Sequence[float] | None,
+    test: Mapping[str, Any] | None,
+) -> list[MetricRow]:
+    """Every metric of the task, the one that ranks first. ``test``: {"metrics", "interval"}."""
+
+    def row(metric: Metric) -> MetricRow:
+        own = metric.name == primary
+        low, high = interval if own and interval else (None, None)
+        sealed = (test or {}).get("interval") if own else None
+        test_low, test_high = sealed or (None, None)
+        return MetricRow(
+            title=metric.title,
+            primary=own,
+            value=ranked.get(metric.name),
+            low=low,
+            high=high,
+            test=((test or {}).get("metrics") or {}).get(metric.name),
+            test_low=test_low,
+            test_high=test_high,
+            better="higher" if metric.greater_is_better else "lower",
+        )
+
+    return [row(m) for m in sorted(metrics_for(task), key=lambda m: m.name != primary)]
+
+
+def confusion_table(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Labels, and per true class its cells with how deep they are coloured (share of the row)."""
+    if not confusion or not confusion.get("labels"):
+        return None
+    rows = []
+    for i, (label, counts) in enumerate(zip(confusion["labels"], confusion["counts"], strict=True)):
+        total = sum(counts) or 1
+        cells = [
+            {"count": n, "right": i == j, "depth": math.ceil(5 * n / total) if n else 0}
+            for j, n in enumerate(counts)
+        ]
+        rows.append({"label": label, "cells": cells})
+    return {"labels": confusion["labels"], "rows": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture (``kind``, ``data``: see static/js/charts.js) and a table that says the same."""
+
+    id: str
+    kind: str
+    title: str
+    text: str
+    data: dict[str, Any]
+    heads: list[str]
+    rows: list[list[Any]]
+
+    @property
+    def json_id(self) -> str:
+        return f"{self.id}-data"
+
+    @property
+    def table(self) -> dict[str, Any]:
+        return {"heads": self.heads, "rows": self.rows}
+
+
+def charts(curves: Mapping[str, Any], target: str) -> list[Chart]:
+    found = []
+    if roc := curves.get("roc"):
+        found.append(_roc(roc))
+    if lines := curves.get("precision_recall"):
+        found.append(_precision_recall(lines))
+    if calibration := curves.get("calibration"):
+        found.append(_calibration(calibration))
+    if sample := curves.get("sample"):
+        found.append(_sample(sample, target))
+    if residuals := curves.get("residuals"):
+        found.append(_residuals(residuals, target))
+    return found
+
+
+def _some(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """At most TABLE_ROWS rows, evenly chosen, the ends included."""
+    every = [list(row) for row in rows]
+    if len(every) <= TABLE_ROWS:
+        return every
+    step = (len(every) - 1) / (TABLE_ROWS - 1)
+    return [every[round(i * step)] for i in range(TABLE_ROWS)]
+
+
+def _roc(lines: Sequence[Mapping[str, Any]]) -> Chart:
+    series = [
+        {
+            "name": str(line["class"]),
+            "points": list(
+                zip(line["false_positive_rate"], line["true_positive_rate"], strict=True)
+            ),
+            "figure": line.get("auc"),
+        }
+        for line in lines
+    ]
+    return Chart(
+        id="roc",
+        kind="roc",
+        title="ROC curve",
+        text="How many of a class are found (up) at the price of how many false alarms (right). "
+        "The dashed line is guessing.",
+        data={"series": series, "x": "False alarms", "y": "Found"},
+        heads=["class", "false alarms", "found"],
+        rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
+    )
+
+
+def _precision_recall(lines: Sequence[Mapping[str, Any]]) -> Chart:
+    series = [
+        {
+            "name": str(line["class"]),
+            "points": list(zip(line["recall"], line["precision"], strict=True)),
+            "figure": line.get("average_precision"),
+        }
+        for line in lines
+    ]
+    return Chart(
+        id="precision-recall",
+        kind="curve",
+        title="Precision and recall",
+        text="Of those that the model names, how many are right (up), for how many of all that "
+        "it finds (right).",
+        data={"series": series, "x": "Recall", "y": "Precision"},
+        heads=["class", "recall", "precision"],
+        rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
+    )
+
+
+def _calibration(calibration: Mapping[str, Any]) -> Chart:
+    bins = [b for b in calibration["bins"] if b.get("count")]
+    of = calibration.get("class")
+    return Chart(
+        id="calibration",
+        kind="calibration",
+        title="Are the probabilities true?",
+        text=f"Where the model says 80%{f' for “{of}”' if of else ''}, 80% should come true: "
+        "points on the dashed line do.",
+        data={
+            "points": [[b["predicted"], b["observed"], b["count"]] for b in bins],
+            "x": "Said",
+            "y": "Came true",
+        },
+        heads=["said", "came true", "rows"],
+        rows=[[b["predicted"], b["observed"], b["count"]] for b in bins],
+    )
+
+
+def _sample(sample: Mapping[str, Any], target: str) -> Chart:
+    points = list(zip(sample["true"], sample["predicted"], strict=True))
+    return Chart(
+        id="sample",
+        kind="scatter",
+        title="Predicted and true",
+        text="One point per row, up to 500 of them. On the dashed line the prediction is exact.",
+        data={"points": points, "x": f"True {target}", "y": "Predicted"},
+        heads=["true", "predicted"],
+        rows=_some(sorted(points)),
+    )
+
+
+def _residuals(residuals: Mapping[str, Any], target: str) -> Chart:
+    edges, counts = residuals["edges"], residuals["counts"]
+    return Chart(
+        id="residuals",
+        kind="bars",
+        title="How far off",
+        text="True value minus prediction: left of zero the model said too much, right of it too "
+        "little. The outermost errors are in the end bars.",
+        data={
+            "edges": edges,
+            "counts": counts,
+            "x": f"True minus predicted {target}",
+            "y": "Rows",
+        },
+        heads=["from", "to", "rows"],
+        rows=[[a, b, n] for a, b, n in zip(edges, edges[1:], counts, strict=False)],
+    )
+
+
+# --- A form from the schema ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SchemaField:
+    """One column as a control. ``key`` is the control's name: column names may be anything."""
+
+    id: str
+    key: str
+    name: str
+    input: str  # number | choice | text | date | datetime
+    value: str
+    options: list[str]
+    hint: str
+    errors: list[str] = field(default_factory=list)
+
+
+def schema_fields(
+    schema: Sequence[Mapping[str, Any]],
+    columns: Sequence[Mapping[str, Any]],
+    given: Mapping[str, str] | None = None,
+    errors: Mapping[str, Sequence[str]] | None = None,
+) -> list[SchemaField]:
+    """Controls for the columns of ``schema`` (name, dtype, role), typical values filled in.
+
+    ``columns``: what is known of the data (DatasetVersion.columns; empty once it was deleted).
+    ``given``: what was entered, by control name; ``errors``: messages by column.
+    """
+    known = {str(column["name"]): column for column in columns}
+    fields = []
+    for i, column in enumerate(schema):
+        name, dtype = str(column["name"]), str(column.get("dtype", "string"))
+        facts = known.get(name, {})
+        key = f"column-{i}"
+        kind, value, options, hint = _control(dtype, str(column.get("role", "")), facts)
+        if given is not None:
+            value = given.get(key, "")
+            if kind == "choice" and value and value not in options:
+                options = [*options, value]
+        fields.append(
+            SchemaField(
+                id=f"field-{i}",
+                key=key,
+                name=name,
+                input=kind,
+                value=value,
+                options=options,
+                hint=hint,
+                errors=list((errors or {}).get(name, ())),
+            )
+        )
+    return fields
+
+
+def _control(dtype: str, role: str, facts: Mapping[str, Any]) -> tuple[str, str, list[str], str]:
+    """Kind of control, typical value, options and hint."""
+    values = facts.get("classes") or facts.get("top") or []
+    options = [shown(one["value"]) for one in values if one.get("value") not in (None, "")]
+    common = options[0] if options else ""
+    if facts.get("top"):
+        first = next((o["value"] for o in facts["top"] if o.get("value") not in (None, "")), None)
+        common = shown(first) if first is not None else common
+    if dtype == "boolean":
+        return "choice", common, ["true", "false"], ""
+    if dtype in {"integer", "float"}:
+        if role == "categorical" and options and len(options) <= MOST_OPTIONS:
+            return "choice", common, options, ""
+        middle = (facts.get("quantiles") or {}).get("0.5", facts.get("mean"))
+        low, high = facts.get("min"), facts.get("max")
+        spread = (
+            "" if low is None or high is None else f"{number(low)} to {number(high)} in the data"
+        )
+        return "number", plain(middle, dtype), [], spread
+    if dtype == "date":
+        return "date", str(facts.get("max") or "")[:10], [], ""
+    if dtype == "datetime":
+        return "datetime", str(facts.get("max") or "")[:19], [], ""
+    if role == "text":
+        return "text", common, [], ""
+    every = bool(facts.get("classes")) and len(options) <= MOST_OPTIONS
+    if every:
+        return "choice", common, sorted(options), ""
+    return (
+        "text",
+        common,
+        options[:MOST_SUGGESTIONS],
+        "one of many; new ones are understood too",
+    )
+
+
+def plain(value: Any, dtype: str) -> str:
+    """A number as a person would type it."""
+    if value is None:
+        return ""
+    if dtype == "integer" or (float(value).is_integer() and abs(value) < 1e15):
+        return str(round(value))
+    return f"{value:.6g}"
+
+
+def row_of(schema: Sequence[Mapping[str, Any]], posted: Mapping[str, str]) -> dict[str, Any]:
+    """The row that a form from :func:`schema_fields` sent; an empty control means missing."""
+    return {
+        str(column["name"]): posted.get(f"column-{i}", "") or None
+        for i, column in enumerate(schema)
+    }
+
+
+def answer(
+    prediction: Any,
+    probabilities: Sequence[float] | None,
+    classes: Sequence[str] | None,
+) -> dict[str, Any]:
+    """One prediction for the page: likeliest classes first, at most ten."""
+    if probabilities is None or classes is None:
+        text = number(prediction) if isinstance(prediction, int | float) else shown(prediction)
+        return {"prediction": text, "probabilities": []}
+    order = sorted(range(len(classes)), key=lambda i: -probabilities[i])[:10]
+    return {
+        "prediction": shown(prediction),
+        "probabilities": [
+            {
+                "label": str(classes[i]),
+                "share": probabilities[i],
+                "said": str(classes[i]) == shown(prediction),
+            }
+            for i in order
+        ],
+    }
+
+
+# --- The race ------------------------------------------------------------------------------------
+
+
+def best_line(
+    scored: Sequence[tuple[datetime, float]],
+    started: datetime,
+    now: datetime,
+    metric: str,
+) -> dict[str, str] | None:
+    """The best score so far over time as points of a step line in a box of 300 by 60.
+
+    ``scored``: when each model was scored and how well. None below two models.
+    """
+    if len(scored) < 2:
+        return None
+    greater = METRICS[metric].greater_is_better
+    steps: list[tuple[float, float]] = []
+    best: float | None = None
+    for at, score in sorted(scored):
+        if best is None or (score > best if greater else score < best):
+            best = score
+            steps.append(((at - started).total_seconds(), score))
+    length = max((now - started).total_seconds(), steps[-1][0], 1.0)
+    low, high = min(s for _, s in steps), max(s for _, s in steps)
+    spread = (high - low) or 1.0
+
+    def place(seconds: float, score: float) -> tuple[float, float]:
+        share = (score - low) / spread if high > low else 0.5
+        height = share if greater else 1 - share
+        return 300 * max(0.0, seconds) / length, 56 - 52 * height
+
+    points: list[tuple[float, float]] = []
+    for seconds, score in steps:
+        x, y = place(seconds, score)
+        if points:
+            points.append((x, points[-1][1]))
+        points.append((x, y))
+    points.append((300.0, points[-1][1]))
+    return {
+        "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
+        "words": f"Best {METRICS[metric].title} so far: from {steps[0][1]:.3f} to "
+        f"{steps[-1][1]:.3f} with {len(scored)} models",
+    }
+
+
+# --- Code ----------------------------------------------------------------------------------------
+
+
+def snippets(base_url: str, model: str, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Code that signs in and asks the model, with its real address."""
+    base = base_url.rstrip("/")
+    body = json.dumps({"rows": [dict(row)]}, ensure_ascii=False)
+    quoted = body.replace("'", "'\\''")
+    curl = (
+        f"TOKEN=$(curl -s {base}/api/auth/login -d username=YOU -d password=SECRET \\\n"
+        "  | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access\"])')\n\n"
+        f"curl -s {base}/api/results/model/{model}/predict \\\n"
+        '  -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\\n'
+        f"  -d '{quoted}'"
+    )
+    indented = "\n".join(f"        {key!r}: {value!r}," for key, value in row.items())
+    python = (
+        "import json\n"
+        "from urllib.request import Request, urlopen\n\n"
+        f'FLOWML = "{base}"\n\n\n'
+        "def post(path, body, token=None):\n"
+        '    headers = {"Content-Type": "application/json"}\n'
+        "    if token:\n"
+        '        headers["Authorization"] = f"Bearer {token}"\n'
+        "    request = Request(FLOWML + path, json.dumps(body).encode(), headers)\n"
+        "    with urlopen(request) as answer:\n"
+        "        return json.load(answer)\n\n\n"
+        'token = post("/api/auth/login", {"username": "YOU", "password": "SECRET"})["access"]\n'
+        "rows = [\n"
+        "    {\n"
+        f"{indented}\n"
+        "    },\n"
+        "]\n"
+        f'print(post("/api/results/model/{model}/predict", {{"rows": rows}}, token))'
+    )
+    return [
+        {"id": "curl", "title": "curl", "text": curl},
+        {"id": "python", "title": "Python, nothing to install", "text": python},
+    ]
