@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 from aiohttp import web
@@ -49,7 +49,7 @@ class FakeWeb:
         self._runner: web.AppRunner | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
-    def __enter__(self) -> "FakeWeb":
+    def __enter__(self) -> Self:
         self._thread.start()
         self.up()
         return self
@@ -237,7 +237,7 @@ class FakeWeb:
         return web.json_response(stored, status=201)
 
     async def _download(self, request: web.Request) -> web.Response:
-        scheme, _, token = request.headers["Authorization"].partition(" ")
+        scheme = request.headers["Authorization"].partition(" ")[0]
         if scheme == "Worker":
             self._worker(request)
         found = self.artifacts.get(request.match_info["artifact"])

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -134,9 +135,7 @@ def test_a_deaf_bell_is_replaced(belled: Node) -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["rang", "found", "wait"]), st.floats(0, 100)), max_size=60
-    )
+    st.lists(st.tuples(st.sampled_from(["rang", "found", "wait"]), st.floats(0, 100)), max_size=60)
 )
 def test_a_bell_is_only_deaf_after_work_was_found_without_it(
     happenings: list[tuple[str, float]],
@@ -154,4 +153,4 @@ def test_a_bell_is_only_deaf_after_work_was_found_without_it(
             watchdog.restarted(now)
             restarts.append(now)
             assert not watchdog.is_deaf(now)
-    assert all(later - earlier >= 15 for earlier, later in zip(restarts, restarts[1:], strict=False))
+    assert all(later - earlier >= 15 for earlier, later in pairwise(restarts))

@@ -10,7 +10,6 @@ from tests.node.conftest import Node
 from tests.node.fakeweb import until
 from workers.node import procs
 
-
 pytestmark = pytest.mark.xdist_group("node-tasks")
 
 

@@ -88,7 +88,7 @@ class Api:
         return await self._json("POST", "/api/workers/heartbeat", body, auth=self._worker())
 
     async def claim(self, room: Mapping[str, int]) -> dict[str, Any] | None:
-        """The best task that fits ``room``, or None. Not repeated on a lost answer: the lease ends."""
+        """The best task that fits ``room``, or None. After a lost answer the lease just ends."""
         body = {"room": room}
         return await self._json("POST", "/api/workers/claim", body, auth=self._worker()) or None
 
@@ -109,7 +109,7 @@ class Api:
     async def upload(
         self, task: str, attempt: int, token: str, name: str, file: Path
     ) -> dict[str, Any]:
-        """Stream a file up as an artifact; repeating it gives the same one. Returns {artifact, ...}."""
+        """Stream a file up; repeating it gives the same artifact. Returns {"artifact": id, ...}."""
         digest = await asyncio.to_thread(sha256_of, file)
         path = f"/api/workers/tasks/{task}/artifacts/{quote(name, safe='')}?attempt={attempt}"
         headers = {"X-SHA256": digest, "Content-Type": "application/octet-stream"}
@@ -144,7 +144,6 @@ class Api:
         if target.exists():
             os.utime(target)  # the cache forgets what was used longest ago
             return target
-        cache.mkdir(parents=True, exist_ok=True)
         auth = f"Task {token}" if token else self._worker()
         path = f"/api/workers/artifacts/{quote(artifact, safe='')}"
         began, failures = time.monotonic(), 0
@@ -158,8 +157,9 @@ class Api:
                 await self._wait(failures, error)
 
     async def _fetch(self, path: str, auth: str, sha256: str, target: Path) -> Path:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-        part, digest = Path(name), hashlib.sha256()
+        os.makedirs(target.parent, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+        digest = hashlib.sha256()
         try:
             with os.fdopen(handle, "wb") as file:
                 try:
@@ -173,10 +173,11 @@ class Api:
                     raise Unreachable(_words(error)) from error
             if digest.hexdigest() != sha256:
                 raise Refused(422, "The artifact's bytes do not fit its hash.")
-            part.chmod(0o400)
-            part.rename(target)
-        finally:
-            part.unlink(missing_ok=True)
+            os.chmod(part, 0o400)
+            os.rename(part, target)
+        except BaseException:
+            os.unlink(part)
+            raise
         return target
 
     def _worker(self) -> str:

@@ -339,7 +339,7 @@ class Attempt:
         guarding = asyncio.create_task(self._guard(child))
         try:
             reason = await self._wait_for_end(child, guarding)
-            exit = await child.exited
+            ended = await child.exited
             # Those that the child left behind hold copies of its channel, and burn processor time.
             await child.kill()
             await self._parents.sweep()
@@ -350,11 +350,11 @@ class Attempt:
             await asyncio.gather(listening, reading, guarding, return_exceptions=True)
             child.channel.close()
             os.close(child.output)
-        self._cpu_s += exit.cpu_s
-        self._peak_mib = max(self._peak_mib, exit.ram_mib)
+        self._cpu_s += ended.cpu_s
+        self._peak_mib = max(self._peak_mib, ended.ram_mib)
         seen = Seen(
             reason=reason,
-            signal=exit.signal,
+            signal=ended.signal,
             said=self._said,
             candidates=len(self._out.candidates),
             keeps=way.keeps,
@@ -363,7 +363,7 @@ class Attempt:
             time_s=float(self.limits.get("time_s") or 0),
             tail=self._tail,
         )
-        return seen, exit.orphaned
+        return seen, ended.orphaned
 
     async def _wait_for_end(
         self, child: Child, guarding: "asyncio.Task[None]"
@@ -436,15 +436,15 @@ class Attempt:
     def _take(self, line: bytes) -> None:
         try:
             message = json.loads(line)
-            type = message["type"]
+            what = message["type"]
             data = message.get("data") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("task %s: a message that makes no sense: %r", self.task, line[:200])
             return
-        if type in ("result", "error"):
+        if what in ("result", "error"):
             self._said = message
             self._wish_changed.set()
-        elif type == "candidate":
+        elif what == "candidate":
             try:
                 files = spool.inside(self._work, message.get("files") or {})
                 self._out.add("candidate", data, key=str(message["key"]), files=files)
@@ -456,10 +456,10 @@ class Attempt:
                     "notice",
                     {"message": f"A model was lost: {error}", "level": "error"},
                 )
-        elif type == "log":
+        elif what == "log":
             self._log([str(item) for item in data.get("lines", [])])
-        elif type in ("progress", "notice"):
-            self._out.add(type, data)
+        elif what in ("progress", "notice"):
+            self._out.add(what, data)
 
     async def _read_output(self, child: Child) -> None:
         """Turn what is printed into log lines, and keep the last of it for the verdict."""

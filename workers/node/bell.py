@@ -116,7 +116,15 @@ class Bell:
         # Celery workers need not know of each other; leases tell who is alive.
         quiet = "--without-gossip --without-mingle --without-heartbeat --loglevel WARNING"
         name = f"{self._settings.name}@flowml"
-        command = [sys.executable, *worker.split(), *quiet.split(), "-n", name, "-Q", ",".join(queues)]
+        command = [
+            sys.executable,
+            *worker.split(),
+            *quiet.split(),
+            "-n",
+            name,
+            "-Q",
+            ",".join(queues),
+        ]
         # The address holds a password: it goes into the environment, not onto the command line.
         env = self._settings.child_environment() | {
             "FLOWML_BROKER_URL": broker_url,

@@ -1,4 +1,4 @@
-"""Artifacts on this node: fetched once, verified, unpacked safely, forgotten when space is short."""
+"""Artifacts on this node: verified, unpacked safely, forgotten when space is short."""
 
 import hashlib
 import os

@@ -146,7 +146,7 @@ def marked(mark: str) -> list[Process]:
 
 
 def kill_marked(mark: str, *, timeout_s: float = 5.0) -> int:
-    """End every process that carries ``mark``, with its descendants. Returns how many carried it."""
+    """End every process that carries ``mark``, and what it started. Returns how many did."""
     found, deadline = marked(mark), time.monotonic() + timeout_s
     count = len(found)
     while found and time.monotonic() < deadline:

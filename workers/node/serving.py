@@ -20,7 +20,7 @@ from uuid import UUID
 from aiohttp import web
 
 from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable
-from workers.node.cache import NotTrusted, trim, unpack, verify
+from workers.node.cache import NotTrusted, hash_fits, trim, unpack, verify
 from workers.node.parents import Child, EngineBroken, Parents
 from workers.node.settings import Settings
 
@@ -374,11 +374,14 @@ class Serving:
         cache = self._settings.folder / "cache"
         for again in (True, False):
             try:
-                return await self._api.download(
+                archive = await self._api.download(
                     model.artifact, model.sha256, cache, patience_s=FETCH_S
                 )
+                if await asyncio.to_thread(hash_fits, archive, model.sha256):
+                    return archive
+                archive.unlink(missing_ok=True)  # it was changed after it had been fetched
             except Unauthorized:
                 if not again:
                     raise Refused(401, "this node is not known any more") from None
                 await asyncio.wait_for(self._register_again(), FETCH_S)
-        raise AssertionError
+        raise NotTrusted("The model's bytes change on this node; it is not loaded.")

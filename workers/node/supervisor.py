@@ -62,6 +62,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._registering = asyncio.Lock()
         self._runs: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
         # What the claim loop was last woken by: the watchdog of the bell wants to know.
         self._woken_by_heartbeat = False
 
@@ -106,8 +107,8 @@ class Supervisor:
                 joined.cancel()
                 return self._status
             joined.result()
-            for work in (self._heartbeats, self._claims, self._tending):
-                loops.append(asyncio.create_task(self._for_ever(work)))
+            works = (self._heartbeats, self._claims, self._tending)
+            loops += [asyncio.create_task(self._for_ever(work)) for work in works]
             await self._stopping.wait()
         finally:
             for loop in loops:
@@ -249,8 +250,8 @@ class Supervisor:
             self._claim_now.set()
 
     async def _restart_when_idle(self) -> None:
-        while self.attempts:
-            await asyncio.sleep(0.2)
+        while self._working:
+            await asyncio.wait(self._working)
         self.stop(RESTART)
 
     # --- claiming ----------------------------------------------------------------------------
@@ -331,7 +332,9 @@ class Supervisor:
             attempt.kind,
             attempt.engine,
         )
-        self._run(self._see_through(attempt))
+        run = self._run(self._see_through(attempt))
+        self._working.add(run)
+        run.add_done_callback(self._working.discard)
 
     async def _see_through(self, attempt: Attempt) -> None:
         try:
@@ -412,7 +415,7 @@ class Supervisor:
 
 
 def _only_one(folder: Path) -> int:
-    """Take the folder's lock for as long as this process lives. Raises CannotJoin if it is taken."""
+    """Take the folder's lock for as long as this process lives. Raises CannotJoin if taken."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
