@@ -22,7 +22,6 @@ WITHOUT_SERVICES = {
     "diffsettings",
     "findstatic",
     "makemessages",
-    "makemigrations",
     "spectacular",
     "startapp",
     "test",

@@ -466,7 +466,9 @@ def _why(what: str, log: Path, offset: int) -> str:
     if "no space left" in said.lower() or "disk quota exceeded" in said.lower():
         return f"{what}: the disk is full. Make room and start again."
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    telling = [ln for ln in lines if "FATAL" in ln or "error" in ln.lower() or "refus" in ln.lower()]
+    telling = [
+        ln for ln in lines if "FATAL" in ln or "error" in ln.lower() or "refus" in ln.lower()
+    ]
     detail = (telling or lines or ["it said nothing"])[-1]
     return f"{what}: {detail} (see {log})"
 

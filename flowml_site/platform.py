@@ -182,7 +182,9 @@ class Supervisor:
             listening.bind(address)
             listening.listen(1024)
         except socket.gaierror as error:
-            raise ServiceError(f"HOST is {self.host}, and no such address is known here.") from error
+            raise ServiceError(
+                f"HOST is {self.host}, and no such address is known here."
+            ) from error
         except PermissionError as error:
             raise ServiceError(
                 f"Port {self.port} is for privileged programs: choose one above 1023, for example "
@@ -365,7 +367,9 @@ class Supervisor:
         child.due_at = now + wait
         how = f"signal {-status}" if status < 0 else f"status {status}"
         when = f"in {wait:.0f} s" if wait >= 1 else "now"
-        self.say(child.name, f"ended ({how}); starting it again {when}, see {self._log(child.name)}")
+        self.say(
+            child.name, f"ended ({how}); starting it again {when}, see {self._log(child.name)}"
+        )
 
     def _log(self, name: str) -> Path:
         return self.var / "logs" / f"{name}.log"
@@ -520,7 +524,13 @@ class Platform:
         """Start, and wait until web answers and ``nodes`` nodes are alive. Raises ServiceError."""
         embedded.make_private(self.var)
         # Tests have services and secrets of their own in the environment; these are not for us.
-        ours = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FLOWML_SIGNING_KEY", "FLOWML_JOIN_TOKEN"}
+        ours = {
+            "DATABASE_URL",
+            "REDIS_URL",
+            "SECRET_KEY",
+            "FLOWML_SIGNING_KEY",
+            "FLOWML_JOIN_TOKEN",
+        }
         inherited = dict(os.environ)
         if "PYTEST_VERSION" in inherited:
             dropped = ours | {k for k in inherited if k.startswith("PYTEST_")}

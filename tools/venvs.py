@@ -152,7 +152,12 @@ def run(command: list[str], name: str, env: dict[str, str] | None = None) -> Non
         output.flush()
         try:
             code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                check=False,
             ).returncode
         except FileNotFoundError as error:
             raise Trouble(f"{command[0]} is missing.") from error
