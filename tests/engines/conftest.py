@@ -1,4 +1,4 @@
-"""Engines run as they do on a node: in children forked by a warm parent, in their own virtualenv."""
+"""Engines run as on a node: in children forked by a warm parent, in their own virtualenv."""
 
 from __future__ import annotations
 

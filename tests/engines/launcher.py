@@ -1,9 +1,9 @@
 """Stands in for the node's warm parent: imports an engine once, then forks a child per request.
 
 Run in the engine's virtualenv as ``python -m tests.engines.launcher ENGINE``. A line of JSON on
-stdin, {"handler", "cwd", "task"}, forks a child in ``cwd`` that runs the handler with a fake channel;
-a line {"exited", "status"} comes back. The channel writes each message, stamped with the seconds
-since the fork, as a line of ``messages.jsonl``; a file called ``stop`` presses stop.
+stdin, {"handler", "cwd", "task"}, forks a child in ``cwd`` that runs the handler with a fake
+channel; a line {"exited", "status"} comes back. The channel writes each message, stamped with the
+seconds since the fork, as a line of ``messages.jsonl``; a file called ``stop`` presses stop.
 """
 
 import importlib
@@ -22,12 +22,12 @@ class FileChannel:
 
     def __init__(self, forked_at: float) -> None:
         self._forked_at = forked_at
-        self._file = open("messages.jsonl", "a", encoding="utf-8")
+        self._path = Path("messages.jsonl")
 
     def say(self, type: str, **fields: object) -> None:
         at = time.monotonic() - self._forked_at
-        self._file.write(json.dumps({"type": type, "at": at, **fields}, default=plain) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"type": type, "at": at, **fields}, default=plain) + "\n")
 
     def progress(self, fraction: float, message: str = "", **data: object) -> None:
         self.say("progress", fraction=fraction, message=message, data=data)

@@ -4,22 +4,22 @@ import time
 import zipfile
 from pathlib import Path
 
-from training.engines.frame import InputError
 from training.engines.harness import load_predictor
+from workers.node.channel import WorkError
 
 
 def serve(task, channel):
-    """What a model server does: load an artifact, answer calls. Inputs: "model"; payload: "calls"."""
+    """What a model server does: load the artifact "model", answer the payload's calls."""
     folder = Path("served")
-    with zipfile.ZipFile(task["inputs"]["model"]) as zip:
-        zip.extractall(folder)
+    with zipfile.ZipFile(task["inputs"]["model"]) as archive:
+        archive.extractall(folder)
     model = load_predictor(folder)
     answers, times = [], []
     for columns, rows in task["payload"]["calls"]:
         began = time.perf_counter()
         try:
             answers.append(model.predict(columns, rows))
-        except InputError as error:
-            answers.append({"error": str(error), "code": error.code, "columns": error.columns})
+        except WorkError as error:
+            answers.append({"error": error.sentence, "code": error.code, **error.data})
         times.append((time.perf_counter() - began) * 1000)
     return {"data": {"answers": answers, "ms": times}, "files": {}}

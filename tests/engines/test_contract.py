@@ -1,9 +1,11 @@
-"""What every engine keeps to, seen from outside: messages, files, times. Real children, real data."""
+"""What every engine keeps to, seen from outside: messages, files and times of real children."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import time
 import zipfile
@@ -83,7 +85,7 @@ def test_text_and_identifiers_are_left_out_with_a_notice(
 
 
 def test_predictions_cover_each_held_out_row_once(trained: tuple[pl.DataFrame, Ran]) -> None:
-    table, ran = trained
+    _, ran = trained
     assert ran.parts is not None
     held = np.flatnonzero((ran.parts == -1) | (ran.parts == -2))
     classes = ran.payload["classes"]
@@ -134,6 +136,34 @@ def test_stop_ends_soon_and_keeps_what_is_there(warm: Warm, tmp_path: Path) -> N
     assert time.monotonic() - pressed < 1.5
     assert ran.result["data"]["stopped"] is True
     assert len(ran.candidates) >= 3
+
+
+def processes_in(folder: Path) -> set[int]:
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if link.resolve() == folder:
+                found.add(int(link.parent.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def test_a_killed_child_takes_its_fits_with_it(warm: Warm, tmp_path: Path) -> None:
+    table = messy(20_000, "binary")
+    table.write_parquet(tmp_path / "data.parquet")
+    payload = payload_for(table, ROLES, "binary", budget_s=60)
+    folder, wait = warm.start(TRAIN, warm.task(tmp_path / "data.parquet", payload))
+    deadline = time.monotonic() + 30
+    while len(running := processes_in(folder)) < 2:  # the child, and a fit
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(min(running), signal.SIGKILL)  # the child is older than what it forked
+    wait()
+    deadline = time.monotonic() + 5
+    while processes_in(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_new_attempt_skips_what_is_done_and_has_what_is_left_of_the_budget(
@@ -414,8 +444,8 @@ def test_a_file_without_a_needed_column_fails_with_its_name(
 
 
 def unpack(artifact: Path, folder: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(artifact) as zip:
-        zip.extractall(folder)
+    with zipfile.ZipFile(artifact) as archive:
+        archive.extractall(folder)
     return json.loads((folder / "schema.json").read_text())
 
 

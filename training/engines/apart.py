@@ -44,9 +44,9 @@ def stream(
 ) -> Iterator[Any]:
     """Run the generator ``work()`` in a fork and yield what it yields, as it comes.
 
-    ``deadline`` is on ``time.monotonic``'s clock. ``pulse`` is asked every POLL_S; when it says True
-    the fork is killed and Stopped raised. What the fork prints goes to the file ``log``. Values pass
-    by pickle. Raises Failed, Overrun or Stopped; what had come before still counts.
+    ``deadline`` is on ``time.monotonic``'s clock. ``pulse`` is asked every POLL_S; when it says
+    True the fork is killed and Stopped raised. What the fork prints goes to the file ``log``.
+    Values pass by pickle. Raises Failed, Overrun or Stopped; what had come before still counts.
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -70,7 +70,8 @@ def _messages(reader: int, deadline: float, pulse: Callable[[], bool]) -> Iterat
             (length,) = _LENGTH.unpack_from(heard)
             if len(heard) < _LENGTH.size + length:
                 break
-            kind, value = pickle.loads(bytes(heard[_LENGTH.size : _LENGTH.size + length]))
+            packed = bytes(heard[_LENGTH.size : _LENGTH.size + length])
+            kind, value = pickle.loads(packed)  # noqa: S301 - from our own fork
             del heard[: _LENGTH.size + length]
             if kind == "end":
                 return

@@ -2,9 +2,10 @@
 
 An engine subclasses :class:`Engine`, is offered as ``ENGINE`` by its module, and has two methods:
 ``train`` yields candidates while it works, ``load`` gives a predictor for a stored one. A third,
-``fit``, fits one known recipe again; the artifact's ``train.py`` and a later refit on all rows rest on
-it. What surrounds an engine (reading, splitting, writing artifacts, clock, talking to the node) is
-harness.py. Heavy packages are imported inside methods, so that anybody may read the declaration.
+``fit``, fits one known recipe again; the artifact's ``train.py`` and a later refit on all rows
+rest on it. What surrounds an engine (reading, splitting, writing artifacts, clock, talking to the
+node) is harness.py. Heavy packages are imported inside methods, so that anybody may read the
+declaration.
 
 Imports no Django and nothing outside this folder; a copy of this file travels in every artifact.
 """
@@ -72,11 +73,11 @@ class Predictions:
 class Candidate:
     """One finished model, with what is needed to rank it and to use it elsewhere.
 
-    ``key`` is stable: the same work in another attempt has the same key. ``folder`` holds the model
-    files that ``Engine.load`` reads, fitted on all training rows; it stays as it is after the yield.
-    ``recipe`` is plain JSON that ``Engine.fit`` understands. ``held`` and ``out_of_fold`` (only when
-    the data has folds) are predictions in the order of ``Data.held`` and ``Data.train``.
-    ``packages`` are the distributions that loading the model needs.
+    ``key`` is stable: the same work in another attempt has the same key. ``folder`` holds the
+    model files that ``Engine.load`` reads, fitted on all training rows; it stays as it is after
+    the yield. ``recipe`` is plain JSON that ``Engine.fit`` understands. ``held`` and
+    ``out_of_fold`` (only when the data has folds) are predictions in the order of ``Data.held``
+    and ``Data.train``. ``packages`` are the distributions that loading the model needs.
     """
 
     key: str
@@ -147,7 +148,7 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, folder: Path) -> Predictor:
-        """The predictor for a candidate's folder. Imports only what the candidate's packages hold."""
+        """The predictor for a candidate's folder. Imports only what its packages hold."""
 
     @abstractmethod
     def fit(self, recipe: Mapping[str, Any], problem: Problem, data: Data, folder: Path) -> None:

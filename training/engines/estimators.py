@@ -1,11 +1,11 @@
 """Models made of scikit-learn's kind of estimators: fitted, saved, loaded, blended.
 
-A recipe is plain JSON: {"members": [member, ...]}, a member being
-{"name", "style", "estimator": {"class", "params"}, "target": "plain" | "standard" | "log",
-"weight"}. A model is the weighted mean of its members' probabilities or values (one member: itself).
-On disk it is ``model.json`` (recipe, encodings, target scaling: all readable) beside one joblib file
-per member, which holds a library's estimator and no class of ours. A copy of this file travels in
-every artifact whose engine uses it.
+A recipe is plain JSON: {"members": [member, ...]}, a member being {"name", "style", "estimator":
+{"class", "params"}, "target": "plain" | "standard" | "log", "weight"}. A model is the weighted
+mean of its members' probabilities or values (one member: itself). On disk it is ``model.json``
+(recipe, encodings, target scaling: all readable) beside one joblib file per member, which holds a
+library's estimator and no class of ours. A copy of this file travels in every artifact whose
+engine uses it.
 """
 
 from __future__ import annotations
@@ -118,10 +118,7 @@ def set_threads(estimator: Any, threads: int) -> None:
 
 
 def _fitted_inside(estimator: Any) -> list[Any]:
-    found = []
-    for calibrated in getattr(estimator, "calibrated_classifiers_", ()):
-        found.append(calibrated.estimator)
-    return found
+    return [inner.estimator for inner in getattr(estimator, "calibrated_classifiers_", ())]
 
 
 def packages_of(recipe: Recipe) -> list[str]:
@@ -184,7 +181,8 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
         else:
             scale = learn_scale(y, recipe.get("target", "plain"))
             goal = rescale(y, scale)
-        np.random.seed(problem.seed % 2**32)  # noqa: NPY002 - for estimators that use the global one
+        # Some estimators draw from the global generator whatever their random_state.
+        np.random.seed(problem.seed % 2**32)
         estimator.fit(table, goal, **extra)
     return Member(recipe, encoding, estimator, present, scale)
 
@@ -201,13 +199,15 @@ def learn_scale(y: Array, kind: str) -> dict[str, Any]:
 def rescale(y: Array, scale: Mapping[str, Any]) -> Array:
     if not scale:
         return y
-    return ((np.log1p(y) if scale["log"] else y) - scale["mean"]) / scale["scale"]
+    seen: Array = np.log1p(y) if scale["log"] else y
+    scaled: Array = (seen - scale["mean"]) / scale["scale"]
+    return scaled
 
 
 def unscale(values: Array, scale: Mapping[str, Any]) -> Array:
     if not scale:
         return values
-    seen = values * scale["scale"] + scale["mean"]
+    seen: Array = values * scale["scale"] + scale["mean"]
     # e^60 is past any target; without the limit one wild row would become infinite.
     return np.expm1(np.minimum(seen, 60.0)) if scale["log"] else seen
 

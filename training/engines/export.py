@@ -1,18 +1,19 @@
 """The artifact: a zip that holds a model and all it takes to use it without FlowML.
 
-Inside: ``model/`` (the engine's own files), ``schema.json``, ``flowml_model/`` (the few source files
-that prepare rows and load the model: copies of this folder's), ``predict.py``, ``train.py`` (fits the
-same model again from the data set), ``requirements.txt`` with exact versions, ``README.md``.
+Inside: ``model/`` (the engine's own files), ``schema.json``, ``flowml_model/`` (the few source
+files that prepare rows and load the model: copies of this folder's), ``predict.py``, ``train.py``
+(fits the same model again from the data set), ``requirements.txt`` with exact versions,
+``README.md``.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata as metadata
 import json
 import platform
 import zipfile
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +71,25 @@ def write(
     distributions that loading the model takes.
     """
     modules = [*ALWAYS, *(name for name in engine.modules if name not in ALWAYS)]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zip:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-            _add(zip, f"model/{file.relative_to(folder).as_posix()}", file.read_bytes())
-        _add(zip, "schema.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        _add(zip, "flowml_model/__init__.py", f"from .{engine.name} import ENGINE as ENGINE\n")
+            _add(archive, f"model/{file.relative_to(folder).as_posix()}", file.read_bytes())
+        _add(archive, "schema.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        _add(archive, "flowml_model/__init__.py", f"from .{engine.name} import ENGINE as ENGINE\n")
         for name in modules:
-            _add(zip, f"flowml_model/{name}.py", _source(HERE / f"{name}.py"))
-        _add(zip, "flowml_model/splits.py", _source(splits))
+            _add(archive, f"flowml_model/{name}.py", _source(HERE / f"{name}.py"))
+        _add(archive, "flowml_model/splits.py", _source(splits))
         for name in ("predict.py", "train.py"):
-            _add(zip, name, _source(HERE / "alone" / name))
-        _add(zip, "requirements.txt", requirements(tuple(packages)))
-        _add(zip, "README.md", readme(told))
+            _add(archive, name, _source(HERE / "alone" / name))
+        _add(archive, "requirements.txt", requirements(tuple(packages)))
+        _add(archive, "README.md", readme(told))
 
 
-def _add(zip: zipfile.ZipFile, name: str, content: str | bytes) -> None:
+def _add(archive: zipfile.ZipFile, name: str, content: str | bytes) -> None:
     info = zipfile.ZipInfo(name, _WHEN)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = 0o644 << 16
-    zip.writestr(info, content)
+    archive.writestr(info, content)
 
 
 @functools.cache
@@ -98,7 +99,7 @@ def _source(path: Path) -> str:
 
 @functools.cache
 def requirements(packages: tuple[str, ...]) -> str:
-    """``packages`` and all they need, with the versions installed here, one ``name==version`` a line."""
+    """``packages`` and all they need, in the versions installed here: requirements.txt."""
     from packaging.requirements import Requirement
 
     found: dict[str, str] = {}
@@ -122,6 +123,7 @@ def readme(told: Mapping[str, Any]) -> str:
     model, data = told["model"], told["dataset"]
     columns = "\n".join(f"| {c['name']} | {c['kind']} | {c['dtype']} |" for c in told["columns"])
     left = "\n".join(f"- `{name}`: {why}" for name, why in told["left_out"].items())
+    unused = f"\nColumns of the data set that the model does not use:\n\n{left}\n" if left else ""
     answer = (
         f"one of {len(told['classes'])} classes of `{told['target']}`, with a probability for each"
         if told["classes"]
@@ -131,8 +133,8 @@ def readme(told: Mapping[str, Any]) -> str:
     return f"""# {model["name"]} for {told["target"]}
 
 A model made by FlowML (engine: {told["engine"]}, task: {told["task"]}, ranked by {told["metric"]}),
-fitted on {model["train_rows"]:,} rows of the data set {data.get("name") or "it was trained on"}. It runs
-without FlowML. For each row it gives {answer}.
+fitted on {model["train_rows"]:,} rows of the data set {data.get("name") or "it was given"}.
+It runs without FlowML. For each row it gives {answer}.
 
 ## Use it
 
@@ -148,7 +150,7 @@ without FlowML. For each row it gives {answer}.
 {columns}
 
 Empty fields are allowed, and so are categories that were not seen in training.
-{("Columns of the data set that the model does not use:" + chr(10) + chr(10) + left) if left else ""}
+{unused}
 
 ## Make it again
 

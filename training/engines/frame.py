@@ -6,8 +6,8 @@ table into a :class:`Frame` by it: numbers as float64 with NaN where missing, ca
 into a list of their own levels with -1 where missing, columns always in the schema's order. A level
 never seen in training is a level like any other here; encoders decide what it means to a model.
 
-Needs numpy; pyarrow only to read files. A copy of this file travels in every artifact, so it imports
-nothing of FlowML.
+Needs numpy; pyarrow only to read files. A copy of this file travels in every artifact, so it
+imports nothing of FlowML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -154,12 +154,20 @@ class Frame:
 # Learning the schema
 
 
-def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> tuple[Schema, Frame]:
+class Learnt(NamedTuple):
+    """A schema, the whole table prepared by it, and how many values of a column did not fit it."""
+
+    schema: Schema
+    frame: Frame
+    misfits: dict[str, int]
+
+
+def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> Learnt:
     """Decide what each column is from its role and from the training rows alone.
 
-    ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows. Returns the
-    schema and the whole table prepared by it. A column whose training rows hold one value (nothing
-    else, not even a gap) is left out. Raises InputError when the table lacks a column.
+    ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows. A column
+    whose training rows hold one value (nothing else, not even a gap) is left out; a value that is
+    not of its column's type counts as missing. Raises InputError when the table lacks a column.
     """
     absent = [c["name"] for c in columns if c["name"] not in table]
     if absent:
@@ -167,6 +175,7 @@ def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> tu
     used: list[Column] = []
     left_out: dict[str, str] = {}
     features: dict[str, Array | Categories] = {}
+    misfits: dict[str, int] = {}
     n_rows = len(rows)
     for given in columns:
         name, role = given["name"], given["role"]
@@ -177,7 +186,9 @@ def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> tu
         column, made = _learn_column(
             name, role, given.get("dtype") or dtype_of(values), values, rows
         )
-        made = {key: value for key, value in made.items() if _varies(value, rows)}
+        if lost := _misfits(values, made):
+            misfits[name] = lost
+        made = {key: value for key, value in made.items() if _varies(value, rows, key != name)}
         if not made:
             left_out[name] = "it has one value only in the rows that train"
             continue
@@ -186,7 +197,15 @@ def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> tu
             column = Column(name, role, column.dtype, DATETIME, parts)
         used.append(column)
         features.update(made)
-    return Schema(tuple(used), left_out), Frame(features, n_rows)
+    return Learnt(Schema(tuple(used), left_out), Frame(features, n_rows), misfits)
+
+
+def _misfits(values: Array, made: Mapping[str, Array | Categories]) -> int:
+    """How many values were there, yet became gaps."""
+    feature = next(iter(made.values()))
+    if values.dtype != object or isinstance(feature, Categories):
+        return 0
+    return sum(not is_missing(value) for value in values[np.isnan(feature)])
 
 
 def _learn_column(
@@ -203,7 +222,8 @@ def _learn_column(
     return column, _feature(column, values, strict=False)
 
 
-def _varies(feature: Array | Categories, rows: Array) -> bool:
+def _varies(feature: Array | Categories, rows: Array, is_part: bool = False) -> bool:
+    """Whether training rows differ. Of a date's parts, that some are gaps is said by one alone."""
     known = (feature.codes if isinstance(feature, Categories) else feature)[rows]
     if isinstance(feature, Categories):
         return len(known) > 0 and bool(known.min() != known.max())
@@ -211,11 +231,11 @@ def _varies(feature: Array | Categories, rows: Array) -> bool:
     if gaps.all():
         return False
     present = known[~gaps]
-    return bool(gaps.any() or present.min() != present.max())
+    return bool((gaps.any() and not is_part) or present.min() != present.max())
 
 
 def dtype_of(values: Array) -> str:
-    """The data set's word for a column's type: integer, float, boolean, string, date or datetime."""
+    """The data set's word for a type: integer, float, boolean, string, date or datetime."""
     if values.dtype.kind in "iu":
         return "integer"
     if values.dtype.kind == "f":
@@ -419,7 +439,7 @@ def _categories(values: Array) -> Categories:
     levels = tuple(sorted({name for name in names if name is not None}))
     index = {name: code for code, name in enumerate(levels)}
     codes = np.array([-1 if name is None else index[name] for name in names], dtype=np.int32)
-    return Categories(codes[where] if len(names) else np.empty(0, np.int32), levels)
+    return Categories(codes[where] if names else np.empty(0, np.int32), levels)
 
 
 def _one_category(value: Any) -> Categories:
@@ -450,7 +470,7 @@ def _time(value: Any) -> np.datetime64:
     if is_missing(value):
         return np.datetime64("NaT")
     if isinstance(value, np.datetime64):
-        return value.astype("datetime64[us]")
+        return value.astype("datetime64[us]")  # type: ignore[no-any-return]
     if isinstance(value, str):
         value = _parse_time(value.strip())
     if isinstance(value, dt.datetime):
@@ -469,7 +489,7 @@ def _parse_time(text: str) -> dt.datetime:
         pass
     for pattern in ("%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%m/%d/%Y", "%m/%d/%Y %H:%M:%S", "%d.%m.%Y"):
         try:
-            return dt.datetime.strptime(text, pattern)
+            return dt.datetime.strptime(text, pattern).replace(tzinfo=dt.UTC)
         except ValueError:
             continue
     raise _WrongValue(text)
@@ -519,10 +539,7 @@ def read_file(path: str | Path, columns: Sequence[str] | None = None) -> dict[st
         head = file.read(4)
     if not head:
         raise InputError("The file is empty.", "bad_file")
-    if head == b"PAR1":
-        table = _read_parquet(path, columns)
-    else:
-        table = _read_text(path)
+    table = _read_parquet(path, columns) if head == b"PAR1" else _read_text(path)
     names = list(table.column_names)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -554,8 +571,7 @@ def _read_text(path: Path) -> Any:
 
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    opened = gzip.open(path, "rb") if packed else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if packed else path.open("rb") as file:
         try:
             start = file.read(64 * 1024)
         except (OSError, EOFError) as error:

@@ -1,7 +1,7 @@
 """What surrounds an engine in a node's child: files in, candidates and predictions out.
 
-``train`` and ``predict_file`` are task handlers (see workers/node/handlers.py); ``load_predictor`` is
-what a model server calls. Runs in the engine's virtualenv; knows no engine by name.
+``train`` and ``predict_file`` are task handlers (see workers/node/handlers.py); ``load_predictor``
+is what a model server calls. Runs in the engine's virtualenv; knows no engine by name.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def train(task: Mapping[str, Any], channel: Channel) -> Answer:
     if int(task.get("attempt") or 1) == 1:
         for name, why in ready.schema.left_out.items():
             run.notice(f"Column '{name}' is left out: {why}.", column=name)
+        for name, count in ready.misfits.items():
+            run.notice(
+                f"Column '{name}': {count:,} values do not fit its type and count as missing.",
+                column=name,
+            )
     count = 0
     for candidate in engine.train(problem, ready.data, run):
         deliver(candidate, engine, problem, ready, payload, run)
@@ -101,8 +106,15 @@ def problem_of(payload: Mapping[str, Any]) -> Problem:
 class Ready:
     """A job's data, read and split: what the engine gets, and which rows of the file those are."""
 
-    def __init__(self, schema: Schema, data: Data, train_rows: Array, held_rows: Array) -> None:
-        self.schema, self.data = schema, data
+    def __init__(
+        self,
+        schema: Schema,
+        data: Data,
+        train_rows: Array,
+        held_rows: Array,
+        misfits: Mapping[str, int],
+    ) -> None:
+        self.schema, self.data, self.misfits = schema, data, misfits
         self.train_rows, self.held_rows = train_rows, held_rows
 
     @classmethod
@@ -122,7 +134,7 @@ class Ready:
                 raise WorkError("No row is left to train on.", code="no_rows")
             mask = np.zeros(len(target), dtype=bool)
             mask[rows.train] = True
-            schema, prepared = frame.learn(columns, table, mask)
+            schema, prepared, misfits = frame.learn(columns, table, mask)
         except InputError as error:
             raise WorkError(str(error), code=error.code, columns=error.columns) from error
         if not schema.columns:
@@ -137,7 +149,7 @@ class Ready:
         else:
             y = np.array(target[rows.train], dtype=np.float64)
         data = Data(prepared.take(rows.train), y, prepared.take(rows.held), rows.folds)
-        return cls(schema, data, rows.train, rows.held)
+        return cls(schema, data, rows.train, rows.held, misfits)
 
 
 class HarnessRun:
@@ -245,7 +257,7 @@ def labels(found: Predictions, classes: Sequence[str] | None) -> list[Any]:
     """Class names, or numbers as plain floats."""
     if classes:
         return [classes[int(code)] for code in found.values]
-    return np.asarray(found.values, dtype=np.float64).tolist()
+    return [float(value) for value in found.values]
 
 
 # Predicting
@@ -271,9 +283,15 @@ class ServedModel:
     def predict(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """{"predictions", "probabilities" (rows x classes) or None, "classes" or None}.
 
-        ``columns`` names the values of each row, in any order. Raises InputError, whose ``columns``
-        tells what is wrong with which.
+        ``columns`` names the values of each row, in any order. Raises WorkError, whose data
+        ``columns`` tells what is wrong with which.
         """
+        try:
+            return self._predict(columns, rows)
+        except InputError as error:
+            raise WorkError(str(error), code=error.code, columns=error.columns) from error
+
+    def _predict(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
         unknown = [name for name in columns if name not in self._known]
         if unknown:
             raise InputError(
@@ -308,8 +326,8 @@ def predict_file(task: Mapping[str, Any], channel: Channel) -> Answer:
     ``probability_<class>``. A value of the wrong type ends the work with the column's name.
     """
     folder = Path("model")
-    with zipfile.ZipFile(task["inputs"]["model"]) as zip:
-        zip.extractall(folder)
+    with zipfile.ZipFile(task["inputs"]["model"]) as archive:
+        archive.extractall(folder)  # stays inside folder: zipfile drops .. and leading /
     model = load_predictor(folder)
     model.model.threads = max(1, int((task.get("payload") or {}).get("threads") or 1))
     channel.progress(0.05, "Reading the rows")

@@ -8,10 +8,10 @@ Three styles, because families of models want different things of the same colum
 - ``scaled``: as ``trees``, but numbers are standardised and rare levels share one column
   (linear models, neighbours, kernels, networks)
 
-What is learnt from the training rows is plain JSON (:attr:`Encoding.steps`), and encoding a row is a
-handful of numpy calls: no pickled transformer, no pandas. A level that was not there in training
-counts as rare where rare ones share a column, and else leaves all columns 0 (as code: -1, or a gap).
-A copy of this file travels in every artifact.
+What is learnt from the training rows is plain JSON (:attr:`Encoding.steps`), and encoding a row is
+a handful of numpy calls: no pickled transformer, no pandas. A level that was not there in training
+counts as rare where rare ones share a column, and else leaves all columns 0 (as code: -1, or a
+gap). A copy of this file travels in every artifact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_COLUMNS = 2_000  # and all one-hots together so many
 
 @dataclass(frozen=True)
 class Encoding:
-    """How each feature becomes columns. ``steps`` is plain JSON, one entry per feature, in order."""
+    """How each feature becomes columns. ``steps`` is plain JSON, one entry per feature."""
 
     steps: tuple[Mapping[str, Any], ...]
 
@@ -66,7 +66,7 @@ class Encoding:
         at = 0
         for step, known in zip(self.steps, self._known, strict=True):
             feature = frame.features[step["feature"]]
-            if step["as"] == "number":
+            if not isinstance(feature, Categories):
                 at = _put_number(out, at, step, feature)
             elif step["as"] == "codes":
                 codes = feature.codes_in(known).astype(np.float64)
@@ -140,8 +140,11 @@ def _learn_number(name: str, values: Array, style: Style) -> dict[str, Any]:
         step["mark"] = True
     if style == "scaled":
         full = np.where(gaps, step["fill"], values)
-        scale = float(full.std())
-        step["mean"] = float(full.mean())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = float(full.mean()), float(full.std())
+        if not np.isfinite(mean + scale):  # squares of numbers past 1e154 have no room in a float
+            mean, scale = 0.0, float(np.abs(full).max())
+        step["mean"] = mean
         step["scale"] = scale if scale > 1e-12 * max(1.0, abs(step["mean"])) else 1.0
     return step
 

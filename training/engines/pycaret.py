@@ -2,9 +2,9 @@
 
 From PyCaret come the models (its containers: estimators, defaults, search spaces). Order, folds,
 preparation, metric and clock are FlowML's (race.py): PyCaret's own ``compare_models`` runs a fixed
-order with gradient boosting near the end, looks at its budget only between models, and its pipelines
-take 100 ms for one row. What leaves here needs no PyCaret any more, only scikit-learn and, for some
-models, LightGBM.
+order with gradient boosting near the end, looks at its budget only between models, and its
+pipelines take 100 ms for one row. What leaves here needs no PyCaret any more, only scikit-learn
+and, for some models, LightGBM.
 """
 
 from __future__ import annotations
@@ -146,11 +146,11 @@ def make_zoo(problem: Problem, data: Data) -> list[Entry]:
     containers = _containers(problem, data)
     zoo = []
     traits = CLASSIFIERS if problem.is_classification else REGRESSORS
-    for id, trait in traits.items():
-        container = containers.get(id)
+    for model, trait in traits.items():
+        container = containers.get(model)
         if container is None:  # a PyCaret that was installed without it
             continue
-        args = dict(container.args) | dict(trait.args) | _fitting_args(id, problem, data)
+        args = dict(container.args) | dict(trait.args) | _fitting_args(model, problem, data)
         spec = estimators.describe(container.class_def(**args))
         if trait.calibrate:
             spec = {
@@ -162,7 +162,7 @@ def make_zoo(problem: Problem, data: Data) -> list[Entry]:
             member["target"] = _target_scale(problem, data, trait.style)
         space = _space(container.tune_distribution, trait) if trait.tunable else {}
         zoo.append(
-            Entry(id, trait.name, trait.family, member, space, trait.most_rows, trait.strong)
+            Entry(model, trait.name, trait.family, member, space, trait.most_rows, trait.strong)
         )
     return zoo
 

@@ -105,7 +105,7 @@ class Race:
         self._slow: set[str] = set()
 
     def go(self, zoo: Callable[[], Sequence[Entry]]) -> Iterator[Candidate]:
-        """Everything, in order. ``zoo`` is called after the baseline is out: it may take a while."""
+        """Everything, in order. ``zoo`` is called when the baseline is out: it takes a while."""
         yield from self.baseline()
         if self.run.pulse():
             return

@@ -7,6 +7,7 @@ stored predictions. These are the same quantities turned so that more is better.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def score(problem: Problem, y: Array, scores: Array) -> float:
     return found if np.isfinite(found) else -np.inf
 
 
-def _classification(problem: Problem, y: Array, p: Array, m: object) -> float:
+def _classification(problem: Problem, y: Array, p: Array, m: Any) -> float:
     metric, n_classes = problem.metric, problem.n_classes
     classes = problem.classes or ()
     positive = classes.index(problem.positive_class) if problem.positive_class in classes else 1
@@ -43,9 +44,9 @@ def _classification(problem: Problem, y: Array, p: Array, m: object) -> float:
     if metric == "accuracy":
         return float((guess == y).mean())
     if metric == "balanced_accuracy":
-        return float(m.balanced_accuracy_score(y, guess))  # type: ignore[attr-defined]
+        return float(m.balanced_accuracy_score(y, guess))
     if metric == "mcc":
-        return float(m.matthews_corrcoef(y, guess))  # type: ignore[attr-defined]
+        return float(m.matthews_corrcoef(y, guess))
     if metric == "brier":
         hit = np.zeros_like(p)
         hit[np.arange(len(y)), y] = 1.0
@@ -57,14 +58,14 @@ def _classification(problem: Problem, y: Array, p: Array, m: object) -> float:
         return float(function(y, guess, labels=codes, average="macro", zero_division=0))
     if metric == "average_precision":
         if n_classes == 2:
-            return float(m.average_precision_score(y == positive, p[:, positive]))  # type: ignore[attr-defined]
+            return float(m.average_precision_score(y == positive, p[:, positive]))
         present = [c for c in codes if (y == c).any()]
-        return float(np.mean([m.average_precision_score(y == c, p[:, c]) for c in present]))  # type: ignore[attr-defined]
+        return float(np.mean([m.average_precision_score(y == c, p[:, c]) for c in present]))
     if metric == "roc_auc":
         if n_classes == 2:
-            return float(m.roc_auc_score(y == positive, p[:, positive]))  # type: ignore[attr-defined]
+            return float(m.roc_auc_score(y == positive, p[:, positive]))
         present = [c for c in codes if 0 < (y == c).sum() < len(y)]
-        return float(np.mean([m.roc_auc_score(y == c, p[:, c]) for c in present]))  # type: ignore[attr-defined]
+        return float(np.mean([m.roc_auc_score(y == c, p[:, c]) for c in present]))
     return float(np.log(sure[np.arange(len(y)), y]).mean())  # log_loss, and any other
 
 
