@@ -165,12 +165,15 @@ def _ask_node(node: Worker, body: bytes) -> Answer:
             answer.get("ms") or {},
             node.name,
         )
-    detail = str(answer.get("detail") or f"answered {status}") if isinstance(answer, dict) else ""
-    if status in (400, 422):  # the rows are at fault: another node would say the same
+    answer = answer if isinstance(answer, dict) else {}
+    detail = str(answer.get("detail") or f"answered {status}")
+    code = str(answer.get("code") or "bad-rows").replace("_", "-")
+    if status in (400, 422) and code != "not-trusted":
+        # The rows are at fault: another node would say the same.
         columns = answer.get("columns") or {}
         raise Invalid(
             detail,
-            code=str(answer.get("code") or "bad-rows").replace("_", "-"),
+            code=code,
             errors={str(name): [str(why)] for name, why in columns.items()},
         )
     raise NodeFailed(detail)
