@@ -1,0 +1,100 @@
+from typing import Any
+
+from rest_framework import serializers
+
+from datasets.models import Dataset, DatasetVersion
+
+
+class VersionBrief(serializers.ModelSerializer[DatasetVersion]):
+    """A version without its columns."""
+
+    has_rejects = serializers.SerializerMethodField()
+
+    class Meta:
+        model = DatasetVersion
+        fields = (
+            "id", "number", "state", "error", "filename", "upload_size", "source", "rows",
+            "column_count", "sha256", "size_bytes", "rejected", "has_rejects", "notices",
+            "created_at", "ready_at",
+        )  # fmt: skip
+
+    def get_has_rejects(self, version: DatasetVersion) -> bool:
+        return version.rejects_id is not None
+
+
+class DatasetBrief(serializers.ModelSerializer[Dataset]):
+    latest = VersionBrief(allow_null=True, read_only=True)
+
+    class Meta:
+        model = Dataset
+        fields = ("id", "name", "description", "state", "latest", "created_at", "updated_at")
+
+
+class ColumnField(serializers.JSONField):
+    """Name, dtype, role and statistics of one column."""
+
+
+class DatasetFull(DatasetBrief):
+    """With the newest version, ready or not, and the columns of the one that is used."""
+
+    newest = serializers.SerializerMethodField()
+    columns = serializers.SerializerMethodField()
+    progress = serializers.SerializerMethodField()
+
+    class Meta(DatasetBrief.Meta):
+        fields = (*DatasetBrief.Meta.fields, "newest", "columns", "progress")  # type: ignore[assignment]
+
+    def _newest(self, dataset: Dataset) -> DatasetVersion:
+        found: DatasetVersion = self.context["newest"]
+        return found
+
+    def get_newest(self, dataset: Dataset) -> dict[str, Any]:
+        return dict(VersionBrief(self._newest(dataset)).data)
+
+    def get_columns(self, dataset: Dataset) -> list[dict[str, Any]]:
+        columns = dataset.latest.columns if dataset.latest else []
+        return [{key: column.get(key) for key in ("name", "dtype", "role")} for column in columns]
+
+    def get_progress(self, dataset: Dataset) -> float | None:
+        """0 to 1 while the newest version is being read, null otherwise."""
+        newest = self._newest(dataset)
+        if newest.state != DatasetVersion.State.INGESTING or newest.task is None:
+            return None
+        return newest.task.progress
+
+
+class Upload(serializers.Serializer[Any]):
+    file = serializers.FileField()
+    name = serializers.CharField(max_length=120, required=False, default="")
+
+
+class Change(serializers.Serializer[Any]):
+    name = serializers.CharField(max_length=120, required=False)
+    description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+    roles = serializers.DictField(child=serializers.CharField(), required=False)
+
+
+class PreviewAsked(serializers.Serializer[Any]):
+    rows = serializers.IntegerField(min_value=1, max_value=1000, default=50)
+    offset = serializers.IntegerField(min_value=0, default=0)
+
+
+class Preview(serializers.Serializer[Any]):
+    version = serializers.UUIDField()
+    total = serializers.IntegerField()
+    offset = serializers.IntegerField()
+    columns = serializers.ListField(child=serializers.CharField())
+    rows = serializers.ListField(child=serializers.DictField())
+
+
+class Stats(serializers.Serializer[Any]):
+    version = serializers.UUIDField()
+    rows = serializers.IntegerField()
+    columns = serializers.ListField(child=serializers.DictField())
+
+
+class SampleInfo(serializers.Serializer[Any]):
+    key = serializers.CharField()
+    title = serializers.CharField()
+    sentence = serializers.CharField()
+    target = serializers.CharField()
