@@ -2,15 +2,27 @@ from django.contrib import admin
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
 
+from flowml_site import health
+from flowml_site.home import home
+
 api = [
     path("", include("organizations.api.urls")),
     path("", include("workers.api.urls")),
+    path("", include("datasets.api.urls")),
+    path("", include("training.api.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerView.as_view(), name="docs"),
     path("redoc", SpectacularRedocView.as_view(), name="redoc"),
 ]
 
 urlpatterns = [
+    path("", home, name="home"),
+    path("", include("accounts.urls")),
+    path("", include("organizations.urls")),
+    path("", include("datasets.urls")),
+    path("", include("training.urls")),
+    path("health", health.health, name="health"),
+    path("health/live", health.live, name="health-live"),
     path("api/", include(api)),
     path("admin/", admin.site.urls),
 ]

@@ -13,7 +13,6 @@ from workers import actions
 from workers.models import Task, Worker
 
 PASSWORD = "correct horse battery"
-_HASH = make_password(PASSWORD)  # once: Argon2 is slow on purpose
 
 
 class UserFactory(DjangoModelFactory[User]):
@@ -22,7 +21,7 @@ class UserFactory(DjangoModelFactory[User]):
 
     username = factory.Sequence(lambda n: f"user{n}")
     email = factory.LazyAttribute(lambda user: f"{user.username}@example.org")
-    password = _HASH
+    password = factory.LazyFunction(lambda: make_password(PASSWORD))
 
 
 class OrganizationFactory(DjangoModelFactory[Organization]):
