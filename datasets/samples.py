@@ -1,4 +1,4 @@
-"""Tables that ship with FlowML, to try it without an upload. `data/README.md` tells their sources."""
+"""Tables that ship with FlowML, to try it without an upload. Sources: `data/README.md`."""
 
 from dataclasses import dataclass
 from pathlib import Path
