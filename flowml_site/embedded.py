@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 from flowml_site import processes
@@ -192,7 +192,7 @@ class Services:
         self._wanted = [n for n, on in (("postgres", postgres), ("valkey", valkey)) if on]
         self._lock: IO[str] | None = None
 
-    def __enter__(self) -> Services:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -545,19 +545,26 @@ def _wait_valkey(child: subprocess.Popen[bytes], port: int, password: str) -> bo
     """Whether the server came up. False when it ended or stayed silent for too long."""
     deadline = time.monotonic() + 60
     while child.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-                connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-                answer = b""
-                while answer.count(b"\r\n") < 2 and (part := connection.recv(200)):
-                    answer += part
-                # Another server on this port would not take the password.
-                if answer == b"+OK\r\n+PONG\r\n":
-                    return child.poll() is None
+        # Another server on this port would not take the password.
+        if _greets(port, password):
+            return child.poll() is None
         time.sleep(0.02)
     if child.poll() is None:
         child.kill()
     child.wait()
+    return False
+
+
+def _greets(port: int, password: str) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=2) as connection,
+    ):
+        connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+        answer = b""
+        while answer.count(b"\r\n") < 2 and (part := connection.recv(200)):
+            answer += part
+        return answer == b"+OK\r\n+PONG\r\n"
     return False
 
 
@@ -623,10 +630,9 @@ def _stop_when_unused(services: Services) -> None:
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(
+        sys.stderr.write(
             "Another command still uses the database that this one started: waiting for it "
-            "(Ctrl-C stops the database anyway).",
-            file=sys.stderr,
+            "(Ctrl-C stops the database anyway).\n"
         )
         with contextlib.suppress(KeyboardInterrupt):
             fcntl.flock(users, fcntl.LOCK_EX)

