@@ -65,6 +65,11 @@ def run_dir(var: Path) -> Path:
     return Path("/tmp") / f"flowml-{os.geteuid()}-{digest}"  # noqa: S108 (checked when made)
 
 
+def is_given(name: str) -> bool:
+    """Whether the environment has the setting ``name``, or ``name_FILE`` in its stead."""
+    return bool(os.environ.get(name) or os.environ.get(f"{name}_FILE"))
+
+
 def database_url(var: Path) -> str:
     """The DSN of the embedded PostgreSQL, whether it runs or not."""
     return _dsn(var, "flowml", "flowml")
@@ -578,7 +583,7 @@ def ensure(var: Path) -> None:
     stopped at exit, after every other command that uses them. Does nothing for a service whose URL
     is in the environment.
     """
-    postgres, valkey = not os.environ.get("DATABASE_URL"), not os.environ.get("REDIS_URL")
+    postgres, valkey = not is_given("DATABASE_URL"), not is_given("REDIS_URL")
     if not (postgres or valkey):
         return
     make_secrets(var)

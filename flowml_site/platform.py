@@ -1,7 +1,7 @@
 """A whole installation on one machine: services, web, control, beat and a node.
 
 ``Supervisor`` runs it in this process (``manage.py up``). ``Platform`` starts and stops that
-command for a program that needs an installation beside it: the demo, the end-to-end tests. No Django.
+command for a program that needs an installation beside it: the demo, the tests. No Django here.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Supervisor:
         began = time.monotonic()
         self._services = Services(
             self.var,
-            postgres=not os.environ.get("DATABASE_URL"),
-            valkey=not os.environ.get("REDIS_URL"),
+            postgres=not embedded.is_given("DATABASE_URL"),
+            valkey=not embedded.is_given("REDIS_URL"),
         )
         self._services.start()
         for name in self._services.children:
@@ -221,11 +221,7 @@ class Supervisor:
             "DJANGO_SETTINGS_MODULE": "flowml_site.settings",
         }
         # A secret that comes as a file must not be beaten by one that we made.
-        defaults = {
-            name: value
-            for name, value in defaults.items()
-            if not os.environ.get(name) and not os.environ.get(f"{name}_FILE")
-        }
+        defaults = {k: v for k, v in defaults.items() if not embedded.is_given(k)}
         return {
             **os.environ,
             **defaults,
@@ -244,11 +240,11 @@ class Supervisor:
         stamp, now = self.var / "run" / "static.stamp", _static_fingerprint()
         if not self.debug and not (stamp.is_file() and stamp.read_text(encoding="ascii") == now):
             steps["static"] = [*manage, "collectstatic", "--noinput", "-v", "0"]
-        env = {
-            "DATABASE_URL": embedded.database_url(self.var),
-            "REDIS_URL": embedded.redis_url(self.var) or "",
-            **env,
-        }
+        # So that manage.py starts no services of its own, nor waits for anybody's.
+        if not embedded.is_given("DATABASE_URL"):
+            env = {**env, "DATABASE_URL": embedded.database_url(self.var)}
+        if not embedded.is_given("REDIS_URL"):
+            env = {**env, "REDIS_URL": embedded.redis_url(self.var) or ""}
         running = {
             name: processes.spawn(args, log=self._log(name), env=env, cwd=BASE_DIR)
             for name, args in steps.items()
