@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
@@ -11,6 +12,7 @@ from django.core.paginator import Paginator
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
@@ -18,6 +20,7 @@ from accounts.pages import tell, tells_problems, wants_json, whole
 from datasets import actions
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
+from datasets.samples import SAMPLES, Sample
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from workers.models import Stream
@@ -35,9 +38,9 @@ def max_bytes() -> int:
     return settings.MAX_UPLOAD_SIZE_MB * 2**20
 
 
-def samples() -> list[dict[str, str]]:
-    """What can be loaded without an upload: key, title and a sentence."""
-    return []
+def samples() -> list[Sample]:
+    """What can be loaded without an upload."""
+    return list(SAMPLES.values())
 
 
 # --- The list ------------------------------------------------------------------------------------
@@ -104,8 +107,13 @@ def new_version(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
 @org_role(Role.DEVELOPER)
 @tells_problems
 def sample(request: OrgRequest, key: str) -> HttpResponse:
-    """Load a sample and go on to training on it."""
-    raise NotImplementedError
+    """Load a sample; from the start page on to training on it, else to look at it."""
+    dataset = actions.load_sample(request.membership, key)
+    if request.POST.get("then") == "train":
+        start = {"dataset": dataset.pk, "target": SAMPLES[key].target}
+        # By name alone: this app knows of the form, not of the app that has it.
+        return redirect(f"{reverse('training:new')}?{urlencode(start)}")
+    return redirect("datasets:detail", dataset.pk)
 
 
 def _go(request: OrgRequest, dataset: Dataset) -> HttpResponse:
@@ -125,6 +133,7 @@ def _dataset(request: OrgRequest, dataset_id: UUID) -> Dataset:
 
 @require_GET
 @org_role(Role.VIEWER)
+@tells_problems
 def detail(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
     return _detail(request, _dataset(request, dataset_id), tab=request.GET.get("tab", "columns"))
 
@@ -159,10 +168,14 @@ def _detail(
     if context["tab"] == "columns":
         page = Paginator(version.columns, CARDS_PER_PAGE).get_page(request.GET.get("page"))
         context |= {"page": page, "cards": [card(column, version.rows) for column in page]}
+        if context["may_change"] and version.pk == dataset.latest_id:
+            context["roles"] = actions.ROLES
     elif tab == "rows":
         context["grid"] = grid(request, version)
         if request.headers.get("HX-Request"):
-            return render(request, "datasets/_grid.html", context)
+            response = render(request, "datasets/_grid.html", context)
+            patch_vary_headers(response, ["HX-Request"])  # one address, two answers
+            return response
     elif tab == "rejects":
         context |= _rejects(version)
     return render(request, "datasets/detail.html", context, status=status)
@@ -247,6 +260,24 @@ def _version(request: OrgRequest, version_id: UUID) -> DatasetVersion:
 @tells_problems
 def rejects(request: OrgRequest, version_id: UUID) -> HttpResponseBase:
     raise NotImplementedError
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+@tells_problems
+def role(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
+    """Say what a column of the newest version really is. With htmx its card comes back."""
+    dataset = _dataset(request, dataset_id)
+    name = request.POST.get("column", "")
+    actions.change_dataset(request.membership, dataset, roles={name: request.POST.get("role", "")})
+    if not request.headers.get("HX-Request"):
+        return redirect("datasets:detail", dataset_id)
+    version = _dataset(request, dataset_id).latest
+    column = version.column(name) if version else None
+    assert version is not None
+    assert column is not None
+    context = {"dataset": dataset, "card": card(column, version.rows), "roles": actions.ROLES}
+    return render(request, "datasets/_column_card.html", context)
 
 
 @require_POST

@@ -9,7 +9,7 @@ from datasets.views import max_bytes, samples
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training.models import TrainingJob
-from training.views import job_facts
+from training.views.common import job_facts
 
 SHOWN = 5
 

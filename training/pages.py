@@ -481,6 +481,11 @@ def best_line(
 # --- Code ----------------------------------------------------------------------------------------
 
 
+def _python(value: Any) -> str:
+    """A value as Python writes it, texts in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 def snippets(base_url: str, model: str, row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Code that signs in and asks the model, with its real address."""
     base = base_url.rstrip("/")
@@ -493,7 +498,7 @@ def snippets(base_url: str, model: str, row: Mapping[str, Any]) -> list[dict[str
         '  -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\\n'
         f"  -d '{quoted}'"
     )
-    indented = "\n".join(f"        {key!r}: {value!r}," for key, value in row.items())
+    indented = "\n".join(f"        {_python(k)}: {_python(v)}," for k, v in row.items())
     python = (
         "import json\n"
         "from urllib.request import Request, urlopen\n\n"

@@ -1,0 +1,222 @@
+"""Trainings: the list, and one of them live."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import Q
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.errors import FlowError
+from organizations.access import OrgRequest, org_role
+from organizations.models import Role
+from training import actions, catalog, pages
+from training.models import TrainedModel, TrainingJob
+from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
+from workers.models import Event, Task
+from workers.waiting import waits_for
+
+LOG_EVENTS = 60
+LOG_LINES = 200
+FILTERS = {
+    "active": ("Running", Q(state__in=TrainingJob.ACTIVE)),
+    "succeeded": ("Succeeded", Q(state=TrainingJob.State.SUCCEEDED)),
+    "failed": ("Failed", Q(state=TrainingJob.State.FAILED)),
+    "cancelled": ("Cancelled", Q(state=TrainingJob.State.CANCELLED)),
+}
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def jobs(request: OrgRequest) -> HttpResponse:
+    state = request.GET.get("state", "")
+    found = TrainingJob.objects.of(request.membership.organization)
+    if state in FILTERS:
+        found = found.filter(FILTERS[state][1])
+    page = Paginator(found.for_list(), PER_PAGE).get_page(request.GET.get("page"))
+    context = {
+        "section": "training",
+        "page": facts_page(page),
+        "state": state if state in FILTERS else "",
+        "states": [(key, words) for key, (words, _) in FILTERS.items()],
+        "may_train": request.membership.may(Role.DEVELOPER),
+    }
+    return render(request, "training/list.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def job(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    after = last_seq(f"job:{job_id}")
+    stored = job_of(request, job_id)
+    context = {
+        "after": after,
+        **_live(request, stored),
+        **_board(stored),
+        "log": _log(stored) if stored.has_ended else [],
+    }
+    return render(request, "training/job.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def job_live(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    stored = job_of(request, job_id)
+    response = render(request, "training/_job_live.html", _live(request, stored))
+    if stored.has_ended:
+        response["HX-Refresh"] = "true"  # the page of a job that has ended no longer asks
+    return response
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def leaderboard(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    return render(request, "training/_leaderboard.html", _board(job_of(request, job_id)))
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def job_log(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    return render(request, "training/_job_log.html", {"log": _log(job_of(request, job_id))})
+
+
+def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
+    tasks = list(stored.tasks.select_related("worker"))
+    scored = stored.models.filter(state=TrainedModel.State.SCORED).values_list(
+        "created_at", "score"
+    )
+    began = stored.started_at or stored.created_at
+    end = stored.finished_at or timezone.now()
+    line = pages.best_line(list(scored), began, end, stored.metric)
+    waits = ""
+    if not stored.has_ended:
+        waits = waits_for(tasks, request.membership.organization)
+    return {
+        "section": "training",
+        "job": job_facts(stored),
+        "metric": stored.metric_info,
+        "lanes": [_lane(task) for task in tasks],
+        "line": line,
+        "best": _best(stored),
+        "notices": [_notice(one) for one in stored.notices],
+        "waits": waits,
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }
+
+
+def _best(stored: TrainingJob) -> dict[str, Any] | None:
+    best = stored.best_model
+    return {"id": best.pk, "name": best.name, "score": best.score} if best else None
+
+
+def _notice(notice: dict[str, str] | str) -> str:
+    return notice if isinstance(notice, str) else notice.get("message", "")
+
+
+def _lane(task: Task) -> dict[str, Any]:
+    info = catalog.engines().get(task.engine)
+    state = str(task.state)
+    if state == Task.State.RUNNING and task.cancel_requested_at:
+        state = "cancelling"
+    elif state == Task.State.RUNNING and task.stop_requested_at:
+        state = "stopping"
+    ended_well = task.state == Task.State.SUCCEEDED
+    return {
+        "title": info.title if info else task.engine,
+        "state": state,
+        "progress": 1.0 if ended_well else task.progress,
+        "message": "" if task.has_ended else task.message,
+        "error": task.error,
+        "node": task.worker.name if task.worker and not task.has_ended else "",
+        "attempt": task.attempt,
+    }
+
+
+def _board(stored: TrainingJob) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    scored_rows = 0
+    for one in TrainedModel.objects.leaderboard(stored.pk):
+        interval = one.interval or (None, None)
+        scored_rows = scored_rows or one.scored_rows
+        rows.append(
+            {
+                "rank": one.rank if one.is_scored else None,
+                "id": one.pk,
+                "name": one.name,
+                "engine": one.engine,
+                "score": one.score,
+                "low": interval[0],
+                "high": interval[1],
+                "fit_s": one.fit_s,
+                "predict_ms": one.predict_ms_row,
+                "error": "" if one.is_scored else one.reason,
+            }
+        )
+    folds = stored.split.get("folds")
+    how = (
+        f"out of fold, in {folds} folds, over all {scored_rows:,} training rows"
+        if folds
+        else f"on {scored_rows:,} validation rows that no model saw"
+    )
+    return {
+        "job": job_facts(stored),
+        "metric": stored.metric_info,
+        "rows": rows,
+        "scored_on": f"Ranked {how}. A sealed test part gives the winner's own figure at the end.",
+    }
+
+
+def _log(stored: TrainingJob) -> list[dict[str, Any]]:
+    """The newest lines, oldest first: what engines print, and how their tasks fared."""
+    events = list(
+        Event.objects.filter(stream=stored.topic)
+        .filter(Q(type__in=["log", "notice"]) | Q(type__startswith="task."))
+        .select_related("task")
+        .order_by("-seq")[:LOG_EVENTS]
+    )
+    lines = []
+    for event in reversed(events):
+        engine = event.task.engine if event.task else ""
+        lines += [{"at": event.at, "engine": engine, "text": text} for text in _lines(event)]
+    return lines[-LOG_LINES:]
+
+
+def _lines(event: Event) -> list[str]:
+    data = event.data
+    if event.type == "log":
+        return [str(line) for line in data.get("lines") or [data.get("line", "")]]
+    if event.type == "notice":
+        return [str(data.get("message", ""))]
+    why = data.get("why") or ""
+    return [f"{event.type.removeprefix('task.').replace('_', ' ')}{f': {why}' if why else ''}"]
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def cancel(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    return _wish(request, job_id, actions.cancel_job, "The training is being cancelled.")
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def stop(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    return _wish(
+        request, job_id, actions.stop_job, "The training stops now and keeps the best so far."
+    )
+
+
+def _wish(request: OrgRequest, job_id: UUID, act: Any, done: str) -> HttpResponse:
+    stored = job_of(request, job_id)
+    try:
+        act(request.membership, stored)
+    except FlowError as error:
+        messages.error(request, error.detail)
+    else:
+        messages.success(request, done)
+    return redirect(stored)

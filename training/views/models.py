@@ -1,0 +1,297 @@
+"""Models: how well they do, trying them, using them; files of predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.paginator import Paginator
+from django.http import HttpResponse, HttpResponseBase
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.cache import patch_vary_headers
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.errors import FlowError
+from accounts.pages import tells_problems
+from organizations.access import OrgRequest, org_role
+from organizations.models import Role
+from training import actions, pages
+from training.evaluation import METRICS
+from training.models import BatchPrediction, TrainedModel, TrainingJob
+from training.rows import MOST_ROWS
+from training.views.common import PER_PAGE, facts_page, job_facts, last_seq
+from workers.waiting import waits_for
+
+TABS = {
+    "performance": "Performance",
+    "try": "Try it",
+    "use": "Use it",
+    "details": "Details",
+}
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def models(request: OrgRequest) -> HttpResponse:
+    """The best model of each training, newest training first."""
+    found = (
+        TrainingJob.objects.of(request.membership.organization)
+        .filter(best_model__isnull=False)
+        .for_list()
+    )
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
+    context = {"section": "models", "page": facts_page(page)}
+    return render(request, "training/models.html", context)
+
+
+def _model(request: OrgRequest, model_id: UUID) -> TrainedModel:
+    found = TrainedModel.objects.of(request.membership.organization).select_related(
+        "job__dataset_version", "artifact", "task"
+    )
+    return get_object_or_404(found, pk=model_id)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def model(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    stored = _model(request, model_id)
+    tab = request.GET.get("tab", "performance")
+    return _model_page(request, stored, tab if tab in TABS else "performance")
+
+
+def _model_page(
+    request: OrgRequest, stored: TrainedModel, tab: str, status: int = 200, **more: Any
+) -> HttpResponse:
+    parts = {
+        "performance": _performance,
+        "try": _try,
+        "use": _use,
+        "details": _details,
+    }
+    job = stored.job
+    tabs = [(key, words) for key, words in TABS.items() if stored.is_scored or key == "details"]
+    if not stored.is_scored:
+        tab = "details"
+    context = {
+        "section": "models",
+        "model": _model_facts(stored),
+        "job": job_facts(job),
+        "target": job.target,
+        "headline": _headline(stored),
+        "tab": tab,
+        "tabs": tabs,
+        "part": f"training/_model_{tab}.html",
+        "may_change": request.membership.may(Role.DEVELOPER),
+        **parts[tab](request, stored),
+        **more,
+    }
+    return render(request, "training/model.html", context, status=status)
+
+
+def _model_facts(stored: TrainedModel) -> dict[str, Any]:
+    scored = stored.job.models.filter(state=TrainedModel.State.SCORED)
+    return {
+        "pk": stored.pk,
+        "name": stored.name,
+        "is_scored": stored.is_scored,
+        "reason": stored.reason,
+        "rank": actions.rank_of(stored),
+        "of": scored.count() if stored.is_scored else None,
+        "created_at": stored.created_at,
+    }
+
+
+def _headline(stored: TrainedModel) -> str:
+    if not stored.is_scored:
+        return f"This model could not be scored: {stored.reason}"
+    if test := stored.test:
+        figures = pages.Figures(test["metrics"], test["rows"], True, test.get("curves") or {})
+    else:
+        figures = pages.Figures(stored.metrics, stored.scored_rows, False, stored.curves)
+    return pages.headline(stored.job.task, stored.job.target, figures)
+
+
+def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    job = stored.job
+    curves = (stored.test or {}).get("curves") or stored.curves
+    rows = stored.test["rows"] if stored.test else stored.scored_rows
+    part = "the sealed test rows" if stored.test else "rows that the model did not see"
+    return {
+        "metrics": pages.metric_rows(
+            job.task, job.metric, stored.metrics, stored.interval, stored.test
+        ),
+        "ranked_on": "Out of fold" if job.split.get("folds") else "Validation",
+        "has_test": bool(stored.test),
+        "confusion": pages.confusion_table(curves.get("confusion")),
+        "charts": pages.charts(curves, job.target),
+        "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
+        "notes": [note for note in [stored.reason] if note],
+    }
+
+
+def _columns(stored: TrainedModel) -> list[dict[str, Any]]:
+    version = stored.job.dataset_version
+    return version.columns if version else []
+
+
+def _try(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    batches = stored.batch_predictions.order_by("-created_at")[:5]
+    return {
+        "fields": pages.schema_fields(stored.schema, _columns(stored)),
+        "answer": None,
+        "runs": batches,
+    }
+
+
+def _use(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    typical = {
+        one.name: _typed(one.value, str(column["dtype"]))
+        for one, column in zip(
+            pages.schema_fields(stored.schema, _columns(stored)), stored.schema, strict=True
+        )
+    }
+    return {
+        "snippets": pages.snippets(settings.PUBLIC_URL, str(stored.pk), typical),
+        "most_rows": MOST_ROWS,
+    }
+
+
+def _typed(text: str, dtype: str) -> Any:
+    """A form's text as a client would send it."""
+    if text == "":
+        return None
+    if dtype in {"integer", "float"}:
+        value = float(text)
+        return int(value) if value.is_integer() else value
+    return text == "true" if dtype == "boolean" else text
+
+
+def _details(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    job = stored.job
+    facts = [
+        ("Algorithm", stored.name),
+        ("Family", stored.family or "–"),
+        ("Engine", stored.engine),
+        ("Trained on", f"{stored.train_rows:,} rows"),
+        ("Data set", f"{job.dataset['name']}, version {job.dataset['version']}"),
+        ("Data hash", str(job.dataset.get("sha256", ""))[:16]),
+        ("Kind of task", pages.task_words(job.task, job.classes)),
+        ("Ranked by", METRICS[job.metric].title),
+        ("Split", "out of fold" if job.split.get("folds") else "train, validation and test"),
+        ("Seed", str(job.seed)),
+    ]
+    return {
+        "facts": facts,
+        "columns": stored.schema,
+        "parameters": sorted((str(k), v) for k, v in stored.params.items()),
+    }
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def predict(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    """One row from the form. With htmx the answer alone, else the page around it."""
+    stored = _model(request, model_id)
+    row = pages.row_of(stored.schema, request.POST)
+    problem: FlowError | None = None
+    answer: dict[str, Any]
+    try:
+        said = actions.predict(stored, [row])
+    except FlowError as error:
+        problem = error
+        errors = {_column(place): texts for place, texts in error.errors.items()}
+        text = "Some values do not fit." if errors else error.detail
+        answer = {"problem": text, "errors": errors}
+    else:
+        probabilities = said.probabilities[0] if said.probabilities else None
+        answer = pages.answer(said.predictions[0], probabilities, said.classes)
+        answer["ms"] = said.ms.get("node") or said.ms.get("model")
+        answer["typical_error"] = _typical_error(stored)
+    # htmx shows 200 and 422 alike, and a value half typed is no fault worth a red line in a log.
+    status = 200 if problem is None else 422 if problem.status < 500 else 503
+    if request.headers.get("HX-Request"):
+        context = {"answer": answer, "target": stored.job.target}
+        return render(request, "training/_answer.html", context, status=200)
+    fields = pages.schema_fields(
+        stored.schema, _columns(stored), request.POST.dict(), answer.get("errors")
+    )
+    return _model_page(request, stored, "try", status, answer=answer, fields=fields)
+
+
+def _column(place: str) -> str:
+    """``rows[0].name`` as the column's name."""
+    return place.split(".", 1)[1] if place.startswith("rows[") and "." in place else place
+
+
+def _typical_error(stored: TrainedModel) -> str:
+    """How far off a number may be: on the sealed rows where there are figures."""
+    metrics = (stored.test or {}).get("metrics") or stored.metrics
+    middle = metrics.get("median_ae")
+    if stored.job.task != "regression" or middle is None:
+        return ""
+    return f"Half of the time it is off by {pages.number(middle)} or less."
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def predict_file(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    stored = _model(request, model_id)
+    upload = request.FILES.get("file")
+    if upload is None:
+        return _model_page(request, stored, "try", 422, file_problem="Choose a file first.")
+    try:
+        queued = actions.predict_file(request.membership, stored, upload)
+    except FlowError as error:
+        texts = [text for each in error.errors.values() for text in each]
+        problem = " ".join([error.detail, *(t for t in texts if t not in error.detail)])
+        return _model_page(request, stored, "try", 422, file_problem=problem)
+    return redirect("training:batch", queued.pk)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+@tells_problems
+def download(request: OrgRequest, model_id: UUID) -> HttpResponseBase:
+    return actions.download(_model(request, model_id))
+
+
+# --- A file of predictions -----------------------------------------------------------------------
+
+
+def _batch(request: OrgRequest, batch_id: UUID) -> BatchPrediction:
+    found = BatchPrediction.objects.of(request.membership.organization).select_related(
+        "model__job", "task__worker", "csv", "parquet"
+    )
+    return get_object_or_404(found, pk=batch_id)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def batch(request: OrgRequest, batch_id: UUID) -> HttpResponse:
+    after = last_seq(f"prediction:{batch_id}")
+    stored = _batch(request, batch_id)
+    waits = ""
+    if stored.task and not stored.has_ended:
+        waits = waits_for([stored.task], request.membership.organization)
+    context = {
+        "section": "models",
+        "after": after,
+        "batch": stored,
+        "model": stored.model,
+        "job": stored.model.job,
+        "task": stored.task,
+        "waits": waits,
+    }
+    if request.headers.get("HX-Request"):
+        response = render(request, "training/_batch.html", context)
+        patch_vary_headers(response, ["HX-Request"])  # one address, two answers
+        return response
+    return render(request, "training/batch.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+@tells_problems
+def batch_result(request: OrgRequest, batch_id: UUID) -> HttpResponseBase:
+    return actions.download_result(_batch(request, batch_id), request.GET.get("as", "csv"))
