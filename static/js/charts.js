@@ -1,0 +1,252 @@
+/* Charts of the model page, drawn by ECharts (SVG) from JSON that stands in the page.
+
+   <div data-chart="roc" data-source="id-of-a-json-script"></div>
+
+   Kinds: roc, curve ({series: [{name, points, figure}]}), calibration, scatter ({points}), bars
+   ({edges, counts}); x and y are the axes' names. Colours come from the page's own tokens, so a
+   chart follows the theme. */
+(() => {
+  "use strict";
+
+  const FONT = { fontFamily: "inherit", fontSize: 12 };
+
+  function token(name) {
+    // Resolved by the browser to rgb(): ECharts does not read oklch() or var().
+    const probe = document.createElement("span");
+    probe.className = "visually-hidden";
+    probe.style.color = `var(${name})`;
+    document.body.append(probe);
+    const context = document.createElement("canvas").getContext("2d");
+    context.fillStyle = getComputedStyle(probe).color;
+    probe.remove();
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return `rgba(${r}, ${g}, ${b}, ${a / 255})`;
+  }
+
+  function look() {
+    return {
+      text: token("--tblr-body-color"),
+      muted: token("--tblr-secondary-color"),
+      line: token("--tblr-border-color"),
+      surface: token("--tblr-bg-surface"),
+      series: ["--fl-accent-text", "--fl-lost", "--fl-early", "--fl-failed", "--fl-running",
+        "--fl-succeeded", "--fl-cancelled", "--fl-waiting"].map(token),
+    };
+  }
+
+  const short = (value) =>
+    typeof value === "number" ? Number(value.toPrecision(4)).toLocaleString("en") : value;
+  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+  const tick = (value) => (Math.abs(value) >= 10000 ? compact.format(value) : short(value));
+
+  function axis(colors, name, more) {
+    return {
+      type: "value",
+      name,
+      nameLocation: "middle",
+      nameGap: 28,
+      nameTextStyle: { color: colors.muted, ...FONT },
+      axisLabel: { color: colors.muted, formatter: tick, hideOverlap: true },
+      axisLine: { show: true, lineStyle: { color: colors.line } },
+      splitLine: { lineStyle: { color: colors.line, opacity: 0.6 } },
+      ...more,
+    };
+  }
+
+  function diagonal(colors, from, to) {
+    return {
+      type: "line",
+      name: "",
+      data: [[from, from], [to, to]],
+      symbol: "none",
+      silent: true,
+      animation: false,
+      tooltip: { show: false },
+      lineStyle: { type: "dashed", width: 1, color: colors.muted },
+      z: 1,
+    };
+  }
+
+  const UNIT = { min: 0, max: 1 };
+
+  function lines(data, colors, kind) {
+    const many = data.series.length > 1;
+    const series = data.series.map((one, i) => ({
+      type: "line",
+      name: one.name,
+      data: one.points,
+      symbol: "none",
+      lineStyle: { width: 2 },
+      color: colors.series[i % colors.series.length],
+    }));
+    if (kind === "roc") series.push(diagonal(colors, 0, 1));
+    return {
+      legend: many
+        ? {
+            type: "scroll",
+            top: 0,
+            itemGap: 18,
+            itemWidth: 16,
+            itemHeight: 3,
+            icon: "rect",
+            textStyle: { color: colors.text },
+            data: data.series.map((s) => s.name),
+          }
+        : undefined,
+      grid: { left: 44, right: 16, top: many ? 36 : 12, bottom: 44 },
+      xAxis: axis(colors, data.x, UNIT),
+      yAxis: axis(colors, data.y, { ...UNIT, nameGap: 32 }),
+      series,
+      tooltip: tip(colors, (p) =>
+        `${p.seriesName}\n${data.x} ${short(p.value[0])}, ${data.y} ${short(p.value[1])}`),
+    };
+  }
+
+  function tip(colors, words) {
+    // Rich text and not HTML: HTML tooltips carry inline styles, which the page's policy forbids.
+    return {
+      renderMode: "richText",
+      trigger: "item",
+      confine: true,
+      backgroundColor: colors.surface,
+      borderColor: colors.line,
+      textStyle: { color: colors.text, ...FONT },
+      formatter: words,
+    };
+  }
+
+  function calibration(data, colors) {
+    return {
+      grid: { left: 44, right: 16, top: 12, bottom: 44 },
+      xAxis: axis(colors, data.x, UNIT),
+      yAxis: axis(colors, data.y, { ...UNIT, nameGap: 32 }),
+      series: [
+        diagonal(colors, 0, 1),
+        {
+          type: "line",
+          data: data.points,
+          encode: { x: 0, y: 1 },
+          symbol: "circle",
+          symbolSize: (value) => 5 + Math.min(14, Math.sqrt(value[2])),
+          color: colors.series[0],
+          lineStyle: { width: 1.5 },
+        },
+      ],
+      tooltip: tip(colors, (p) =>
+        `Said ${short(p.value[0])}, came true ${short(p.value[1])}\n${p.value[2]} rows`),
+    };
+  }
+
+  function scatter(data, colors) {
+    const all = data.points.flat();
+    const low = Math.min(...all);
+    const high = Math.max(...all);
+    return {
+      grid: { left: 64, right: 16, top: 12, bottom: 44 },
+      xAxis: axis(colors, data.x, { scale: true }),
+      yAxis: axis(colors, data.y, { scale: true, nameGap: 50 }),
+      series: [
+        diagonal(colors, low, high),
+        {
+          type: "scatter",
+          data: data.points,
+          symbolSize: 6,
+          color: colors.series[0],
+          itemStyle: { opacity: 0.55 },
+          animation: false,
+        },
+      ],
+      tooltip: tip(colors, (p) => `True ${short(p.value[0])}\nPredicted ${short(p.value[1])}`),
+    };
+  }
+
+  function bars(data, colors) {
+    const labels = data.counts.map((_, i) => tick((data.edges[i] + data.edges[i + 1]) / 2));
+    return {
+      grid: { left: 48, right: 16, top: 12, bottom: 44 },
+      xAxis: axis(colors, data.x, {
+        type: "category",
+        data: labels,
+        splitLine: { show: false },
+        axisLabel: { color: colors.muted, hideOverlap: true },
+      }),
+      yAxis: axis(colors, data.y, { nameGap: 34, min: 0 }),
+      series: [{ type: "bar", data: data.counts, barCategoryGap: "8%", color: colors.series[0] }],
+      tooltip: tip(colors, (p) =>
+        `${short(data.edges[p.dataIndex])} to ${short(data.edges[p.dataIndex + 1])}\n` +
+        `${p.value} rows`),
+    };
+  }
+
+  function option(kind, data, colors) {
+    if (kind === "calibration") return calibration(data, colors);
+    if (kind === "scatter") return scatter(data, colors);
+    if (kind === "bars") return bars(data, colors);
+    return lines(data, colors, kind);
+  }
+
+  const drawn = new Map(); // element -> chart
+
+  function draw(element, colors) {
+    const source = document.getElementById(element.dataset.source);
+    if (!source) return;
+    let chart = drawn.get(element);
+    if (!chart) {
+      chart = window.echarts.init(element, null, { renderer: "svg" });
+      drawn.set(element, chart);
+      new ResizeObserver(() => chart.resize()).observe(element);
+    }
+    const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+    chart.setOption(
+      {
+        animation: !calm,
+        textStyle: { color: colors.text, ...FONT },
+        ...option(element.dataset.chart, JSON.parse(source.textContent), colors),
+      },
+      true,
+    );
+  }
+
+  function drawAll(root = document) {
+    if (!window.echarts) return;
+    const colors = look();
+    for (const element of root.querySelectorAll("[data-chart]")) draw(element, colors);
+    for (const button of root.querySelectorAll("[data-chart-png]")) button.hidden = false;
+  }
+
+  // An SVG chart becomes a PNG by way of a canvas, twice as large as on the screen.
+  function download(id) {
+    const chart = drawn.get(document.getElementById(id));
+    const svg = chart?.getDom().querySelector("svg");
+    if (!svg) return;
+    const copy = svg.cloneNode(true);
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    const text = new XMLSerializer().serializeToString(copy);
+    const picture = new Image();
+    picture.onload = () => {
+      const canvas = document.createElement("canvas");
+      canvas.width = svg.clientWidth * 2;
+      canvas.height = svg.clientHeight * 2;
+      const context = canvas.getContext("2d");
+      context.fillStyle = look().surface;
+      context.fillRect(0, 0, canvas.width, canvas.height);
+      context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+      const link = document.createElement("a");
+      link.href = canvas.toDataURL("image/png");
+      link.download = `${id}.png`;
+      link.click();
+    };
+    picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-chart-png]");
+    if (button) download(button.dataset.chartPng);
+  });
+  document.addEventListener("flowml:theme", () => drawAll());
+  window.flowmlCharts = drawAll;
+  if (document.readyState === "loading") {
+    document.addEventListener("DOMContentLoaded", () => drawAll());
+  } else drawAll();
+})();
