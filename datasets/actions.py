@@ -65,7 +65,7 @@ def add_version(by: Membership, dataset: Dataset, file: UploadedFile | None) -> 
         raise Conflict("A version of this data set is still being read: wait until it is ready.")
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
-        Dataset.objects.select_for_update().get(pk=dataset.pk)
+        Dataset.objects.select_for_update(no_key=True).get(pk=dataset.pk)
         newest = dataset.versions.order_by("-number").values_list("number", flat=True).first() or 0
         return _ingest(by, dataset, artifact, filename=file.name or "table", number=newest + 1)
 
@@ -145,7 +145,7 @@ def finish_ingest(task: Task) -> None:
     The upload goes either way: what was in it is in the version, its rejects and the notices.
     """
     version = (
-        DatasetVersion.objects.select_for_update(of=("self",))
+        DatasetVersion.objects.select_for_update(no_key=True, of=("self",))
         .select_related("dataset", "upload")
         .filter(pk=task.subject, state=DatasetVersion.State.INGESTING)
         .first()
@@ -241,7 +241,7 @@ def change_dataset(
 
     Raises Invalid for a column that is not there or a role that is none.
     """
-    stored = Dataset.objects.select_for_update(of=("self",)).get(pk=dataset.pk)
+    stored = Dataset.objects.select_for_update(no_key=True, of=("self",)).get(pk=dataset.pk)
     if name is not None:
         stored.name = name
     if description is not None:
@@ -268,8 +268,8 @@ def change_dataset(
 @transaction.atomic
 def delete_dataset(by: Membership, dataset: Dataset) -> None:
     """Delete a data set with all its versions and files. Raises InUse while something needs it."""
-    stored = Dataset.objects.select_for_update(of=("self",)).get(pk=dataset.pk)
-    versions = list(stored.versions.select_for_update(of=("self",)))
+    stored = Dataset.objects.select_for_update(no_key=True, of=("self",)).get(pk=dataset.pk)
+    versions = list(stored.versions.select_for_update(no_key=True, of=("self",)))
     uses = registry.uses_of(stored)
     if uses:
         raise InUse(" ".join(["This data set is in use.", *uses]), uses=uses)

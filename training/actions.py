@@ -193,7 +193,7 @@ def _ready_version(by: Membership, dataset: UUID, number: int | None) -> Dataset
     """The version to train on, locked against being deleted until the job is stored."""
     versions = (
         DatasetVersion.objects.of(by.organization)
-        .select_for_update(of=("self",))
+        .select_for_update(no_key=True, of=("self",))
         .select_related("dataset", "data")
         .filter(dataset=dataset)
     )
@@ -294,7 +294,7 @@ def _wish(job: TrainingJob, ask: Any, field: str, *, by: str) -> TrainingJob:
     # The tasks first, then the job: control locks them in this order when a task ends.
     for task in job.tasks.exclude(state__in=Task.ENDED).order_by("pk"):
         ask(task, by=by)
-    stored = TrainingJob.objects.select_for_update(of=("self",)).get(pk=job.pk)
+    stored = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).get(pk=job.pk)
     if stored.has_ended:
         raise Conflict(f"The training job has ended already: it {stored.state}.", code="has-ended")
     if getattr(stored, field) is None:
@@ -473,7 +473,7 @@ def note_start(task: Task) -> None:
 @transaction.atomic
 def add_notice(job: UUID, message: str, *, engine: str = "") -> None:
     """Keep something worth knowing with the job, once."""
-    stored = TrainingJob.objects.select_for_update(of=("self",)).filter(pk=job).first()
+    stored = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).filter(pk=job).first()
     notice = {"message": message[:1000], "engine": engine}
     if stored is None or notice in stored.notices or len(stored.notices) >= MOST_NOTICES:
         return
@@ -555,7 +555,7 @@ def _figures(
 
 def _publish(model: TrainedModel) -> None:
     """Make it the job's best if it is, and tell who watches."""
-    job = TrainingJob.objects.select_for_update(of=("self",)).get(pk=model.job_id)
+    job = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).get(pk=model.job_id)
     best = (
         job.models.filter(state=TrainedModel.State.SCORED)
         .order_by(*BOARD_ORDER)
@@ -589,7 +589,7 @@ def finish_job(task: Task) -> TrainingJob | None:
     candidate of ``task`` was handled.
     """
     job = (
-        TrainingJob.objects.select_for_update(of=("self",))
+        TrainingJob.objects.select_for_update(no_key=True, of=("self",))
         .select_related("dataset_version__data")
         .defer("dataset_version__columns")
         .filter(pk=task.subject)
@@ -684,7 +684,11 @@ def _test_figures(found: Evaluation) -> dict[str, Any]:
 @transaction.atomic
 def finish_batch(task: Task) -> None:
     """A file was predicted, or could not be. The uploaded rows go."""
-    batch = BatchPrediction.objects.select_for_update(of=("self",)).filter(pk=task.subject).first()
+    batch = (
+        BatchPrediction.objects.select_for_update(no_key=True, of=("self",))
+        .filter(pk=task.subject)
+        .first()
+    )
     if batch is None or batch.has_ended:
         return
     upload = batch.upload

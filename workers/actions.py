@@ -99,7 +99,7 @@ def stop_task(task: Task, *, by: str) -> None:
 
 @transaction.atomic
 def _wish(task: Task, *, by: str, field: str) -> None:
-    stored = Task.objects.select_for_update().get(pk=task.pk)
+    stored = Task.objects.select_for_update(no_key=True).get(pk=task.pk)
     if stored.has_ended or getattr(stored, field):
         return
     setattr(stored, field, timezone.now())
@@ -115,7 +115,7 @@ def _wish(task: Task, *, by: str, field: str) -> None:
 @transaction.atomic
 def requeue_task(task: Task, *, by: str) -> Task:
     """Do a failed or cancelled task again, as a new one."""
-    stored = Task.objects.select_for_update().get(pk=task.pk)
+    stored = Task.objects.select_for_update(no_key=True).get(pk=task.pk)
     if stored.state not in {State.FAILED, State.CANCELLED}:
         raise IllegalMove(
             f"Only a failed or cancelled task can be queued again: it is {stored.state}."
@@ -218,7 +218,7 @@ def claim(worker: Worker, room: fairshare.Room) -> Task | None:
             if best is None or not best.fits(room):
                 return None
             task = (
-                Task.objects.select_for_update(skip_locked=True)
+                Task.objects.select_for_update(no_key=True, skip_locked=True)
                 .filter(pk=best.task, state=State.QUEUED)
                 .first()
             )
@@ -321,7 +321,7 @@ class NotYours(Conflict):
 def held_task(task: UUID, attempt: int) -> Task:
     """The running task, locked, if ``attempt`` is still the one that holds it. Raises NotYours."""
     held = (
-        Task.objects.select_for_update()
+        Task.objects.select_for_update(no_key=True)
         .filter(pk=task, attempt=attempt, state=State.RUNNING)
         .first()
     )
@@ -377,7 +377,7 @@ def end_task(
 
     Saying the same of the same attempt again changes nothing. Raises NotYours from a late writer.
     """
-    stored = Task.objects.select_for_update().get(pk=task)
+    stored = Task.objects.select_for_update(no_key=True).get(pk=task)
     if stored.attempt == attempt and stored.has_ended:
         return stored
     held = held_task(task, attempt)
@@ -471,7 +471,9 @@ def expire_leases(now: datetime, *, web_answers: bool) -> int:
     half a lease, or web does not answer, every lease starts anew instead.
     """
     with transaction.atomic():
-        pulse, _ = Pulse.objects.select_for_update().get_or_create(pk=1, defaults={"swept_at": now})
+        pulse, _ = Pulse.objects.select_for_update(no_key=True).get_or_create(
+            pk=1, defaults={"swept_at": now}
+        )
         deaf = (now - pulse.swept_at).total_seconds() > settings.LEASE_S / 2 or not web_answers
         pulse.swept_at = now
         pulse.save()
@@ -485,7 +487,7 @@ def expire_leases(now: datetime, *, web_answers: bool) -> int:
     for pk in overdue.values_list("pk", flat=True):
         with transaction.atomic():
             task = (
-                Task.objects.select_for_update(skip_locked=True, of=("self",))
+                Task.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
                 .select_related("worker")
                 .filter(pk=pk, state=State.RUNNING, lease_expires_at__lt=now)
                 .first()

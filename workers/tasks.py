@@ -3,11 +3,12 @@
 import logging
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 from celery import shared_task
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from workers import actions, signals
@@ -50,7 +51,7 @@ def handle_event(pk: Any) -> None:
     """Let the apps react to one event, once, unless another process is just doing it."""
     with transaction.atomic():
         event = (
-            Event.objects.select_for_update(skip_locked=True, of=("self",))
+            Event.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
             .select_related("task__organization")
             .filter(pk=pk, handled_at=None)
             .first()
@@ -74,16 +75,22 @@ def _react(event: Event) -> None:
 def handle_end(pk: str) -> None:
     """Let the apps react to a task's end, after all its events have been handled."""
     with transaction.atomic():
+        # An advisory lock and not the row's: receivers lock a job before its tasks, as people's
+        # actions do, and the other order would end in a deadlock.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [UUID(pk).int % 2**63])
+            mine = cursor.fetchone()[0]
         task = (
-            Task.objects.select_for_update(skip_locked=True, of=("self",))
-            .select_related("organization")
+            Task.objects.select_related("organization")
             .filter(pk=pk, handled_at=None, finished_at__isnull=False)
             .first()
         )
-        if task is None:
+        if task is None or not mine:
             return
         # Not skip_locked: an event that another process is reacting to is waited for.
-        pending = Event.objects.select_for_update(of=("self",)).filter(task=task, handled_at=None)
+        pending = Event.objects.select_for_update(no_key=True, of=("self",)).filter(
+            task=task, handled_at=None
+        )
         for event in pending.select_related("task__organization").order_by("seq"):
             if event.tries < MAX_TRIES:
                 _react(event)
