@@ -3,7 +3,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, TextChoices
 from django.db.models.functions import Coalesce, RowNumber
 from django.urls import reverse
 from django.utils.text import slugify
@@ -48,7 +48,7 @@ class JobQuerySet(OrgQuerySet["TrainingJob"]):
 class TrainingJob(OrgOwned):
     """A race of engines for one target, on one version of a data set."""
 
-    class State(models.TextChoices):
+    class State(TextChoices):
         QUEUED = "queued"  # none of its tasks has started
         RUNNING = "running"
         SUCCEEDED = "succeeded"  # a model can be used; ``stopped_early`` and ``notices`` tell more
@@ -103,7 +103,7 @@ class TrainingJob(OrgOwned):
     )
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)
 
-    objects = JobQuerySet.as_manager()
+    objects: ClassVar[Any] = JobQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["-created_at", "id"]
@@ -183,7 +183,7 @@ class ModelQuerySet(OrgQuerySet["TrainedModel"]):
 class TrainedModel(OrgOwned):
     """A candidate of a job: what an engine fitted, and the figures that the platform made."""
 
-    class State(models.TextChoices):
+    class State(TextChoices):
         SCORED = "scored"
         INVALID = "invalid"  # its predictions could not be scored; ``reason`` says why
 
@@ -217,7 +217,7 @@ class TrainedModel(OrgOwned):
         null=True, blank=True, help_text="Figures on the sealed rows: for a job's winner only."
     )
 
-    objects = ModelQuerySet.as_manager()
+    objects: ClassVar[Any] = ModelQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["-created_at", "id"]
@@ -266,7 +266,7 @@ class TrainedModel(OrgOwned):
 class BatchPrediction(OrgOwned):
     """A file of rows to predict, and the file that came of it."""
 
-    class State(models.TextChoices):
+    class State(TextChoices):
         QUEUED = "queued"
         RUNNING = "running"
         SUCCEEDED = "succeeded"

@@ -136,5 +136,5 @@ def _source(artifact: Artifact) -> str | bytes:
     try:
         return artifact.file.path
     except NotImplementedError:
-        with artifact.file.storage.open(artifact.file.name, "rb") as stored:
+        with artifact.file.storage.open(str(artifact.file.name), "rb") as stored:
             return bytes(stored.read())

@@ -116,7 +116,7 @@ def _groups(mine: QuerySet[TrainedModel], what: str) -> list[dict[str, Any]]:
         )
         .order_by("-models", "name_of")
     )
-    return [{"name": row.pop("name_of"), **row} for row in rows]
+    return [{("name" if k == "name_of" else k): v for k, v in row.items()} for row in rows]
 
 
 def _winners(mine: QuerySet[TrainedModel]) -> QuerySet[Any, Any]:

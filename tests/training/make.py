@@ -134,7 +134,7 @@ class Node:
         fit_s: float = 1.0,
         change: Any = None,
     ) -> TrainedModel:
-        """A model that is right for about ``skill`` of the rows. ``change`` edits its predictions."""
+        """A model right for about ``skill`` of the rows. ``change`` edits its predictions."""
         job = TrainingJob.objects.get(pk=task.subject)
         table = predictions(job, skill, seed=zlib.crc32(key.encode()))
         if change is not None:
@@ -142,13 +142,10 @@ class Node:
         file = io.BytesIO()
         table.write_parquet(file)
         file.seek(0)
+        contents = {"predictions": file, "artifact": io.BytesIO(key.encode())}
         files = {
-            "predictions": str(store_artifact(job.organization, f"{key}.parquet", file, task=task).pk),
-            "artifact": str(
-                store_artifact(
-                    job.organization, f"{key}.zip", io.BytesIO(key.encode()), task=task
-                ).pk
-            ),
+            name: str(store_artifact(job.organization, f"{key} {name}", content, task=task).pk)
+            for name, content in contents.items()
         }
         data = {"name": key.split(":")[1].title(), "family": "tree", "fit_s": fit_s}
         self.say(task, "candidate", key=key, data=data, files=files)

@@ -35,9 +35,7 @@ def ask(client, by):
     """ask(method, path, body=None, **headers) -> response, as the developer ``by``."""
 
     def send(method, path, body=None, **headers):
-        return getattr(client, method)(
-            path, body, content_type=JSON, headers=token(by) | headers
-        )
+        return getattr(client, method)(path, body, content_type=JSON, headers=token(by) | headers)
 
     return send
 
@@ -195,9 +193,7 @@ def test_a_refit_that_is_asked_for_is_not_passed_over(ask, by):
 
 
 @pytest.mark.parametrize("jobs", [1, 6])
-def test_the_list_costs_the_same_whatever_its_length(
-    ask, by, jobs, django_assert_max_num_queries
-):
+def test_the_list_costs_the_same_whatever_its_length(ask, by, jobs, django_assert_max_num_queries):
     version = make.version(by)
     for _ in range(jobs):
         make.job(by, version)
@@ -210,7 +206,9 @@ def test_the_list_costs_the_same_whatever_its_length(
 def test_the_list_can_be_filtered_searched_and_ordered(ask, by):
     model = make.scored_model(by)
     make.job(by, name="Second try")
-    ids = lambda query: [job["name"] for job in ask("get", f"/api/training?{query}").json()["results"]]  # noqa: E501, E731
+    ids = lambda query: [
+        job["name"] for job in ask("get", f"/api/training?{query}").json()["results"]
+    ]  # noqa: E501, E731
     assert ids("") == ["Second try", "flowers: kind"]
     assert ids("state=succeeded") == ["flowers: kind"]
     assert ids("state=queued&state=running") == ["Second try"]
@@ -231,9 +229,7 @@ def test_a_job_says_what_it_is_and_which_model_is_best(ask, by, django_assert_ma
     assert [column["name"] for column in job["columns"]] == ["petal_cm", "colour", "weight_g"]
 
 
-def test_progress_tells_of_each_engine_and_where_to_listen(
-    ask, by, django_assert_max_num_queries
-):
+def test_progress_tells_of_each_engine_and_where_to_listen(ask, by, django_assert_max_num_queries):
     job = make.job(by)
     node = make.Node()
     task = node.claim()

@@ -1,4 +1,4 @@
-"""A job from its start to its end, with a node played by hand and control's reactions run at once."""
+"""A job from its start to its end: a node played by hand, control reacting at once."""
 
 import polars as pl
 import pytest
@@ -31,7 +31,7 @@ def events(job):
 
 
 def types(job):
-    return [type for type, _ in events(job)]
+    return [kind for kind, _ in events(job)]
 
 
 # Starting

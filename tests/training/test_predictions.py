@@ -182,9 +182,9 @@ def test_a_file_becomes_a_light_task_and_two_results(by, model):
     response = actions.download_result(batch)
     assert 'filename="rows-predicted.csv"' in response["Content-Disposition"]
     assert list(csv.reader(io.StringIO(read(response).decode()))) == [["a", "b"], ["1", "2"]]
-    assert "rows-predicted.parquet" in actions.download_result(batch, "parquet")[
-        "Content-Disposition"
-    ]
+    assert (
+        "rows-predicted.parquet" in actions.download_result(batch, "parquet")["Content-Disposition"]
+    )
     with pytest.raises(Invalid, match="no format"):
         actions.download_result(batch, "xlsx")
 

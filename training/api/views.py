@@ -116,7 +116,7 @@ class LeaderboardViewSet(OrgViewSet):
     roles: ClassVar = {"list": Role.VIEWER}
     queryset = TrainedModel.objects.all()
     serializer_class = said.LeaderboardRow
-    filter_backends: ClassVar = []
+    filter_backends = ()
 
     def list(self, request: Request, job_id: UUID) -> Response:
         """A job's models, best first, while they come in and after."""
