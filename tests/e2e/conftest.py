@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from flowml_site.platform import Platform
 
 DATA = Path(__file__).resolve().parents[2] / "data"
