@@ -1,0 +1,411 @@
+"""Read an uploaded file into an immutable Parquet table with statistics: the handler of
+``dataset.ingest``.
+
+Runs on a node, in a child process with limits on memory and time and without a network. No row
+is lost in silence: what does not fit is counted and kept in a file of rejects, and past a small
+share the whole ingest fails.
+
+Imports no Django.
+"""
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import polars as pl
+
+from datasets import formats, infer, sniff
+from datasets.delimited import Block, DelimitedText, Job, Reject
+from datasets.profile import profile
+from datasets.sniff import BadFile
+from workers.node.channel import WorkError
+
+MAX_COLUMNS = 2_000
+MAX_REJECTS = 100_000  # kept; with more, the ingest fails however large the table
+ROW_GROUP = 65_536  # rows; a preview decodes one group at most
+MAX_DECODED = 16 << 30  # bytes, where the task says nothing
+THREADS = min(4, os.cpu_count() or 2)
+T = TypeVar("T")
+
+
+def run(task: Mapping[str, Any], channel: Any) -> dict[str, Any]:
+    """Ingest ``inputs["upload"]``.
+
+    The payload may hold ``filename``, ``max_decoded_bytes``, ``max_columns``, ``options``
+    ({"delimiter", "header", "encoding", "columns": {name: dtype}}) and ``previous_columns`` (those
+    of the version before). Files: ``data`` (Parquet) and, if there are any, ``rejects`` (Parquet:
+    line, reason, raw). Raises WorkError when the file can't become a data set.
+    """
+    payload = task.get("payload") or {}
+    try:
+        return Ingest(Path(task["inputs"]["upload"]), payload, Path.cwd(), channel).run()
+    except BadFile as error:
+        raise WorkError(error.sentence, code=error.code, **error.data) from None
+
+
+class Source(Protocol):
+    def jobs(self) -> Iterator[Job]: ...
+
+
+@dataclass
+class Table:
+    """What was read, stored as typed Arrow files, one a block."""
+
+    columns: list[infer.Column] = field(default_factory=list)
+    parts: list[Path] = field(default_factory=list)
+    rows: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+
+    def scan(self) -> pl.LazyFrame:
+        return pl.concat([infer.final_frame(pl.scan_ipc(part), self.columns) for part in self.parts])
+
+
+class Ingest:
+    def __init__(
+        self, upload: Path, payload: Mapping[str, Any], work: Path, channel: Any
+    ) -> None:
+        self.upload = upload
+        self.work = work
+        self.channel = channel
+        self.name = str(payload.get("filename") or upload.name).lower()
+        self.limit = int(payload.get("max_decoded_bytes") or MAX_DECODED)
+        self.max_columns = int(payload.get("max_columns") or MAX_COLUMNS)
+        self.options = payload.get("options") or {}
+        self.previous = {
+            str(column["name"]): str(column["dtype"])
+            for column in payload.get("previous_columns") or ()
+        }
+        self.notices: list[str] = []
+        self.source: dict[str, Any] = {}
+        self._told = 0.0
+
+    def run(self) -> dict[str, Any]:
+        self.tell(0.0, "Looking at the file")
+        path = self.upload
+        kind = sniff.kind_of(formats.first_bytes(path), self.name)
+        if kind in ("gzip", "zstd"):
+            self.source["compression"] = kind
+            target = self.work / "unpacked"
+            formats.unpack(
+                path, kind, target, limit=self.limit,
+                progress=lambda share: self.tell(0.1 * share, "Decompressing"),
+            )  # fmt: skip
+            path = target
+            for ending in (".gz", ".gzip", ".zst", ".zstd"):
+                self.name = self.name.removesuffix(ending)
+            kind = sniff.kind_of(formats.first_bytes(path), self.name)
+            if kind not in ("delimited", "jsonl"):
+                raise BadFile(
+                    f"The compressed file holds {kind}. Only text is taken compressed: upload the "
+                    "file inside as it is.",
+                    code="compressed-binary",
+                )
+        if kind == "parquet":
+            data, dtypes, rows = self.parquet(path)
+            rejects: list[Reject] = []
+        else:
+            table = self.text_table(path, kind)
+            data, rows, rejects = table.scan(), table.rows, table.rejects
+            dtypes = {column.name: infer.dtype_of(column.kind) for column in table.columns}
+            for column in table.columns:
+                self.notices += column.notices()
+        return self.store(data, dtypes, rows, rejects)
+
+    def tell(self, fraction: float, message: str, **data: Any) -> None:
+        """Report progress, a few times a second at most."""
+        now = time.monotonic()
+        if now - self._told > 0.25 or fraction in (0.0, 1.0):
+            self._told = now
+            self.channel.progress(fraction, message, **data)
+
+    # --- Reading ---------------------------------------------------------------------------------
+
+    def parquet(self, path: Path) -> tuple[pl.LazyFrame, dict[str, str], int]:
+        self.source["format"] = "parquet"
+        data, dtypes, rows, told = formats.read_parquet(
+            path, limit=self.limit, max_columns=self.max_columns
+        )
+        self.notices += told
+        return data, dtypes, rows
+
+    def text_table(self, path: Path, kind: str) -> Table:
+        source: Source
+        names: Sequence[str] = ()
+        if kind == "xlsx":
+            self.source["format"] = "excel"
+            source, told = formats.read_sheet(path, limit=self.limit, max_columns=self.max_columns)
+            names = source.frame.columns
+            self.notices += told
+        else:
+            path, start = self.plain_text(path)
+            sample = formats.first_bytes(path)[start:]
+            if kind == "jsonl":
+                self.source["format"] = "jsonl"
+                array = sample.lstrip().startswith(b"[")
+                reader = formats.JsonArray if array else formats.JsonLines
+                source = reader(path, start, self.max_columns)
+            else:
+                source, names = self.delimited(path, start, sample)
+        asked = self.asked_types(names)
+        table = self.read(source, [infer.Column(name, asked.get(name)) for name in names], asked)
+        if any(not column.settled for column in table.columns) or self.hold_to_previous(table):
+            # A late block showed another type than the early ones: read once more, knowing it.
+            for column in table.columns:
+                if not column.asked:
+                    column.fix()
+            table = self.read(source, table.columns, asked)
+        self.judge(table)
+        if kind == "jsonl":
+            names = [column.name for column in table.columns]
+            sniff.clean_names(names, max_columns=self.max_columns)
+        return table
+
+    def plain_text(self, path: Path) -> tuple[Path, int]:
+        """The text as UTF-8 with line feeds, and the offset behind its mark."""
+        encoding = sniff.find_encoding(path)
+        if wanted := self.options.get("encoding"):
+            encoding = sniff.Encoding(str(wanted), encoding.skip)
+        self.source["encoding"] = encoding.codec
+        if encoding.damaged:
+            self.notices.append("The text is UTF-8, but some lines hold bytes that are not.")
+        if encoding.codec.replace("_", "-") != "utf-8":
+            target = self.work / "text"
+            formats.transcode(path, encoding, target, limit=self.limit)
+            path, encoding = target, sniff.Encoding("utf-8")
+            self.notices.append(f"The text was read as {self.source['encoding']}.")
+        if formats.old_line_ends(formats.first_bytes(path)):
+            target = self.work / "lines"
+            formats.mend_line_ends(path, target)
+            path = target
+        return path, encoding.skip
+
+    def delimited(
+        self, path: Path, start: int, sample: bytes
+    ) -> tuple[DelimitedText, Sequence[str]]:
+        header = self.options.get("header")
+        layout = sniff.find_layout(
+            sample,
+            whole=start + len(sample) >= path.stat().st_size,
+            name=self.name,
+            delimiter=self.options.get("delimiter"),
+            header=header if isinstance(header, bool) else None,
+            max_columns=self.max_columns,
+        )
+        tab = layout.dialect.delimiter == "\t"
+        self.source |= {
+            "format": "tsv" if tab else "csv",
+            "delimiter": layout.dialect.delimiter,
+            "quote": layout.dialect.quote,
+            "header": layout.header,
+        }
+        self.notices += layout.notices
+        text = DelimitedText(
+            path, layout.dialect, layout.names, start + layout.start, layout.line
+        )
+        return text, layout.names
+
+    def asked_types(self, names: Sequence[str]) -> dict[str, str]:
+        asked = {str(name): str(dtype) for name, dtype in (self.options.get("columns") or {}).items()}
+        for name, dtype in asked.items():
+            if names and name not in names:
+                raise BadFile(
+                    f"There is no column '{name}' in the file to take for {dtype}.",
+                    code="unknown-column",
+                    columns=[name],
+                )
+        return asked
+
+    def hold_to_previous(self, table: Table) -> bool:
+        """Ask for the version before's type where a column turned to text; whether any did."""
+        turned = False
+        for column in table.columns:
+            before = self.previous.get(column.name)
+            if before in (None, "string") or column.asked or column.doubt:
+                continue
+            if column.kind == "string" and column.count:
+                numbers = before in ("integer", "float")
+                near = column.near_kind
+                wanted = before if not numbers or near == "integer" else "float"
+                fresh = infer.Column(column.name, wanted)
+                table.columns[table.columns.index(column)] = fresh
+                turned = True
+        return turned
+
+    def read(
+        self, source: Source, columns: list[infer.Column], asked: Mapping[str, str]
+    ) -> Table:
+        """Read every block, type it, and put it aside as an Arrow file."""
+        table = Table(columns)
+        by_name = {column.name: column for column in columns}
+
+        def wishes() -> dict[str, infer.Wish]:
+            return {
+                column.name: infer.Wish(
+                    tuple(column.alive),
+                    asked=column.asked is not None,
+                    near_kind="" if column.fixed else column.near_kind,
+                    fixed=column.fixed,
+                )
+                for column in table.columns
+            }
+
+        def typed(job: Job, known: dict[str, infer.Wish], part: Path) -> tuple[Any, Block]:
+            block = job()
+            for name in block.frame.columns:
+                if name not in known:  # JSON: a key that was not there before
+                    known[name] = infer.Wish(
+                        tuple(infer.Column(name, asked.get(name)).alive), asked=name in asked
+                    )
+            seen, done = infer.read_block(block, known)
+            done.frame.write_ipc(part)
+            return seen, done
+
+        for number, (seen, block) in enumerate(
+            _in_order(
+                lambda job, number: typed(job, wishes(), self.work / f"part-{number}"),
+                source.jobs(),
+                THREADS,
+            )
+        ):
+            for name, one in seen.items():
+                if name not in by_name:
+                    by_name[name] = infer.Column(name, asked.get(name))
+                    table.columns.append(by_name[name])
+                by_name[name].add(one)
+            if len(table.columns) > self.max_columns:
+                raise sniff.too_many_columns(len(table.columns), self.max_columns)
+            table.rows += block.frame.height
+            table.rejects += block.rejects
+            table.parts.append(self.work / f"part-{number}")
+            if len(table.rejects) > MAX_REJECTS:
+                raise _too_many_rejects(table)
+            self.tell(
+                0.1 + 0.5 * min(1.0, block.share), f"Reading: {table.rows:,} rows", rows=table.rows
+            )
+        table.rejects.sort(key=lambda reject: reject.line)
+        for column in table.columns:
+            column.decide()
+        return table
+
+    def judge(self, table: Table) -> None:
+        """Refuse a table of which too little is left."""
+        count, rows = len(table.rejects), table.rows
+        if count > allowed_rejects(rows + count):
+            raise _too_many_rejects(table)
+        if not rows:
+            raise BadFile(
+                "The file has a header but no rows."
+                if table.columns
+                else "The file holds no rows.",
+                code="no-rows",
+            )
+
+    # --- Storing ---------------------------------------------------------------------------------
+
+    def store(
+        self, data: pl.LazyFrame, dtypes: Mapping[str, str], rows: int, rejects: list[Reject]
+    ) -> dict[str, Any]:
+        self.tell(0.6, f"Storing and describing {rows:,} rows", rows=rows)
+        target = self.work / "data.parquet"
+        with ThreadPoolExecutor(1) as writer:
+            # The weakest compression: half the time, and files a fifth larger.
+            written = writer.submit(
+                data.sink_parquet,
+                target,
+                row_group_size=ROW_GROUP,
+                compression="zstd",
+                compression_level=1,
+            )
+            try:
+                described = profile(
+                    lambda name: data.select(name).collect().to_series(),
+                    dtypes.items(),
+                    done=lambda count: self.tell(
+                        0.6 + 0.39 * count / len(dtypes),
+                        f"Described {count} of {len(dtypes)} columns",
+                    ),
+                    threads=THREADS,
+                )
+                written.result()
+            except pl.exceptions.PolarsError as error:  # a Parquet upload is read only now
+                raise BadFile(
+                    f"The file's values can't be read ({str(error).splitlines()[0][:200]}).",
+                    code="bad-values",
+                ) from None
+        rows = int(pl.scan_parquet(target).select(pl.len()).collect().item())
+        files = {"data": target.name}
+        if rejects:
+            kept = pl.DataFrame(
+                [(one.line, one.reason, one.raw) for one in rejects],
+                schema={"line": pl.Int64, "reason": pl.String, "raw": pl.String},
+                orient="row",
+            )
+            kept.write_parquet(self.work / "rejects.parquet")
+            files["rejects"] = "rejects.parquet"
+            plural = "row does" if len(rejects) == 1 else "rows do"
+            self.notices.insert(
+                0,
+                f"{len(rejects):,} {plural} not fit the table and were set aside, the first on "
+                f"line {rejects[0].line}: {rejects[0].reason}.",
+            )
+        for notice in self.notices[:20]:
+            self.channel.notice(notice)
+        with target.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "data": {
+                "rows": rows,
+                "columns": described,
+                "rejected": len(rejects),
+                "sha256": sha256,
+                "size_bytes": target.stat().st_size,
+                "source": self.source,
+                "notices": self.notices[:200],
+            },
+            "files": files,
+        }
+
+
+def allowed_rejects(rows: int) -> int:
+    """How many of so many rows may be set aside: one in a hundred, of few rows a little more."""
+    return max(rows // 100, min(10, rows // 5))
+
+
+def _too_many_rejects(table: Table) -> BadFile:
+    rejects = sorted(table.rejects, key=lambda reject: reject.line)
+    total = table.rows + len(rejects)
+    shown = "; ".join(f"line {one.line}: {one.reason}" for one in rejects[:3])
+    share = f"{100 * len(rejects) / total:.1f} %"
+    return BadFile(
+        f"{len(rejects):,} of {total:,} rows ({share}) do not fit the table: {shown}"
+        f"{'; …' if len(rejects) > 3 else ''}. Correct them and upload the file again.",
+        code="bad-rows",
+        rejected=len(rejects),
+        lines=[{"line": one.line, "reason": one.reason, "raw": one.raw[:200]} for one in rejects[:20]],
+    )
+
+
+def _in_order(
+    work: Callable[[Job, int], T], jobs: Iterable[Job], threads: int
+) -> Iterator[T]:
+    """Do the jobs on a few threads, a few ahead, and give their results in order.
+
+    The first is done alone, since the others learn from it.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        for number, job in enumerate(jobs):
+            if number == 0:
+                yield work(job, number)
+                continue
+            waiting.append(pool.submit(work, job, number))
+            while len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
