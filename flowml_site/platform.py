@@ -505,6 +505,7 @@ class Platform:
         self.port = port
         self.env = dict(env or {})
         self._up: subprocess.Popen[bytes] | None = None
+        self._heard = 0  # how far up.log has been passed on
 
     def __enter__(self) -> Self:
         self.start()
@@ -523,8 +524,13 @@ class Platform:
         state = read_state(self.var)
         return bool(state.get("ready")) and Process.of(int(state.get("pid", 0))) is not None
 
-    def start(self, timeout: float = 180, *, nodes: int = 1) -> None:
-        """Start, and wait until web answers and ``nodes`` nodes are alive. Raises ServiceError."""
+    def start(
+        self, timeout: float = 180, *, nodes: int = 1, say: Callable[[str], None] | None = None
+    ) -> None:
+        """Start, and wait until web answers and ``nodes`` nodes are alive. Raises ServiceError.
+
+        ``say`` gets the lines that ``up`` prints meanwhile.
+        """
         embedded.make_private(self.var)
         inherited = dict(os.environ)
         if "PYTEST_VERSION" in inherited:
@@ -534,19 +540,35 @@ class Platform:
             inherited = {k: v for k, v in inherited.items() if k not in dropped}
         env = {**inherited, "FLOWML_VAR": str(self.var), "PORT": str(self.port), **self.env}
         log = self.var / "logs" / "up.log"
+        self._heard = log.stat().st_size if log.exists() else 0
         self._up = processes.spawn(
             [sys.executable, str(BASE_DIR / "manage.py"), "up"], log=log, env=env, cwd=BASE_DIR
         )
         deadline = time.monotonic() + timeout
         while not (self.is_running() and self.nodes_alive() >= nodes):
+            self.pass_on(say)
             if self._up.poll() is not None:
-                raise ServiceError(last_line(log))
+                raise ServiceError(last_line(log).removeprefix("CommandError: "))
             if time.monotonic() > deadline:
                 self.stop()
                 raise ServiceError(f"FlowML was not up within {timeout:.0f} s (see {log}).")
             time.sleep(0.1)
+        self.pass_on(say)
 
-    def stop(self) -> None:
+    def pass_on(self, say: Callable[[str], None] | None) -> None:
+        """Give ``say`` the lines that our ``up`` has printed since the last time."""
+        if say is None or self._up is None:
+            return
+        with contextlib.suppress(OSError), (self.var / "logs" / "up.log").open("rb") as log:
+            log.seek(self._heard)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._heard += len(line)
+                if not line.startswith(b"CommandError: "):  # that one is raised
+                    say(line.decode(errors="replace").rstrip())
+
+    def stop(self, say: Callable[[str], None] | None = None) -> None:
         """Stop everything and wait for it; nothing happens when it is not ours."""
         if self._up is None:
             return
@@ -557,6 +579,7 @@ class Platform:
         except subprocess.TimeoutExpired:
             self._up.kill()
             self._up.wait()
+        self.pass_on(say)
         self._up = None
 
     def process(self, name: str) -> Process:
