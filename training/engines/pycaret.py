@@ -32,7 +32,6 @@ class Trait(NamedTuple):
     name: str
     family: str
     style: matrix.Style
-    strong: bool = False
     most_rows: int = 10_000_000
     args: Mapping[str, Any] = {}
     space: Mapping[str, tuple[float, float]] = {}  # narrower spans than PyCaret's
@@ -53,14 +52,16 @@ TREE_BOOSTING = {"learning_rate": (0.01, 0.3), "n_estimators": (50, 300), "max_d
 
 # In the order in which they run: quick and strong first.
 CLASSIFIERS: dict[str, Trait] = {
-    "lr": Trait("Logistic regression", "linear", "scaled", True, space={"C": (0.01, 10)}),
-    "lightgbm": Trait("LightGBM", "boosting", "native", True, args={"verbose": -1}, space=BOOSTING),
-    "et": Trait("Extra trees", "forest", "trees", True, 2_000_000, space=FOREST),
-    "rf": Trait("Random forest", "forest", "trees", True, 1_000_000, space=FOREST),
-    "gbc": Trait("Gradient boosting", "boosting", "trees", True, 30_000, space=TREE_BOOSTING),
+    "lr": Trait("Logistic regression", "linear", "scaled", space={"C": (0.01, 10)}),
+    "lightgbm": Trait("LightGBM", "boosting", "native", args={"verbose": -1}, space=BOOSTING),
+    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "gbc": Trait("Gradient boosting", "boosting", "trees", most_rows=30_000, space=TREE_BOOSTING),
     "lda": Trait("Linear discriminant analysis", "linear", "scaled", most_rows=500_000),
-    "rbfsvm": Trait("SVM, radial kernel", "kernel", "scaled", True, 4_000, space={"C": (0.1, 50)}),
-    "mlp": Trait("Neural network", "network", "scaled", True, 100_000, tunable=False),
+    "rbfsvm": Trait(
+        "SVM, radial kernel", "kernel", "scaled", most_rows=4_000, space={"C": (0.1, 50)}
+    ),
+    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
     "nb": Trait("Naive Bayes", "bayes", "scaled"),
     "qda": Trait("Quadratic discriminant analysis", "bayes", "scaled", most_rows=200_000),
@@ -71,20 +72,19 @@ CLASSIFIERS: dict[str, Trait] = {
     "gpc": Trait("Gaussian process", "kernel", "scaled", most_rows=500, tunable=False),
 }
 REGRESSORS: dict[str, Trait] = {
-    "ridge": Trait("Ridge regression", "linear", "scaled", True),
-    "lightgbm": Trait("LightGBM", "boosting", "native", True, args={"verbose": -1}, space=BOOSTING),
-    "et": Trait("Extra trees", "forest", "trees", True, 1_000_000, space=FOREST),
-    "rf": Trait("Random forest", "forest", "trees", True, 300_000, space=FOREST),
-    "gbr": Trait("Gradient boosting", "boosting", "trees", True, 50_000, space=TREE_BOOSTING),
+    "ridge": Trait("Ridge regression", "linear", "scaled"),
+    "lightgbm": Trait("LightGBM", "boosting", "native", args={"verbose": -1}, space=BOOSTING),
+    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "gbr": Trait("Gradient boosting", "boosting", "trees", most_rows=50_000, space=TREE_BOOSTING),
     "svm": Trait(
         "SVM, radial kernel",
         "kernel",
         "scaled",
-        True,
-        6_000,
+        most_rows=6_000,
         space={"C": (0.1, 50), "epsilon": (0.005, 0.3)},
     ),
-    "mlp": Trait("Neural network", "network", "scaled", True, 100_000, tunable=False),
+    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
     "br": Trait("Bayesian ridge", "linear", "scaled", most_rows=200_000, tunable=False),
     "en": Trait(
@@ -92,13 +92,14 @@ REGRESSORS: dict[str, Trait] = {
     ),
     "lasso": Trait("Lasso", "linear", "scaled", args={"alpha": 0.003}, space={"alpha": (1e-4, 1)}),
     "huber": Trait("Huber regression", "linear", "scaled", most_rows=100_000, tunable=False),
-    "kr": Trait("Kernel ridge", "kernel", "scaled", False, 2_000, {"kernel": "rbf"}, tunable=False),
+    "kr": Trait("Kernel ridge", "kernel", "scaled", 2_000, {"kernel": "rbf"}, tunable=False),
     "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
     "lr": Trait("Linear regression", "linear", "scaled", tunable=False),
     "omp": Trait("Orthogonal matching pursuit", "linear", "scaled", tunable=False),
     "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
 }
 LIGHTGBM_OBJECTIVES = {"mae": "regression_l1", "median_ae": "regression_l1", "mape": "mape"}
+FOREST_ROWS = 50_000
 SAMPLE_ROWS = 100  # PyCaret is shown so few: only its list of models is wanted
 
 
@@ -161,9 +162,7 @@ def make_zoo(problem: Problem, data: Data) -> list[Entry]:
         if not problem.is_classification:
             member["target"] = _target_scale(problem, data, trait.style)
         space = _space(container.tune_distribution, trait) if trait.tunable else {}
-        zoo.append(
-            Entry(model, trait.name, trait.family, member, space, trait.most_rows, trait.strong)
-        )
+        zoo.append(Entry(model, trait.name, trait.family, member, space, trait.most_rows))
     return zoo
 
 
@@ -208,8 +207,9 @@ def _containers(problem: Problem, data: Data) -> Mapping[str, Any]:
 def _fitting_args(id: str, problem: Problem, data: Data) -> dict[str, Any]:
     """Defaults that depend on the size of the table and on the metric."""
     n = len(data.y)
-    if id in ("rf", "et") and n > 20_000:
-        return {"min_samples_leaf": max(2, n // 20_000)}  # or the model takes gigabytes
+    if id in ("rf", "et") and n > FOREST_ROWS:
+        # Each tree sees so many rows; with all of a million it takes minutes and gigabytes.
+        return {"bootstrap": True, "max_samples": FOREST_ROWS, "min_samples_leaf": 2}
     if id == "mlp":
         return {"max_iter": 200, "early_stopping": n >= 5_000}
     if id == "nb":

@@ -22,14 +22,14 @@ from .estimators import Recipe
 from .frame import Array
 
 RESERVE_S = 0.25  # kept back at the end for writing the last candidate
-ZOO_SHARE = (
-    0.5  # of the budget: weak entries start only before it is used, then tuning has its turn
-)
+FIRST = 2  # so many entries may take most of the time: of a large table nothing else may come out
+ZOO_SHARE = 0.5  # of the budget: other entries start only before it is used, then comes tuning
 FAMILIES_TUNED = 3
 TRIALS = 30  # per family and generation; generations go on while they find something better
 GENERATIONS = 5
 GENERATION_SHARE = 0.3  # of the time left: so what is found shows before everything is searched
-FEW_ROWS, SOME_ROWS = (2_500, 15_000)  # 5 inner folds below the first, 3 below the second, then one
+FEW_ROWS = 2_500  # below: 5 inner folds
+SOME_ROWS = 15_000  # below: 3 inner folds; from here on one part of the rows is enough
 MOST_INNER_ROWS = 20_000
 
 
@@ -77,7 +77,6 @@ class Entry:
     member: Mapping[str, Any]
     space: Mapping[str, Range] = field(default_factory=dict)
     most_rows: int = 10_000_000  # with more training rows it takes too long to be of use
-    strong: bool = False
 
 
 @dataclass
@@ -111,11 +110,11 @@ class Race:
             return
         entries = [entry for entry in zoo() if len(self.data.y) <= entry.most_rows]
         try:
-            for entry in entries:
+            for place, entry in enumerate(entries):
                 used = time.monotonic() - self.started
-                if not entry.strong and used > ZOO_SHARE * self.budget_s:
-                    continue
-                yield from self.attempt(entry)
+                if place >= FIRST and used > ZOO_SHARE * self.budget_s:
+                    break
+                yield from self.attempt(entry, share=0.7 if place < FIRST else 0.3)
             yield from self.blend("blend", "Blend")
             yield from self.tune()
             yield from self.blend("blend-tuned", "Blend of tuned models")
@@ -140,10 +139,16 @@ class Race:
         yield self._candidate(key, entry.name, entry, recipe_of(entry), message)
 
     def attempt(
-        self, entry: Entry, suffix: str = "", name: str = "", found: Trial | None = None
+        self,
+        entry: Entry,
+        suffix: str = "",
+        name: str = "",
+        found: Trial | None = None,
+        share: float = 1.0,
     ) -> Iterator[Candidate]:
         """Fit an entry (with the parameters of ``found``, if given) and yield its candidate.
 
+        ``share`` is how much of the time left it may take, inner scores included.
         Raises Stopped or OutOfTime when the race is over; any other failure is a notice.
         """
         key = f"{self.prefix}:{entry.id}{suffix}"
@@ -153,8 +158,7 @@ class Race:
         recipe = found.recipe if found else recipe_of(entry)
         self.run.working_on(name)
         left = self._left()
-        # No single model may eat the rest, yet the first ones may be slow and still be the best.
-        allowed = left if found else max(left * (0.7 if entry.strong else 0.35), min(left, 5.0))
+        allowed = max(left * share, min(left, 5.0))
         began = time.monotonic()
         candidate: Candidate | None = None
         try:
