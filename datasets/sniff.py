@@ -367,6 +367,8 @@ def find_layout(
             b"\n", good[top].start, good[top].end
         )
         names = first
+        if not any(cell for row in body for cell in row[len(names) :]):
+            width = min(width, len(names))  # delimiters behind the last column
         if len(names) == width - 1 and body:
             names = ["row_name", *names]
             notices.append(
