@@ -17,7 +17,7 @@ from workers.node.supervisor import RESTART, CannotJoin, Supervisor
 
 
 class Lines(logging.Formatter):
-    """One JSON object per line, for machines; errors keep their traceback in it."""
+    """One JSON object per line, as the other processes write them."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
@@ -28,7 +28,7 @@ class Lines(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = probe.probe(venvs, engines, Path(os.environ.get("FLOWML_NODE_DIR") or ROOT))
         print(json.dumps(found, indent=2) if args.json else probe.table(found))
         return 0
-    _log(args.log_format)
+    _log(os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json"))
     try:
         settings = read(
             os.environ,
@@ -90,11 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         help="print what this machine can do, and end",
     )
     add("--json", action="store_true", help="with --probe-only: as JSON")
-    add(
-        "--log-format",
-        choices=("text", "json"),
-        default=os.environ.get("LOG_FORMAT", "text"),
-    )
     add("--version", action="version", version=VERSION)
     return parser
 

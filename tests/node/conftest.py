@@ -47,6 +47,7 @@ class Node:
             "FLOWML_VENVS": str(self.folder / "venvs"),
             "FLOWML_TEST_HANDLERS": "tests.node.toy",
             "FLOWML_STOP_GRACE_S": "1",
+            "LOG_FORMAT": "text",
             "A_SECRET": "hush",
             **self.env,
         }

@@ -144,6 +144,19 @@ def test_a_frozen_supervisor_writes_nothing_late(node: Node) -> None:
     assert web.ends[task] == []
 
 
+def test_an_engine_that_cannot_run_is_not_offered(node: Node) -> None:
+    """It takes its node out of the engine's queues, not out of the fleet."""
+    web = node.web
+    node.start("--engines", "toy,sick")
+    offered = [["sick", "toy"], ["toy"]]
+    until(
+        lambda: [r["capabilities"]["engines"] for r in web.registrations] == offered,
+        f"it registers again without the engine: {web.registrations}",
+    )
+    assert "libsick.so.1 is not there" in node.log
+    assert web.wait_end(web.add("toy.echo"))["outcome"] == "succeeded"
+
+
 def test_two_nodes_do_not_share_a_folder(node: Node) -> None:
     node.start()
     first = node.process

@@ -97,7 +97,7 @@ def test_a_model_that_is_not_signed_for_the_organization_is_refused(
         {**model, "sha256": other["sha256"]},
     ):
         status, answer = client.predict(forged, 1)
-        assert (status, answer["code"]) == (422, "not-trusted"), answer
+        assert (status, answer["code"]) == (403, "not-trusted"), answer
         assert "is not loaded" in answer["detail"]
 
 
@@ -116,7 +116,7 @@ def test_an_archive_that_leads_outside_is_refused(shared_node: Node, client: Cli
     signature = web.artifacts[stored["artifact"]][1]
     model = {**model_of(web, 2), **stored, "signature": signature}
     status, answer = client.predict(model, 1)
-    assert (status, answer["code"]) == (422, "not-trusted")
+    assert (status, answer["code"]) == (403, "not-trusted")
     assert "../evil" in answer["detail"]
 
 

@@ -28,7 +28,11 @@ class Unreachable(Exception):
 
 
 class Unauthorized(Exception):
-    """The worker's token is unknown or revoked: register again."""
+    """The worker's ``token`` is unknown or revoked: register again."""
+
+    def __init__(self, detail: str, token: str) -> None:
+        super().__init__(detail)
+        self.token = token
 
 
 class Gone(Exception):
@@ -248,9 +252,9 @@ async def _check(response: aiohttp.ClientResponse, *, worker: bool) -> None:
         detail = response.reason or "no reason given"
     if status >= 500 or status in TRANSIENT:
         raise Unreachable(f"{status}: {detail}")
-    if worker and status == 401:
-        raise Unauthorized(detail)
     authorization = response.request_info.headers.get("Authorization", "")
+    if worker and status == 401:
+        raise Unauthorized(detail, authorization.removeprefix("Worker "))
     if authorization.startswith("Task ") and status in GONE:
         raise Gone(f"{status}: {detail}")
     raise Refused(status, detail)

@@ -206,8 +206,11 @@ class Attempt:
         delivery.result()
 
     def _delivery_ended(self, delivery: "asyncio.Task[None]") -> None:
-        if not delivery.cancelled() and isinstance(delivery.exception(), Gone):
-            self.wish("gone")
+        if delivery.cancelled() or (error := delivery.exception()) is None:
+            return
+        if not isinstance(error, Gone):
+            log.error("task %s: what it says cannot be delivered", self.task, exc_info=error)
+        self.wish("gone")
 
     def _finish(self, end: End) -> None:
         try:
@@ -341,8 +344,7 @@ class Attempt:
             reason = await self._wait_for_end(child, guarding)
             ended = await child.exited
             # Those that the child left behind hold copies of its channel, and burn processor time.
-            await child.kill()
-            await self._parents.sweep()
+            await self._parents.clear_up_after(child)
             await asyncio.wait({listening, reading}, timeout=2)
         finally:
             for task in (listening, reading, guarding):

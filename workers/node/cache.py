@@ -34,8 +34,6 @@ def verify(
     ``signing_key`` is the public key, ``signature`` the signature, both in hexadecimal. That the
     bytes fit ``sha256`` is checked where they are read.
     """
-    if not signing_key:
-        raise NotTrusted("This node does not know the server's signing key yet.")
     try:
         message = signed_bytes(UUID(artifact), sha256, UUID(organization))
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signing_key))

@@ -95,6 +95,11 @@ class WarmParent:
         """Whether a fork would be answered at once."""
         return self._ready.done() and not self._ready.cancelled() and not self._ready.exception()
 
+    @property
+    def is_forking(self) -> bool:
+        """Whether there may be a child whose pid nobody here knows yet."""
+        return bool(self._waiting)
+
     async def start(self) -> None:
         """Start the process and wait until it has imported its engine."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,7 +118,7 @@ class WarmParent:
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,
-                env=self._settings.child_environment() | thread_variables(1),
+                env=self._settings.child_environment(self.engine or "node"),
                 cwd=ROOT,
                 start_new_session=True,
             )
@@ -220,10 +225,12 @@ class WarmParent:
     def _take(self, message: dict[str, Any]) -> None:
         if "ready" in message:
             self.ram_mib, self.import_s = message["ram_mib"], message["import_s"]
-            if message["threads"] > 1:
+            # The memory allocator that Arrow brings minds forks itself.
+            threads = [name for name in message["threads"] if name != "jemalloc_bg_thd"]
+            if threads:
                 log.warning(
-                    "engine %s has %d threads after its import; forks of it may hang",
-                    *(self.engine, message["threads"]),
+                    "engine %s has threads after its import (%s); forks of it may hang",
+                    *(self.engine, ", ".join(threads)),
                 )
             if not self._ready.done():
                 self._ready.set_result(None)
@@ -269,10 +276,11 @@ class Parents:
         self._parents: dict[str, WarmParent] = {}
         self._starting: dict[str, asyncio.Task[WarmParent]] = {}
         self._retired: list[WarmParent] = []
+        self._new: list[WarmParent] = []
 
     def pids(self) -> set[int]:
         """The parents' own pids and those of their children."""
-        everyone = [*self._parents.values(), *self._retired]
+        everyone = [*self._parents.values(), *self._retired, *self._new]
         return {p.pid for p in everyone} | {pid for p in everyone for pid in p.children}
 
     async def fork(self, engine: str, entry: str, folder: Path, **how: Any) -> Child:
@@ -304,12 +312,15 @@ class Parents:
 
     async def _start(self, engine: str) -> WarmParent:
         parent = WarmParent(engine, self._settings)
+        self._new.append(parent)
         try:
             await parent.start()
+            self._parents[engine] = parent
         except BaseException:
             await parent.stop()
             raise
-        self._parents[engine] = parent
+        finally:
+            self._new.remove(parent)
         log.info(
             "%s is warm after %.1f s (%.0f MiB)",
             *(engine or "the node's own parent", parent.import_s, parent.ram_mib),
@@ -330,14 +341,18 @@ class Parents:
                 self._retired.remove(parent)
                 await parent.stop()
 
-    async def sweep(self) -> None:
-        """End what dead children left to their reapers, the warm parents."""
-        live = [p for p in [*self._parents.values(), *self._retired] if not p.gone.is_set()]
-        for parent in live:
-            # A fork under way has a pid that nobody has told us yet.
-            if not parent._waiting:
-                known = set(parent.children)
-                await asyncio.to_thread(_sweep_parent, parent, known)
+    async def clear_up_after(self, child: Child) -> None:
+        """End what a dead child left behind: its session, and orphans that its reaper inherited."""
+        await asyncio.to_thread(self._sweep, child)
+
+    def _sweep(self, child: Child) -> None:
+        reapers = {p.pid: p for p in [*self._parents.values(), *self._retired]}
+        for row in procs.processes().values():
+            parent = reapers.get(row.parent)
+            # Looked at again and not once for all: a fork may come in between.
+            stray = parent is not None and not (row.pid in parent.children or parent.is_forking)
+            if (stray or row.session == child.pid) and not row.is_dead:
+                procs.kill_tree(row.pid, row.start)
 
     async def stop(self) -> None:
         """End everything."""
@@ -347,12 +362,3 @@ class Parents:
         await asyncio.gather(*(parent.stop() for parent in everyone))
         self._parents.clear()
         self._retired.clear()
-
-
-def _sweep_parent(parent: WarmParent, known: set[int]) -> None:
-    table = procs.processes()
-    strays = [r for r in table.values() if r.parent == parent.pid and r.pid not in known]
-    for row in strays:
-        # Looked at again, since a fork may have come in between.
-        if row.pid not in parent.children and not parent._waiting and not row.is_dead:
-            procs.kill_tree(row.pid, row.start)

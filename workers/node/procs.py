@@ -107,25 +107,25 @@ def kill_tree(root: int, start: int | None = None, *, timeout_s: float = 4.0) ->
         time.sleep(0.004)
 
 
-def kill_orphans(parents: Iterable[int], known: Iterable[int]) -> int:
-    """End the processes whose parent is one of ``parents`` and that are not ``known``.
+def strays(parents: Iterable[int], known: Iterable[int]) -> list[Process]:
+    """Processes whose parent is one of ``parents``, without those that are ``known``.
 
-    Used by a reaper: what it did not start itself was left to it by a task that is dead. Dead
-    ones of our own are reaped. Returns how many there were.
+    A reaper asks: what it did not start itself was left to it by a task that is dead.
     """
-    mothers, spared, me = set(parents), set(known), os.getpid()
-    strays = [
-        row for row in processes().values() if row.parent in mothers and row.pid not in spared
-    ]
-    for row in strays:
+    mothers, spared = set(parents), set(known)
+    return [row for row in processes().values() if row.parent in mothers and row.pid not in spared]
+
+
+def end_strays(rows: Iterable[Process]) -> None:
+    """End strays for certain, and reap those that were left to this very process."""
+    for row in rows:
         if not row.is_dead:
             kill_tree(row.pid, row.start)
-        if row.parent == me:
+        if row.parent == os.getpid():
             try:
                 os.waitpid(row.pid, os.WNOHANG)
             except ChildProcessError:
                 pass
-    return len(strays)
 
 
 def marked(mark: str) -> list[Process]:

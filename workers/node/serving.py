@@ -178,7 +178,7 @@ class Serving:
         settings: Settings,
         api: Api,
         parents: Parents,
-        register_again: Callable[[], Awaitable[None]],
+        register_again: Callable[[str], Awaitable[None]],
     ) -> None:
         self.signing_key = ""
         self._settings = settings
@@ -200,7 +200,9 @@ class Serving:
         """Listen. Only this user may connect."""
         app = web.Application(client_max_size=MAX_BODY)
         app.add_routes([web.post("/predict", self._predict), web.get("/health", self._health)])
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0
+        )
         await self._runner.setup()
         path = self._settings.socket_path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -216,7 +218,7 @@ class Serving:
         await asyncio.gather(*(server.stop() for server in self._servers.values()))
         self._servers.clear()
         if self._runner is not None:
-            await asyncio.wait_for(self._runner.cleanup(), 5)
+            await self._runner.cleanup()
             self._settings.socket_path.unlink(missing_ok=True)
 
     async def tend(self) -> None:
@@ -336,7 +338,11 @@ class Serving:
         """The unpacked model, fetched and verified once. Concurrent requests share the work."""
         folder = self._trusted.get(model)
         if folder is not None:
-            return folder
+            try:
+                os.utime(folder)  # those used longest ago are removed when space is short
+                return folder
+            except FileNotFoundError:
+                del self._trusted[model]
         fetching = self._fetching.get(model)
         if fetching is None:
             fetching = self._fetching[model] = asyncio.create_task(self._fetch(model))
@@ -346,6 +352,8 @@ class Serving:
     async def _fetch(self, model: Model) -> Path:
         if not model.engine.replace("_", "").replace("-", "").isalnum():
             raise Failed(400, "The request does not name its engine rightly.")
+        if not self.signing_key:
+            raise Failed(503, "This node has not joined the server yet.")
         try:
             verify(
                 self.signing_key,
@@ -360,7 +368,7 @@ class Serving:
                 await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
             await asyncio.to_thread(unpack, archive, target)
         except NotTrusted as error:
-            raise Failed(422, str(error), code="not-trusted") from None
+            raise Failed(403, str(error), code="not-trusted") from None
         except (Refused, Gone) as error:
             raise Failed(404, f"The model's files could not be fetched: {error}") from None
         except Unreachable as error:
@@ -380,8 +388,8 @@ class Serving:
                 if await asyncio.to_thread(hash_fits, archive, model.sha256):
                     return archive
                 archive.unlink(missing_ok=True)  # it was changed after it had been fetched
-            except Unauthorized:
+            except Unauthorized as error:
                 if not again:
                     raise Refused(401, "this node is not known any more") from None
-                await asyncio.wait_for(self._register_again(), FETCH_S)
+                await asyncio.wait_for(self._register_again(error.token), FETCH_S)
         raise NotTrusted("The model's bytes change on this node; it is not loaded.")

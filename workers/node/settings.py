@@ -53,7 +53,7 @@ class Settings:
         """The interpreter of one virtualenv; the node's own is whatever runs this."""
         return Path(sys.executable) if venv == "node" else self.venvs / venv / "bin" / "python"
 
-    def child_environment(self) -> dict[str, str]:
+    def child_environment(self, venv: str = "node") -> dict[str, str]:
         """A clean environment for work: no token, no address, nothing of this process's own."""
         name, _, value = self.mark.partition("=")
         kept = {
@@ -68,7 +68,7 @@ class Settings:
             if key in os.environ
         }
         return {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{self.python(venv).parent}:/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             **kept,

@@ -26,7 +26,8 @@ log = logging.getLogger("flowml.node")
 
 POLL_S = 1.0  # how often to ask for work where no broker rings
 QUICK_S = 0.5  # least time between two heartbeats
-TEND_S = 5.0
+TEND_S = 1.0
+TEND_SLOWLY_S = 30.0
 REFUSED_PATIENCE_S = 30.0
 GOODBYE_S = 3.0
 RESTART = 75  # exit status that asks to be started again
@@ -50,7 +51,6 @@ class Supervisor:
         self.bell = Bell(settings, self._on_bell)
         self.serving = Serving(settings, self.api, self.parents, self.register_again)
         self.engines: list[str] = []
-        self.broken: set[str] = set()
         self.heartbeat_s = 5.0
         self.broker_url: str | None = None
         self.queues: list[str] = []
@@ -168,7 +168,7 @@ class Supervisor:
             try:
                 answer = await self.api.register(body)
                 break
-            except (Refused, Unauthorized) as error:
+            except Refused as error:
                 refused_at = refused_at or time.monotonic()
                 log.error("the server does not let this node in: %s", error)
                 if time.monotonic() - refused_at > REFUSED_PATIENCE_S and not self._runs:
@@ -186,12 +186,11 @@ class Supervisor:
         await self.bell.want(self.broker_url, self.queues)
         self._claim_now.set()
 
-    async def register_again(self) -> None:
-        """Register after a 401. Several callers at once register once."""
-        token = self.api.token
+    async def register_again(self, refused: str) -> None:
+        """Register because the token ``refused`` is void. Several callers at once register once."""
         async with self._registering:
-            if self.api.token == token:
-                log.warning("the server does not know this node any more; registering again")
+            if self.api.token == refused:
+                log.warning("registering again")
                 await self.register()
 
     # --- the heart ---------------------------------------------------------------------------
@@ -205,8 +204,8 @@ class Supervisor:
             except Unreachable as error:
                 # Children go on: what they finish is kept until the web side is back.
                 log.debug("no heartbeat: %s", error)
-            except Unauthorized:
-                await self.register_again()
+            except Unauthorized as error:
+                await self.register_again(error.token)
                 continue
             except Refused as error:
                 log.error("the heartbeat was refused: %s", error)
@@ -226,7 +225,7 @@ class Supervisor:
             {
                 "running": [{"task": task, "attempt": n} for task, n in running.items()],
                 "usage": probe.usage(self.settings.folder),
-                "engines": [name for name in self.engines if name not in self.broken],
+                "engines": self.engines,
                 "draining": self.draining,
             }
         )
@@ -284,8 +283,8 @@ class Supervisor:
             except Unreachable:
                 await asyncio.sleep(POLL_S)
                 self._claim_now.set()
-            except Unauthorized:
-                await self.register_again()
+            except Unauthorized as error:
+                await self.register_again(error.token)
             except Refused as error:
                 log.error("the claim was refused: %s", error)
                 await asyncio.sleep(POLL_S)
@@ -352,27 +351,30 @@ class Supervisor:
             try:
                 await self.parents.warm(engine)
             except EngineBroken as error:
-                log.error(
-                    "the engine %s cannot run on this node: %s",
-                    engine or "(node)",
-                    error,
-                )
-                self.broken.add(engine)
+                log.error("the engine %s cannot run on this node: %s", engine or "(none)", error)
+                self.engines = [name for name in self.engines if name != engine]
+        if self.engines != self._capabilities["engines"]:
+            self._capabilities["engines"] = self.engines
+            if self.api.token:
+                await self.register_again(self.api.token)  # its queues are not ours to serve
 
     async def _tending(self) -> None:
-        count = 0
+        slowly_at, suspects = time.monotonic() + TEND_SLOWLY_S, set[procs.Process]()
         while True:
             await asyncio.sleep(TEND_S)
-            count += 1
             await self.bell.tend()
             await self.serving.tend()
-            if count % 6 == 0:
-                await self.parents.tend()
-                known = {*self.parents.pids(), self.bell.pid}
-                await asyncio.to_thread(procs.kill_orphans, [os.getpid()], known)
-                keep = self.settings.cache_mib
-                await asyncio.to_thread(self.serving.forget)
-                await asyncio.to_thread(trim, self.settings.folder / "cache", keep)
+            if time.monotonic() < slowly_at:
+                continue
+            slowly_at = time.monotonic() + TEND_SLOWLY_S
+            await self.parents.tend()
+            known = {*self.parents.pids(), self.bell.pid}
+            found = set(await asyncio.to_thread(procs.strays, [os.getpid()], known))
+            # Seen twice: the first time it may have been one of ours that was just starting.
+            await asyncio.to_thread(procs.end_strays, found & suspects)
+            suspects = found
+            await asyncio.to_thread(self.serving.forget)
+            await asyncio.to_thread(trim, self.settings.folder / "cache", self.settings.cache_mib)
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one of the loops; a fault of ours in it is logged and must not end the node."""

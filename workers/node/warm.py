@@ -22,11 +22,18 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from typing import Any, NoReturn
 
-from workers.node import handlers, procs
+# The entries of children, too: what is imported here costs them nothing.
+from workers.node import child, handlers, model_server, procs
+
+ENTRIES = {
+    "workers.node.child:main": child.main,
+    "workers.node.model_server:main": model_server.main,
+}
 
 MAX_PACKET = 128 * 1024
 
@@ -52,7 +59,7 @@ def main() -> None:
     ready = {
         "ready": engine,
         "import_s": round(time.monotonic() - began, 3),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": _other_threads(),
         "ram_mib": round(procs.memory_mib([os.getpid()]), 1),
     }
     _say(control, ready)
@@ -86,6 +93,17 @@ def _import_engine(engine: str) -> Any:
         return None
 
 
+def _other_threads() -> list[str]:
+    """Names of the threads beside this one."""
+    me = str(threading.get_native_id())
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        if task != me:
+            with open(f"/proc/self/task/{task}/comm") as file:
+                names.append(file.read().strip())
+    return sorted(names)
+
+
 def _serve(control: socket.socket, tuner: Any) -> None:
     wake_read, wake_write = os.pipe()
     for fd in (wake_read, wake_write):
@@ -115,7 +133,7 @@ def _serve(control: socket.socket, tuner: Any) -> None:
             _say(control, {"forked": request["fork"], "pid": pid, "start": start})
     for pid in children:
         procs.kill_tree(pid)
-    procs.kill_orphans([os.getpid()], [])
+    procs.end_strays(procs.strays([os.getpid()], []))
 
 
 def _reap(control: socket.socket, children: set[int]) -> None:
@@ -165,7 +183,7 @@ def _become_child(request: dict[str, Any], fds: list[int], ours: list[Any], tune
         os.umask(0o077)
         os.chdir(request["cwd"])
         _set_limits(request, tuner)
-        status = handlers.load(request["entry"])(sock)
+        status = ENTRIES[request["entry"]](sock)
     except BaseException:
         traceback.print_exc()
     finally:
