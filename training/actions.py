@@ -35,6 +35,7 @@ PREDICT_FILE = "training.predict_file"
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 FORMATS = ("csv", "parquet")
 MOST_NOTICES = 50
+TRIES = 3  # of scoring a candidate, when the fault seems to be the platform's own
 
 # An engine ends by itself inside its budget; this is when the node ends it from outside.
 GRACE_S = 30
@@ -289,14 +290,13 @@ def _name(by: Membership | str) -> str:
 
 @transaction.atomic
 def _wish(job: TrainingJob, ask: Any, field: str, *, by: str) -> TrainingJob:
-    if job.has_ended:
-        raise Conflict(f"The training job has ended already: it {job.state}.", code="has-ended")
-    # The tasks first, then the job: control locks them in this order when a task ends.
-    for task in job.tasks.exclude(state__in=Task.ENDED).order_by("pk"):
-        ask(task, by=by)
+    # The job first, then its tasks, then its stream: everybody locks them in this order.
     stored = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).get(pk=job.pk)
     if stored.has_ended:
-        raise Conflict(f"The training job has ended already: it {stored.state}.", code="has-ended")
+        ended = stored.get_state_display().lower()
+        raise Conflict(f"The training job has ended already: it is {ended}.", code="has-ended")
+    for task in stored.tasks.exclude(state__in=Task.ENDED).order_by("pk"):
+        ask(task, by=by)
     if getattr(stored, field) is None:
         setattr(stored, field, timezone.now())
         stored.save(update_fields=[field])
@@ -521,6 +521,13 @@ def score_candidate(event: Event, task: Task) -> TrainedModel | None:
         fields |= _figures(job, artifact, stored)
     except InvalidCandidate as refusal:
         fields |= {"state": TrainedModel.State.INVALID, "reason": str(refusal)}
+    except Exception as error:
+        if event.tries < TRIES:
+            raise  # the sweep comes back to it
+        # Kept as what it is rather than lost: its files may be scored by a mended platform.
+        log.exception("candidate not scored", extra={"job": job.pk, "key": event.key})
+        reason = f"The platform could not score it ({type(error).__name__}). Tell its operator."
+        fields |= {"state": TrainedModel.State.INVALID, "reason": reason}
     with transaction.atomic():
         model, created = TrainedModel.objects.get_or_create(job=job, key=event.key, defaults=fields)
         if created:
@@ -661,9 +668,12 @@ def _open_seal(job: TrainingJob, best: TrainedModel, notices: list[dict[str, str
             return
         predictions = scoring.read_predictions(best.predictions, job, most_rows=len(truth.target))
         found = scoring.evaluate_part(job, predictions, truth, sealed=True)
-    except InvalidCandidate as refusal:
+    except Exception as error:  # whatever it is, the job has ended and has a best model
+        if not isinstance(error, InvalidCandidate):
+            log.exception("no test figures", extra={"job": job.pk})
+        why = str(error) if isinstance(error, InvalidCandidate) else type(error).__name__
         notices.append(
-            {"message": f"The best model has no test figures: {refusal}", "engine": best.engine}
+            {"message": f"The best model has no test figures: {why}", "engine": best.engine}
         )
         return
     best.test = _test_figures(found)

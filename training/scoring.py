@@ -102,7 +102,12 @@ def read_predictions(artifact: Artifact, job: TrainingJob, *, most_rows: int) ->
         )
     except InvalidCandidate:
         raise
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,  # no Exception: what a file can do to Polars at its worst
+        OSError,
+        ValueError,
+    ) as error:
         raise InvalidCandidate(f"The predictions file cannot be read: {error}"[:300]) from error
 
 

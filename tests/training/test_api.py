@@ -206,9 +206,11 @@ def test_the_list_costs_the_same_whatever_its_length(ask, by, jobs, django_asser
 def test_the_list_can_be_filtered_searched_and_ordered(ask, by):
     model = make.scored_model(by)
     make.job(by, name="Second try")
-    ids = lambda query: [
-        job["name"] for job in ask("get", f"/api/training?{query}").json()["results"]
-    ]  # noqa: E501, E731
+
+    def ids(query):
+        answer = ask("get", f"/api/training?{query}").json()
+        return [job["name"] for job in answer["results"]]
+
     assert ids("") == ["Second try", "flowers: kind"]
     assert ids("state=succeeded") == ["flowers: kind"]
     assert ids("state=queued&state=running") == ["Second try"]

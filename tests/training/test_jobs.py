@@ -230,6 +230,30 @@ def test_a_candidate_cannot_name_the_files_of_another_task(by, node):
     assert TrainedModel.objects.get(key="pycaret:stolen").state == "invalid"
 
 
+def test_a_fault_of_the_platform_is_tried_again_and_then_kept_as_such(by, node, monkeypatch):
+    job = make.job(by)
+    task = node.claim()
+    good = node.candidate(task)
+
+    def broken(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(actions.scoring, "read_predictions", broken)
+    with pytest.raises(TrainedModel.DoesNotExist):
+        node.candidate(task, "pycaret:x")
+    event = Event.objects.get(key="pycaret:x")
+    assert (event.tries, event.handled_at) == (1, None)
+    handle_event(event.pk)
+    handle_event(event.pk)
+    kept = TrainedModel.objects.get(key="pycaret:x")
+    assert (kept.state, kept.predictions is None) == ("invalid", False)
+    assert "MemoryError" in kept.reason
+    node.end(task)
+    job.refresh_from_db()
+    assert (job.state, job.best_model) == ("succeeded", good)
+    assert "no test figures" in job.notices[-1]["message"]
+
+
 def test_regression_and_binary_jobs_are_scored(by, node):
     version = make.version(by, make.flowers().with_columns(red=pl.col("colour") == "red"))
     for target, task_type, metric in (
