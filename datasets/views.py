@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+import polars as pl
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -13,6 +14,7 @@ from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import patch_vary_headers
+from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
@@ -232,7 +234,21 @@ def _cell(value: Any, numeric: bool) -> dict[str, Any]:
 
 
 def _rejects(version: DatasetVersion) -> dict[str, Any]:
-    return {"rejects": [], "download": reverse("datasets:rejects", args=[version.pk])}
+    """The first rows that did not fit, with the line they stand on and why."""
+    table = _read_rejects(version)
+    return {
+        "rejects": table.head(REJECTS_SHOWN).to_dicts(),
+        "more": max(0, len(table) - REJECTS_SHOWN),
+        "download": reverse("datasets:rejects", args=[version.pk]) if len(table) else "",
+    }
+
+
+def _read_rejects(version: DatasetVersion) -> pl.DataFrame:
+    """Line, reason and the raw text of every row set aside; ingest keeps few enough to hold."""
+    if version.rejects is None:
+        return pl.DataFrame(schema={"line": pl.Int64, "reason": pl.String, "raw": pl.String})
+    with version.rejects.file.open("rb") as file:
+        return pl.read_parquet(file)
 
 
 @require_GET
@@ -259,7 +275,12 @@ def _version(request: OrgRequest, version_id: UUID) -> DatasetVersion:
 @org_role(Role.VIEWER)
 @tells_problems
 def rejects(request: OrgRequest, version_id: UUID) -> HttpResponseBase:
-    raise NotImplementedError
+    """All rows that did not fit, as CSV."""
+    version = _version(request, version_id)
+    answer = HttpResponse(_read_rejects(version).write_csv(), content_type="text/csv")
+    name = slugify(version.dataset.name) or "data"
+    answer["Content-Disposition"] = f'attachment; filename="{name}-v{version.number}-rejects.csv"'
+    return answer
 
 
 @require_POST
