@@ -163,7 +163,7 @@ class TrainingJob(OrgOwned):
                 raise StaleWrite(f"The training job is no longer {old}.")
             for name, value in fields.items():
                 setattr(self, name, value)
-            emit(self.topic, f"job.{new}", {"from": old, "why": reason})
+            emit(self.topic, f"job.{new}", {"state": new, "from": old, "why": reason})
 
 
 class ModelQuerySet(OrgQuerySet["TrainedModel"]):
@@ -330,7 +330,7 @@ class BatchPrediction(OrgOwned):
                 raise StaleWrite(f"The prediction is no longer {old}.")
             for name, value in fields.items():
                 setattr(self, name, value)
-            emit(self.topic, f"prediction.{new}", {"from": old})
+            emit(self.topic, f"prediction.{new}", {"state": new, "from": old})
 
 
 def jobs_using(organization: Organization, dataset: UUID) -> QuerySet[TrainingJob]:
