@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def main() -> None:
         platform = Platform(Path(folder) / "var", port=free_port())
         platform.start()
         try:
-            with Person(platform.url, "bench") as person:
+            with closing(Person(platform.url, "bench")) as person:
                 data = upload(person, table(1000))
                 person.ended(person.train(data, "label", time_budget=5))  # everything is warm now
                 measure_jobs(platform, person, data, asked.jobs)

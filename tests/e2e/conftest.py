@@ -3,15 +3,13 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 
 from flowml_site.platform import Platform
-
-DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def free_port() -> int:
@@ -93,5 +91,5 @@ class Person(httpx.Client):
 @pytest.fixture
 def person(platform: Platform, request: pytest.FixtureRequest) -> Iterator[Person]:
     name = f"{request.node.name[:60]}".replace("[", "-").replace("]", "")
-    with Person(platform.url, f"{name}-{time.time_ns()}") as someone:
+    with closing(Person(platform.url, f"{name}-{time.time_ns()}")) as someone:
         yield someone

@@ -29,7 +29,7 @@ def test_a_table_becomes_a_leaderboard_that_is_watched_live(platform, person):
     heard = []
     with connect(f"{platform.url.replace('http', 'ws', 1)}/ws?ticket={ticket}") as ws:
         ws.send(json.dumps({"subscribe": f"job:{job}", "after": 0}))
-        while not any(event["data"].get("state") == "succeeded" for event in heard):
+        while not any(event["type"] == "job.succeeded" for event in heard):
             heard.append(json.loads(ws.recv(timeout=90)))
     assert [event["seq"] for event in heard] == list(range(1, len(heard) + 1))
     fractions = [e["data"]["fraction"] for e in heard if e["type"] == "progress"]
