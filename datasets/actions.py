@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import IO, Any
 
@@ -13,7 +13,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.errors import Conflict, Invalid, TooLarge, Unavailable
+from accounts.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
 from datasets import registry
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
@@ -24,10 +24,21 @@ from workers.models import Artifact, Stream, Task
 
 INGEST = "dataset.ingest"
 ROLES = ("numeric", "categorical", "text", "datetime", "boolean", "identifier", "constant")
+# What a column may be said to be, by how its values are stored. An identifier takes no part.
+ROLES_OF = {
+    "integer": ("numeric", "categorical", "identifier"),
+    "float": ("numeric", "categorical", "identifier"),
+    "boolean": ("boolean", "categorical", "identifier"),
+    "string": ("categorical", "text", "identifier"),
+    "date": ("datetime", "categorical", "identifier"),
+    "datetime": ("datetime", "categorical", "identifier"),
+}
 # Reading a table needs a few times its blocks, and Polars a floor of its own.
 INGEST_RAM_MIB = 3072
 INGEST_TIME_S = 3600
-MAX_DECODED_TIMES = 50  # a file may unpack to this many times the upload limit
+MAX_DECODED_TIMES = 8  # a file may unpack to this many times the upload limit
+MAX_CELLS = 200_000  # of one preview
+MAX_CELL = 2_000  # characters of a text that a preview shows
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +49,29 @@ class InUse(Conflict):
 # --- Getting data in ------------------------------------------------------------------------------
 
 
-def upload(by: Membership, file: UploadedFile | None, *, name: str = "") -> Dataset:
+def upload(
+    by: Membership,
+    file: UploadedFile | None,
+    *,
+    name: str = "",
+    description: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
     """A new data set from an uploaded file, to be read by a node.
 
-    Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB.
+    ``options`` say what the file itself leaves open: {"delimiter", "header", "encoding",
+    "columns": {name: dtype}}. Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB.
     """
     file = _checked(file)
     filename = file.name or "table"
-    return _new_dataset(by, file, filename=filename, name=name or PurePath(filename).name)
+    return _new_dataset(
+        by,
+        file,
+        filename=filename,
+        name=name or PurePath(filename).name,
+        description=description,
+        options=options,
+    )
 
 
 def load_sample(by: Membership, key: str) -> Dataset:
@@ -57,17 +83,41 @@ def load_sample(by: Membership, key: str) -> Dataset:
         return _new_dataset(by, file, filename=sample.path.name, name=sample.title)
 
 
-def add_version(by: Membership, dataset: Dataset, file: UploadedFile | None) -> DatasetVersion:
-    """The next version of a data set. Raises Invalid without a file, TooLarge, and Conflict while
-    another version is being read."""
+def add_version(
+    by: Membership,
+    dataset: Dataset,
+    file: UploadedFile | None,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> DatasetVersion:
+    """The next version of a data set.
+
+    Its columns keep their types: a row whose value does not fit is set aside. Raises Invalid
+    without a file, TooLarge, and Conflict while another version is being read.
+    """
     file = _checked(file)
-    if dataset.versions.filter(state=DatasetVersion.State.INGESTING).exists():
-        raise Conflict("A version of this data set is still being read: wait until it is ready.")
+    _refuse_while_reading(dataset)  # before a large file is stored for nothing
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
-        Dataset.objects.select_for_update(no_key=True).get(pk=dataset.pk)
-        newest = dataset.versions.order_by("-number").values_list("number", flat=True).first() or 0
-        return _ingest(by, dataset, artifact, filename=file.name or "table", number=newest + 1)
+        stored = (
+            Dataset.objects.select_for_update(no_key=True, of=("self",))
+            .select_related("latest")
+            .filter(pk=dataset.pk)
+            .first()
+        )
+        if stored is None:
+            raise NotFound("The data set was deleted meanwhile.")
+        _refuse_while_reading(stored)
+        newest = stored.versions.order_by("-number").values_list("number", flat=True).first() or 0
+        if stored.state == Dataset.State.FAILED:
+            Dataset.objects.filter(pk=stored.pk).update(state=Dataset.State.INGESTING)
+        filename = file.name or "table"
+        return _ingest(by, stored, artifact, filename=filename, number=newest + 1, options=options)
+
+
+def _refuse_while_reading(dataset: Dataset) -> None:
+    if dataset.versions.filter(state=DatasetVersion.State.INGESTING).exists():
+        raise Conflict("A version of this data set is still being read: wait until it is ready.")
 
 
 def _checked(file: UploadedFile | None) -> UploadedFile:
@@ -80,13 +130,24 @@ def _checked(file: UploadedFile | None) -> UploadedFile:
     return file
 
 
-def _new_dataset(by: Membership, file: IO[bytes] | Any, *, filename: str, name: str) -> Dataset:
+def _new_dataset(
+    by: Membership,
+    file: IO[bytes] | Any,
+    *,
+    filename: str,
+    name: str,
+    description: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
         dataset = Dataset.objects.create(
-            organization=by.organization, name=name[:120], created_by=by.user
+            organization=by.organization,
+            name=name[:120],
+            description=description,
+            created_by=by.user,
         )
-        _ingest(by, dataset, artifact, filename=filename, number=1)
+        _ingest(by, dataset, artifact, filename=filename, number=1, options=options)
     return dataset
 
 
@@ -105,13 +166,20 @@ class _kept_only_if_it_works:  # noqa: N801 - reads as a sentence where it is us
 
 
 def _ingest(
-    by: Membership, dataset: Dataset, artifact: Artifact, *, filename: str, number: int
+    by: Membership,
+    dataset: Dataset,
+    artifact: Artifact,
+    *,
+    filename: str,
+    number: int,
+    options: Mapping[str, Any] | None = None,
 ) -> DatasetVersion:
     version = DatasetVersion.objects.create(
         organization=by.organization,
         dataset=dataset,
         number=number,
         filename=filename[:255],
+        options=dict(options or {}),
         upload=artifact,
         upload_size=artifact.size,
         created_by=by.user,
@@ -126,6 +194,7 @@ def _ingest(
             "dataset": str(dataset.pk),
             "version": str(version.pk),
             "filename": filename,
+            "options": dict(options or {}),
             "max_decoded_bytes": MAX_DECODED_TIMES * settings.MAX_UPLOAD_SIZE_MB * 2**20,
             "previous_columns": [{"name": c["name"], "dtype": c["dtype"]} for c in previous],
         },
@@ -146,7 +215,7 @@ def finish_ingest(task: Task) -> None:
     """
     version = (
         DatasetVersion.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("dataset", "upload")
+        .select_related("dataset__latest", "upload")
         .filter(pk=task.subject, state=DatasetVersion.State.INGESTING)
         .first()
     )
@@ -180,20 +249,27 @@ def _fill(version: DatasetVersion, result: Mapping[str, Any]) -> None:
     stored = Artifact.objects.in_bulk(files.values())
     by_name = {name: stored[pk] for name, key in files.items() for pk in stored if str(pk) == key}
     parquet = by_name["data"]
+    columns = [dict(column) for column in data["columns"]]
+    # What a person said of a column of the version before holds for this one's too.
+    said = {
+        column["name"]: column["role"]
+        for column in (version.dataset.latest.columns if version.dataset.latest else ())
+        if column.get("role_said")
+    }
+    for column in columns:
+        role = said.get(column["name"])
+        if role in ROLES_OF.get(column["dtype"], ()) and column["role"] != "constant":
+            column |= {"role": role, "role_said": True}
     version.move_to(
         DatasetVersion.State.READY,
         rows=data["rows"],
-        columns=data["columns"],
+        columns=columns,
         column_count=len(data["columns"]),
         sha256=parquet.sha256,
         size_bytes=parquet.size,
         rejected=data.get("rejected", 0),
         notices=data.get("notices", []),
-        source={
-            name: data[name]
-            for name in ("format", "encoding", "delimiter", "header")
-            if data.get(name) is not None
-        },
+        source=data.get("source", {}),
         data=parquet,
         rejects=by_name.get("rejects"),
         upload=None,
@@ -207,11 +283,21 @@ def _fill(version: DatasetVersion, result: Mapping[str, Any]) -> None:
 def preview(version: DatasetVersion, *, offset: int, rows: int) -> list[dict[str, Any]]:
     """Rows ``offset`` to ``offset + rows`` of a ready version, as plain values.
 
-    Reads only the row groups that they lie in. Raises Conflict while the version is not ready.
+    Reads only the row groups that they lie in; long texts are cut. Raises Conflict while the
+    version is not ready, Invalid when that many cells are too much for one answer.
     """
+    if rows * version.column_count > MAX_CELLS:
+        most = max(1, MAX_CELLS // version.column_count)
+        sentence = f"Ask for {most:,} rows at most: the table has {version.column_count:,} columns."
+        raise Invalid(sentence, errors={"rows": [sentence]})
     frame = _slice(version, offset, rows, version.column_names)
+    texts = pl.col(pl.String)
     return frame.with_columns(
-        pl.col(pl.Date, pl.Datetime, pl.Time).cast(pl.String), pl.col(pl.Float64).fill_nan(None)
+        pl.col(pl.Date, pl.Datetime, pl.Time).cast(pl.String),
+        pl.col(pl.Float64).fill_nan(None),
+        pl.when(texts.str.len_chars() > MAX_CELL)
+        .then(texts.str.head(MAX_CELL) + "…")
+        .otherwise(texts),
     ).to_dicts()
 
 
@@ -226,6 +312,21 @@ def _slice(version: DatasetVersion, offset: int, rows: int, names: list[str]) ->
     except (OSError, pl.exceptions.PolarsError):
         log.exception("a version's file can't be read", extra={"version": str(version.pk)})
         raise Unavailable("The stored table can't be read right now.") from None
+
+
+def first_rejects(version: DatasetVersion, *, rows: int) -> list[dict[str, Any]]:
+    """The first rows that were set aside: {"line", "reason", "raw"}. ``line`` counts from 1."""
+    if version.rejects is None:
+        return []
+    try:
+        with version.rejects.file.open("rb") as file:
+            shapes = {"line": pl.Int64, "reason": pl.String, "raw": pl.String}
+            # The file's head only: a reject's line is cut at 4 KiB.
+            head = file.read(rows * 5_000)
+            return pl.read_csv(head, schema=shapes, n_rows=rows, ignore_errors=True).to_dicts()
+    except (OSError, pl.exceptions.PolarsError):
+        log.exception("rejects can't be read", extra={"version": str(version.pk)})
+        raise Unavailable("The rows that were set aside can't be read right now.") from None
 
 
 @transaction.atomic
@@ -251,23 +352,35 @@ def change_dataset(
         version = stored.latest
         if version is None:
             raise Conflict("No version of this data set is ready yet.")
-        unknown = set(roles) - set(version.column_names)
-        wrong = {column: role for column, role in roles.items() if role not in ROLES}
-        if unknown or wrong:
-            errors = {f"roles.{c}": ["There is no column of this name."] for c in unknown} | {
-                f"roles.{c}": [f"{r!r} is no role: use {', '.join(ROLES)}."]
-                for c, r in wrong.items()
-            }
-            raise Invalid("Some roles can't be set.", errors=errors)
-        for column in version.columns:
-            column["role"] = roles.get(column["name"], column["role"])
+        errors: dict[str, list[str]] = {}
+        for name_, role in roles.items():
+            column = version.column(name_)
+            if column is None:
+                errors[f"roles.{name_}"] = ["There is no column of this name."]
+                continue
+            fitting = ROLES_OF.get(column["dtype"], ROLES)
+            if role != column["role"] and role not in fitting:
+                errors[f"roles.{name_}"] = [
+                    f"A column of {column['dtype']} values can be {_one_of(fitting)}, not {role!r}."
+                ]
+            else:
+                column |= {"role": role, "role_said": True}
+        if errors:
+            raise Invalid(" ".join(said for [said] in errors.values()), errors=errors)
         version.save(update_fields=["columns"])
     return stored
 
 
+def _one_of(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 @transaction.atomic
-def delete_dataset(by: Membership, dataset: Dataset) -> None:
-    """Delete a data set with all its versions and files. Raises InUse while something needs it."""
+def delete_dataset(by: str, dataset: Dataset) -> None:
+    """Delete a data set with all its versions and files, for ``by``, a user's name.
+
+    Raises InUse while something needs it.
+    """
     stored = Dataset.objects.select_for_update(no_key=True, of=("self",)).get(pk=dataset.pk)
     versions = list(stored.versions.select_for_update(no_key=True, of=("self",)))
     uses = registry.uses_of(stored)
@@ -275,7 +388,7 @@ def delete_dataset(by: Membership, dataset: Dataset) -> None:
         raise InUse(" ".join(["This data set is in use.", *uses]), uses=uses)
     for version in versions:
         if version.task is not None and not version.task.has_ended:
-            work.cancel_task(version.task, by=by.user.get_username())
+            work.cancel_task(version.task, by=by)
     ids = {pk for v in versions for pk in (v.upload_id, v.data_id, v.rejects_id) if pk}
     artifacts = list(Artifact.objects.filter(pk__in=ids))
     stored.delete()

@@ -85,9 +85,7 @@ def card(column: Mapping[str, Any], rows: int) -> Card:
     share = missing / rows if rows else 0.0
     bars = (column.get("histogram") or {}).get("counts") or []
     dated = role == "datetime" or column.get("dtype") in {"date", "datetime"}
-    drawn = (
-        bool(bars) and role in {"numeric", "datetime", "identifier"} and distinct > 1
-    )
+    drawn = bool(bars) and role in {"numeric", "datetime", "identifier"} and distinct > 1
     low = moment(column.get("min")) if dated else number(column.get("min"))
     high = moment(column.get("max")) if dated else number(column.get("max"))
     warnings = []
@@ -112,9 +110,7 @@ def card(column: Mapping[str, Any], rows: int) -> Card:
         top=[]
         if drawn
         else [
-            Share(
-                shown(one.get("value")), (one.get("count") or 0) / rows if rows else 0.0
-            )
+            Share(shown(one.get("value")), (one.get("count") or 0) / rows if rows else 0.0)
             for one in (column.get("top") or [])[:SHOWN_VALUES]
         ],
         warnings=warnings,

@@ -1,4 +1,4 @@
-"""What is not plain delimited text: compressed and foreign-encoded text, JSON Lines, Excel, Parquet.
+"""What is no plain delimited text: compressed or foreign-encoded text, JSON Lines, Excel, Parquet.
 
 Data files are attacks too, so every size is bounded before it is believed: text is decompressed in
 pieces and counted, Parquet's footer and Excel's cell references are read before any value is.
@@ -413,7 +413,9 @@ def read_sheet(path: Path, *, limit: int, max_columns: int) -> tuple[Sheet, list
         if column or body.to_series(at).null_count() < body.height
     ]
     names, told = clean_names([header[at] for at in used], max_columns=max_columns)
-    body = body.select(_days(body.to_series(at)).alias(name) for at, name in zip(used, names, strict=True))
+    body = body.select(
+        _days(body.to_series(at)).alias(name) for at, name in zip(used, names, strict=True)
+    )
     return Sheet(body, top + 2), notices + told
 
 
@@ -577,9 +579,7 @@ def _converted(
 
 def _bad_parquet(error: Exception) -> BadFile:
     first = (str(error).splitlines() or [""])[0][:200]
-    return BadFile(
-        f"The Parquet file can't be read ({first}). Write it again.", code="bad-parquet"
-    )
+    return BadFile(f"The Parquet file can't be read ({first}). Write it again.", code="bad-parquet")
 
 
 # Bytes that a value takes once it is decoded, by physical type: boolean, int32, int64, int96,

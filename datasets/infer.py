@@ -79,7 +79,7 @@ class Seen:
     """One column in one block: its values typed, and what was learnt on the way.
 
     ``kind`` is "" where the block has no value at all. ``misfits`` are the rows that don't fit a
-    type that was asked for. ``near`` counts the values that keep the column from being ``near_kind``.
+    type that was asked for. ``near`` counts the values that keep it from being ``near_kind``.
     """
 
     values: pl.Series
@@ -185,8 +185,8 @@ class Column:
         kind = self.kind
         if self.doubt:
             told.append(
-                f"Column '{name}' is kept as text, since {self.doubt}. Write the values without doubt "
-                "(2024-12-31, 1234.5), or say the column's type when you upload."
+                f"Column '{name}' is kept as text, since {self.doubt}. Write values that leave no "
+                "doubt (2024-12-31, 1234.5), or say the column's type when you upload."
             )
         elif kind == "string" and self.near_kind:
             what = {"integer": "numbers", "float": "numbers"}.get(
@@ -418,9 +418,7 @@ def _count_near(seen: Seen, text: pl.Series, kind: str) -> None:
         seen.near_kind, seen.near, seen.near_rows = kind, len(rows), rows[:3]
 
 
-def _try(
-    text: pl.Series, kind: str, *, misfits: bool = False, marked: bool = False
-) -> Seen | int:
+def _try(text: pl.Series, kind: str, *, misfits: bool = False, marked: bool = False) -> Seen | int:
     """The column as ``kind``, or how many values don't fit (``misfits``: list their rows instead).
 
     Markers count as missing only beside real values, unless ``marked`` says that there are some.

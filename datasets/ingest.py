@@ -39,8 +39,8 @@ def run(task: Mapping[str, Any], channel: Any) -> dict[str, Any]:
 
     The payload may hold ``filename``, ``max_decoded_bytes``, ``max_columns``, ``options``
     ({"delimiter", "header", "encoding", "columns": {name: dtype}}) and ``previous_columns`` (those
-    of the version before). Files: ``data`` (Parquet) and, if there are any, ``rejects`` (Parquet:
-    line, reason, raw). Raises WorkError when the file can't become a data set.
+    of the version before). Files: ``data`` (Parquet) and, if there are any, ``rejects`` (CSV: line,
+    reason, raw). Raises WorkError when the file can't become a data set.
     """
     payload = task.get("payload") or {}
     try:
@@ -63,13 +63,13 @@ class Table:
     rejects: list[Reject] = field(default_factory=list)
 
     def scan(self) -> pl.LazyFrame:
-        return pl.concat([infer.final_frame(pl.scan_ipc(part), self.columns) for part in self.parts])
+        return pl.concat(
+            [infer.final_frame(pl.scan_ipc(part), self.columns) for part in self.parts]
+        )
 
 
 class Ingest:
-    def __init__(
-        self, upload: Path, payload: Mapping[str, Any], work: Path, channel: Any
-    ) -> None:
+    def __init__(self, upload: Path, payload: Mapping[str, Any], work: Path, channel: Any) -> None:
         self.upload = upload
         self.work = work
         self.channel = channel
@@ -205,13 +205,13 @@ class Ingest:
             "header": layout.header,
         }
         self.notices += layout.notices
-        text = DelimitedText(
-            path, layout.dialect, layout.names, start + layout.start, layout.line
-        )
+        text = DelimitedText(path, layout.dialect, layout.names, start + layout.start, layout.line)
         return text, layout.names
 
     def asked_types(self, names: Sequence[str]) -> dict[str, str]:
-        asked = {str(name): str(dtype) for name, dtype in (self.options.get("columns") or {}).items()}
+        asked = {
+            str(name): str(dtype) for name, dtype in (self.options.get("columns") or {}).items()
+        }
         for name, dtype in asked.items():
             if names and name not in names:
                 raise BadFile(
@@ -237,9 +237,7 @@ class Ingest:
                 turned = True
         return turned
 
-    def read(
-        self, source: Source, columns: list[infer.Column], asked: Mapping[str, str]
-    ) -> Table:
+    def read(self, source: Source, columns: list[infer.Column], asked: Mapping[str, str]) -> Table:
         """Read every block, type it, and put it aside as an Arrow file."""
         table = Table(columns)
         by_name = {column.name: column for column in columns}
@@ -346,8 +344,8 @@ class Ingest:
                 schema={"line": pl.Int64, "reason": pl.String, "raw": pl.String},
                 orient="row",
             )
-            kept.write_parquet(self.work / "rejects.parquet")
-            files["rejects"] = "rejects.parquet"
+            kept.write_csv(self.work / "rejects.csv")
+            files["rejects"] = "rejects.csv"
             plural = "row does" if len(rejects) == 1 else "rows do"
             self.notices.insert(
                 0,
@@ -387,13 +385,13 @@ def _too_many_rejects(table: Table) -> BadFile:
         f"{'; …' if len(rejects) > 3 else ''}. Correct them and upload the file again.",
         code="bad-rows",
         rejected=len(rejects),
-        lines=[{"line": one.line, "reason": one.reason, "raw": one.raw[:200]} for one in rejects[:20]],
+        lines=[
+            {"line": one.line, "reason": one.reason, "raw": one.raw[:200]} for one in rejects[:20]
+        ],
     )
 
 
-def _in_order(
-    work: Callable[[Job, int], T], jobs: Iterable[Job], threads: int
-) -> Iterator[T]:
+def _in_order(work: Callable[[Job, int], T], jobs: Iterable[Job], threads: int) -> Iterator[T]:
     """Do the jobs on a few threads, a few ahead, and give their results in order.
 
     The first is done alone, since the others learn from it.

@@ -3,6 +3,7 @@
 One column at a time is held in memory. Imports no Django: it runs on nodes.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -149,7 +150,7 @@ def _histogram(ordered: pl.Series, distinct: int, *, whole: bool) -> dict[str, l
             edges = [low, high]
     inner = pl.Series(edges[1:-1], dtype=pl.Float64)
     places = [0, *ordered.cast(pl.Float64).search_sorted(inner, side="left"), ordered.len()]
-    return {"edges": edges, "counts": [b - a for a, b in zip(places, places[1:], strict=False)]}
+    return {"edges": edges, "counts": [b - a for a, b in itertools.pairwise(places)]}
 
 
 def _count_values(about: dict[str, Any], counts: pl.DataFrame, there: int) -> None:

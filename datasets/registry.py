@@ -20,5 +20,5 @@ def register_use(check: Use) -> None:
 
 
 def uses_of(dataset: Dataset) -> list[str]:
-    """Everything that keeps ``dataset`` from being deleted now. Call it with its versions locked."""
+    """What keeps ``dataset`` from being deleted now. Call it with its versions locked."""
     return [sentence for check in _uses for sentence in check(dataset)]

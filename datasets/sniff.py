@@ -82,7 +82,9 @@ def kind_of(head: bytes, name: str) -> str:
     if not _is_text(head):
         raise _binary(name, "it holds bytes that no text has")
     stripped = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if stripped.startswith(b"{") or (stripped.startswith(b"[") and name.endswith((".json", ".jsonl"))):
+    if stripped.startswith(b"{") or (
+        stripped.startswith(b"[") and name.endswith((".json", ".jsonl"))
+    ):
         return "jsonl"
     if name.endswith((".jsonl", ".ndjson")):
         raise BadFile(
@@ -363,8 +365,9 @@ def find_layout(
                 "column_1, column_2 and so on."
             )
     if header:
-        start, line = good[top].end, good[top].line + sample.count(
-            b"\n", good[top].start, good[top].end
+        start, line = (
+            good[top].end,
+            good[top].line + sample.count(b"\n", good[top].start, good[top].end),
         )
         names = first
         if not any(cell for row in body for cell in row[len(names) :]):

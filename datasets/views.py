@@ -6,11 +6,10 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-import polars as pl
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.http import HttpResponse, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import patch_vary_headers
@@ -23,8 +22,10 @@ from datasets import actions
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES, Sample
+from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
+from workers.files import file_response
 from workers.models import Stream
 from workers.waiting import waits_for
 
@@ -82,9 +83,8 @@ def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> Http
 @org_role(Role.DEVELOPER)
 def upload(request: OrgRequest) -> HttpResponse:
     """Take a file as a new data set. A script gets JSON with where to go, a form a redirect."""
-    file = request.FILES.get("file")
     try:
-        dataset = actions.upload(request.membership, file)
+        dataset = actions.upload(request.membership, take(request))
     except FlowError as error:
         if wants_json(request):
             return tell(request, error)
@@ -97,7 +97,7 @@ def upload(request: OrgRequest) -> HttpResponse:
 def new_version(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
     dataset = _dataset(request, dataset_id)
     try:
-        actions.add_version(request.membership, dataset, request.FILES.get("file"))
+        actions.add_version(request.membership, dataset, take(request))
     except FlowError as error:
         if wants_json(request):
             return tell(request, error)
@@ -235,20 +235,12 @@ def _cell(value: Any, numeric: bool) -> dict[str, Any]:
 
 def _rejects(version: DatasetVersion) -> dict[str, Any]:
     """The first rows that did not fit, with the line they stand on and why."""
-    table = _read_rejects(version)
+    first = actions.first_rejects(version, rows=REJECTS_SHOWN)
     return {
-        "rejects": table.head(REJECTS_SHOWN).to_dicts(),
-        "more": max(0, len(table) - REJECTS_SHOWN),
-        "download": reverse("datasets:rejects", args=[version.pk]) if len(table) else "",
+        "rejects": first,
+        "more": max(0, version.rejected - len(first)),
+        "download": reverse("datasets:rejects", args=[version.pk]) if first else "",
     }
-
-
-def _read_rejects(version: DatasetVersion) -> pl.DataFrame:
-    """Line, reason and the raw text of every row set aside; ingest keeps few enough to hold."""
-    if version.rejects is None:
-        return pl.DataFrame(schema={"line": pl.Int64, "reason": pl.String, "raw": pl.String})
-    with version.rejects.file.open("rb") as file:
-        return pl.read_parquet(file)
 
 
 @require_GET
@@ -277,10 +269,11 @@ def _version(request: OrgRequest, version_id: UUID) -> DatasetVersion:
 def rejects(request: OrgRequest, version_id: UUID) -> HttpResponseBase:
     """All rows that did not fit, as CSV."""
     version = _version(request, version_id)
-    answer = HttpResponse(_read_rejects(version).write_csv(), content_type="text/csv")
+    if version.rejects is None:
+        raise Http404
     name = slugify(version.dataset.name) or "data"
-    answer["Content-Disposition"] = f'attachment; filename="{name}-v{version.number}-rejects.csv"'
-    return answer
+    filename = f"{name}-v{version.number}-rejects.csv"
+    return file_response(version.rejects.file, filename=filename, content_type="text/csv")
 
 
 @require_POST
@@ -306,7 +299,7 @@ def role(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
 def delete(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
     dataset = _dataset(request, dataset_id)
     try:
-        actions.delete_dataset(request.membership, dataset)
+        actions.delete_dataset(request.membership.user.get_username(), dataset)
     except FlowError as error:
         messages.error(request, error.detail)
         return redirect("datasets:detail", dataset_id)

@@ -216,7 +216,7 @@ STATIC_ROOT = FLOWML_VAR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = DEBUG
 FILE_UPLOAD_TEMP_DIR = FLOWML_VAR / "tmp"
-FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
+FILE_UPLOAD_HANDLERS = ["datasets.uploads.LimitedUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024  # form fields and JSON; files are streamed
 FILE_UPLOAD_TEMP_DIR.mkdir(parents=True, exist_ok=True)
 

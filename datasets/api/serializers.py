@@ -4,6 +4,8 @@ from rest_framework import serializers
 
 from datasets.models import Dataset, DatasetVersion
 
+DTYPES = ("integer", "float", "boolean", "string", "date", "datetime")
+
 
 class VersionBrief(serializers.ModelSerializer[DatasetVersion]):
     """A version without its columns."""
@@ -63,9 +65,77 @@ class DatasetFull(DatasetBrief):
         return newest.task.progress
 
 
-class Upload(serializers.Serializer[Any]):
-    file = serializers.FileField()
-    name = serializers.CharField(max_length=120, required=False, default="")
+DELIMITERS = {
+    ",": ",",
+    ";": ";",
+    "|": "|",
+    "\t": "\t",
+    "comma": ",",
+    "semicolon": ";",
+    "tab": "\t",
+    "pipe": "|",
+}
+ENCODINGS = (
+    "utf-8",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "cp1252",
+    "latin-1",
+    "iso-8859-15",
+    "cp1250",
+    "cp1251",
+    "shift_jis",
+    "gb18030",
+    "euc-kr",
+    "big5",
+)
+
+
+class VersionUpload(serializers.Serializer[Any]):
+    """A file, and what it leaves open. Everything but the file is found out where it isn't said."""
+
+    file = serializers.FileField(required=False)  # its absence is told by the action
+    delimiter = serializers.ChoiceField(list(DELIMITERS), required=False)
+    header = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="Whether the first line names the columns.",
+    )
+    encoding = serializers.ChoiceField(ENCODINGS, required=False)
+    columns = serializers.JSONField(
+        required=False,
+        help_text='Types of columns by name, such as {"zip": "string"}: integer, float, boolean, '
+        "string, date or datetime. A row with a value that does not fit is set aside.",
+    )
+
+    def validate_columns(self, columns: Any) -> dict[str, str]:
+        if not isinstance(columns, dict) or any(
+            not isinstance(dtype, str) or dtype not in DTYPES for dtype in columns.values()
+        ):
+            raise serializers.ValidationError(
+                f"Give an object of column names and types; a type is one of {', '.join(DTYPES)}."
+            )
+        return columns
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was said about the file, for the action."""
+        said = self.validated_data
+        found = {name: said[name] for name in ("encoding", "columns") if said.get(name)}
+        if said.get("delimiter"):
+            found["delimiter"] = DELIMITERS[said["delimiter"]]
+        if said.get("header") is not None:
+            found["header"] = said["header"]
+        return found
+
+
+class Upload(VersionUpload):
+    name = serializers.CharField(max_length=120, required=False, default="", allow_blank=True)
+    description = serializers.CharField(
+        max_length=2000, required=False, default="", allow_blank=True
+    )
 
 
 class Change(serializers.Serializer[Any]):

@@ -16,6 +16,7 @@ from datasets import actions
 from datasets.api import serializers as shapes
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
+from datasets.uploads import take
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
 from workers.files import file_response
@@ -68,7 +69,7 @@ class DatasetViewSet(OrgViewSet):
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Delete a data set with all its versions. 409 while a running job uses it."""
-        actions.delete_dataset(self.membership, self._dataset(pk))
+        actions.delete_dataset(self.membership.user.get_username(), self._dataset(pk))
         return Response(status=204)
 
     @extend_schema(request=shapes.Upload, responses={202: shapes.DatasetFull})
@@ -79,8 +80,15 @@ class DatasetViewSet(OrgViewSet):
         A node reads it: watch the answer's address, or the topic `dataset:<id>`, until the state is
         `ready` or `failed`.
         """
-        name = str(request.data.get("name", ""))[:120]
-        dataset = actions.upload(self.membership, request.FILES.get("file"), name=name)
+        said = shapes.Upload(data=request.data)
+        said.is_valid(raise_exception=True)
+        dataset = actions.upload(
+            self.membership,
+            take(request),
+            name=said.validated_data["name"],
+            description=said.validated_data["description"],
+            options=said.options,
+        )
         return self._accepted(dataset.pk)
 
     @extend_schema(parameters=[shapes.PreviewAsked, WHICH], responses=shapes.Preview, filters=False)
@@ -116,11 +124,14 @@ class DatasetViewSet(OrgViewSet):
         page = self.paginate_queryset(found)
         return self.get_paginated_response(shapes.VersionBrief(page, many=True).data)
 
-    @extend_schema(request=shapes.Upload, responses={202: shapes.DatasetFull})
+    @extend_schema(request=shapes.VersionUpload, responses={202: shapes.DatasetFull})
     @versions.mapping.post
     def add_version(self, request: Request, pk: UUID) -> Response:
         """Upload the next version. Models remember which one they were trained on."""
-        actions.add_version(self.membership, self._dataset(pk), request.FILES.get("file"))
+        dataset = self._dataset(pk)
+        said = shapes.VersionUpload(data=request.data)
+        said.is_valid(raise_exception=True)
+        actions.add_version(self.membership, dataset, take(request), options=said.options)
         return self._accepted(pk)
 
     @extend_schema(parameters=[WHICH], responses={(200, "text/csv"): bytes}, filters=False)

@@ -7,79 +7,240 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('organizations', '0001_initial'),
-        ('workers', '0001_initial'),
+        ("organizations", "0001_initial"),
+        ("workers", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Dataset',
+            name="Dataset",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('name', models.CharField(max_length=120)),
-                ('description', models.TextField(blank=True, max_length=2000)),
-                ('state', models.CharField(choices=[('ingesting', 'Ingesting'), ('ready', 'Ready'), ('failed', 'Failed')], default='ingesting', max_length=16)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='%(class)ss', to='organizations.organization')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("name", models.CharField(max_length=120)),
+                ("description", models.TextField(blank=True, max_length=2000)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("ingesting", "Ingesting"),
+                            ("ready", "Ready"),
+                            ("failed", "Failed"),
+                        ],
+                        default="ingesting",
+                        max_length=16,
+                    ),
+                ),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="%(class)ss",
+                        to="organizations.organization",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at', 'id'],
+                "ordering": ["-created_at", "id"],
             },
         ),
         migrations.CreateModel(
-            name='DatasetVersion',
+            name="DatasetVersion",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('number', models.PositiveIntegerField()),
-                ('state', models.CharField(choices=[('ingesting', 'Ingesting'), ('ready', 'Ready'), ('failed', 'Failed')], default='ingesting', max_length=16)),
-                ('error', models.JSONField(blank=True, help_text='Why it failed: {"detail", "code", ...}.', null=True)),
-                ('filename', models.CharField(help_text='As it was called where it came from.', max_length=255)),
-                ('options', models.JSONField(blank=True, default=dict, help_text='What the upload asked for.')),
-                ('upload_size', models.PositiveBigIntegerField(help_text='Bytes.')),
-                ('source', models.JSONField(blank=True, default=dict, help_text='Format, encoding, delimiter and header, as found.')),
-                ('rows', models.PositiveBigIntegerField(default=0)),
-                ('columns', models.JSONField(blank=True, default=list, help_text='Name, dtype, role and statistics of each column.')),
-                ('column_count', models.PositiveIntegerField(default=0)),
-                ('sha256', models.CharField(blank=True, help_text='Of the Parquet file.', max_length=64)),
-                ('size_bytes', models.PositiveBigIntegerField(default=0, help_text='Of the Parquet file.')),
-                ('rejected', models.PositiveBigIntegerField(default=0, help_text='Rows set aside.')),
-                ('notices', models.JSONField(blank=True, default=list)),
-                ('ready_at', models.DateTimeField(blank=True, null=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('data', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='workers.artifact')),
-                ('dataset', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='versions', to='datasets.dataset')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='%(class)ss', to='organizations.organization')),
-                ('rejects', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='workers.artifact')),
-                ('task', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='workers.task')),
-                ('upload', models.ForeignKey(blank=True, help_text='The file as it came; gone once it was read.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='workers.artifact')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("ingesting", "Ingesting"),
+                            ("ready", "Ready"),
+                            ("failed", "Failed"),
+                        ],
+                        default="ingesting",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "error",
+                    models.JSONField(
+                        blank=True, help_text='Why it failed: {"detail", "code", ...}.', null=True
+                    ),
+                ),
+                (
+                    "filename",
+                    models.CharField(
+                        help_text="As it was called where it came from.", max_length=255
+                    ),
+                ),
+                (
+                    "options",
+                    models.JSONField(
+                        blank=True, default=dict, help_text="What the upload asked for."
+                    ),
+                ),
+                ("upload_size", models.PositiveBigIntegerField(help_text="Bytes.")),
+                (
+                    "source",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text="Format, encoding, delimiter and header, as found.",
+                    ),
+                ),
+                ("rows", models.PositiveBigIntegerField(default=0)),
+                (
+                    "columns",
+                    models.JSONField(
+                        blank=True,
+                        default=list,
+                        help_text="Name, dtype, role and statistics of each column.",
+                    ),
+                ),
+                ("column_count", models.PositiveIntegerField(default=0)),
+                (
+                    "sha256",
+                    models.CharField(blank=True, help_text="Of the Parquet file.", max_length=64),
+                ),
+                (
+                    "size_bytes",
+                    models.PositiveBigIntegerField(default=0, help_text="Of the Parquet file."),
+                ),
+                (
+                    "rejected",
+                    models.PositiveBigIntegerField(default=0, help_text="Rows set aside."),
+                ),
+                ("notices", models.JSONField(blank=True, default=list)),
+                ("ready_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "created_by",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "data",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="workers.artifact",
+                    ),
+                ),
+                (
+                    "dataset",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="versions",
+                        to="datasets.dataset",
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="%(class)ss",
+                        to="organizations.organization",
+                    ),
+                ),
+                (
+                    "rejects",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="workers.artifact",
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="workers.task",
+                    ),
+                ),
+                (
+                    "upload",
+                    models.ForeignKey(
+                        blank=True,
+                        help_text="The file as it came; gone once it was read.",
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="workers.artifact",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['dataset', '-number'],
+                "ordering": ["dataset", "-number"],
             },
         ),
         migrations.AddField(
-            model_name='dataset',
-            name='latest',
-            field=models.ForeignKey(blank=True, help_text='The ready version with the highest number.', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='datasets.datasetversion'),
+            model_name="dataset",
+            name="latest",
+            field=models.ForeignKey(
+                blank=True,
+                help_text="The ready version with the highest number.",
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="+",
+                to="datasets.datasetversion",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='datasetversion',
-            constraint=models.UniqueConstraint(fields=('dataset', 'number'), name='version_number_unique'),
+            model_name="datasetversion",
+            constraint=models.UniqueConstraint(
+                fields=("dataset", "number"), name="version_number_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='datasetversion',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'ready'), _negated=True), ('data__isnull', False), _connector='OR'), name='version_ready_has_data'),
+            model_name="datasetversion",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("state", "ready"), _negated=True),
+                    ("data__isnull", False),
+                    _connector="OR",
+                ),
+                name="version_ready_has_data",
+            ),
         ),
         migrations.AddIndex(
-            model_name='dataset',
-            index=models.Index(fields=['organization', '-created_at'], name='dataset_newest'),
+            model_name="dataset",
+            index=models.Index(fields=["organization", "-created_at"], name="dataset_newest"),
         ),
     ]

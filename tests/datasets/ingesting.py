@@ -72,5 +72,9 @@ def read_file(work: Path, upload: Path, filename: str, **payload: Any) -> Result
     finally:
         os.chdir(before)
     files = answer["files"]
-    rejects = pl.read_parquet(work / files["rejects"]) if "rejects" in files else None
+    rejects = (
+        pl.read_csv(work / files["rejects"], schema_overrides=[pl.Int64, pl.String, pl.String])
+        if "rejects" in files
+        else None
+    )
     return Result(pl.read_parquet(work / files["data"]), answer["data"], rejects, channel)

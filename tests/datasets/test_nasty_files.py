@@ -88,7 +88,9 @@ def test_a_few_damaged_lines_in_utf8_are_set_aside(tmp_path):
 
 
 def test_no_header(tmp_path):
-    result = read(tmp_path, "5.1,3.5,setosa\n4.9,3.0,setosa\n6.2,3.4,virginica\n5.9,3.0,virginica\n")
+    result = read(
+        tmp_path, "5.1,3.5,setosa\n4.9,3.0,setosa\n6.2,3.4,virginica\n5.9,3.0,virginica\n"
+    )
     assert result.frame.columns == ["column_1", "column_2", "column_3"]
     assert result.frame.height == 4
     assert "column_1" in result.notices
@@ -139,7 +141,7 @@ def test_single_quotes(tmp_path):
 
 
 def test_backslash_escapes(tmp_path):
-    text = 'a,b\n' + '"say \\"hi\\", then go",1\n"plain",2\n' * 10
+    text = "a,b\n" + '"say \\"hi\\", then go",1\n"plain",2\n' * 10
     result = read(tmp_path, text)
     assert result.frame["a"][0] == 'say "hi", then go'
     assert result.frame.height == 20
@@ -198,14 +200,14 @@ def test_a_header_that_names_fewer_columns_is_refused(tmp_path):
 
 
 def test_newlines_and_quotes_in_quotes(tmp_path):
-    text = 'a,b\n' + '"line 1\nline ""2""\n\n, and 3",7\nplain,8\n' * 50
+    text = "a,b\n" + '"line 1\nline ""2""\n\n, and 3",7\nplain,8\n' * 50
     result = read(tmp_path, text)
     assert result.frame.height == 100
     assert result.frame["a"][0] == 'line 1\nline "2"\n\n, and 3'
 
 
 def test_line_numbers_count_lines_and_not_records(tmp_path):
-    text = 'a,b\n' + '"x\ny",1\n' * 20 + "bad\n" + '"x\ny",2\n' * 20
+    text = "a,b\n" + '"x\ny",1\n' * 20 + "bad\n" + '"x\ny",2\n' * 20
     result = read(tmp_path, text)
     assert result.rejects["line"].to_list() == [42]
 
@@ -351,7 +353,9 @@ def lines_of(*rows) -> str:
 
 
 def test_json_lines(tmp_path):
-    rows = [{"a": i, "b": f"t{i}", "c": {"d": i / 2, "e": None}, "ok": i % 2 == 0} for i in range(30)]
+    rows = [
+        {"a": i, "b": f"t{i}", "c": {"d": i / 2, "e": None}, "ok": i % 2 == 0} for i in range(30)
+    ]
     rows[20]["late"] = "x"
     result = read(tmp_path, lines_of(*rows), "t.jsonl")
     assert result.dtypes == {

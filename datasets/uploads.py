@@ -1,0 +1,40 @@
+"""Uploads on their way to the disk: counted as they come, and stopped past the limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+from django.core.files.uploadhandler import StopUpload, TemporaryFileUploadHandler
+from django.http import HttpRequest
+
+from accounts.errors import TooLarge
+
+
+class LimitedUploadHandler(TemporaryFileUploadHandler):
+    """Writes an upload to a temporary file, as far as MAX_UPLOAD_SIZE_MB allows.
+
+    Past it the rest is not read any more, and ``take`` says so. Raising here would end in a 500
+    where the form is read early, by the CSRF check.
+    """
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        if start + len(raw_data) > settings.MAX_UPLOAD_SIZE_MB * 2**20:
+            if self.request is not None:
+                self.request.upload_too_large = True  # type: ignore[attr-defined]
+            self.file.close()
+            raise StopUpload(connection_reset=False)
+        super().receive_data_chunk(raw_data, start)
+
+
+def take(request: Any, field: str = "file") -> UploadedFile | None:
+    """The uploaded file of a request, or None. Raises TooLarge when it was stopped at the limit."""
+    inner: HttpRequest = getattr(request, "_request", request)
+    found = request.FILES.get(field)
+    if getattr(inner, "upload_too_large", False):
+        sentence = (
+            f"The file is larger than this installation takes ({settings.MAX_UPLOAD_SIZE_MB} MB)."
+        )
+        raise TooLarge(sentence, errors={field: [sentence]})
+    return found
