@@ -1,0 +1,171 @@
+"""From signing up to a prediction and a download, in a real browser with real training."""
+
+import re
+import zipfile
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import ROOT, NewVisitor, Visitor
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
+PENGUINS = ROOT / "data" / "penguins.csv"
+PASSWORD = "a long way home 7"
+
+
+def sign_up(who: Visitor, name: str) -> Page:
+    """A new account, so that the tests may run again on an installation that stays up."""
+    page, name = who.page, f"{name}-{uuid4().hex[:6]}"
+    who.go("/")
+    expect(page).to_have_url(f"{who.base}/sign-in?next=/")
+    page.get_by_role("link", name="Make an account").click()
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("E-mail").fill(f"{name}@example.org")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Make the account").click()
+    expect(page.get_by_role("heading", name="Train your first model")).to_be_visible()
+    return page
+
+
+def upload(page: Page, file: Path) -> None:
+    """Choose the file and wait until its columns show; nothing else is pressed or reloaded."""
+    page.get_by_label("Drop a file here or choose one").set_input_files(file)
+    expect(page).to_have_url(re.compile("/data/"), timeout=30_000)
+    expect(page.get_by_role("link", name="Train on this")).to_be_visible(timeout=60_000)
+
+
+def train(page: Page, target: str, minutes: str) -> None:
+    page.get_by_role("link", name="Train on this").click()
+    page.get_by_label("What should be predicted?").select_option(target)
+    expect(page.locator("#finding")).to_contain_text("classification")
+    page.get_by_label("Minutes of my own").fill(minutes)
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_role("heading", name=f"Predict {target}")).to_be_visible()
+
+
+def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_path: Path) -> None:
+    mira = visitor("journey")
+    page = sign_up(mira, "mira")
+    mira.shot("01-first-visit")
+    upload(page, PENGUINS)
+    expect(page.get_by_role("article", name="Column species")).to_contain_text("Adelie")
+    mira.shot("02-columns")
+    page.get_by_role("link", name="Rows", exact=True).click()
+    expect(page.locator("#grid")).to_contain_text("Rows 1–50 of 344")
+    page.get_by_role("link", name="Next").click()
+    expect(page.locator("#grid")).to_contain_text("Rows 51–100 of 344")
+    page.go_back()
+    expect(page.locator("#grid")).to_contain_text("Rows 1–50 of 344")
+    train(page, "species", "0.5")
+
+    # Rows come by themselves: the page is never loaded again while the race runs.
+    page.evaluate("window.samePage = true")
+    board = page.get_by_role("region", name="Leaderboard")
+    expect(board.locator("tbody tr").first).to_be_visible(timeout=60_000)
+    mira.shot("03-race")
+    expect(board.locator("tbody tr").nth(2)).to_be_visible(timeout=60_000)
+    assert page.evaluate("window.samePage") is True
+    page.get_by_role("button", name="Stop and keep the best").click()
+    best = page.get_by_role("link", name="Open the best model")
+    expect(best).to_be_visible(timeout=60_000)
+    expect(
+        page.get_by_text("Stopped early").or_(page.get_by_text("Succeeded")).first
+    ).to_be_visible()
+    mira.shot("04-leaderboard")
+    best.click()
+    expect(page.locator(".headline")).to_contain_text("unseen rows")
+    expect(page.locator("#roc svg")).to_be_visible()
+    mira.shot("05-model")
+
+    page.get_by_role("link", name="Try it", exact=True).first.click()
+    answer = page.locator("#answer")
+    expect(answer.locator(".big-answer")).to_be_visible(timeout=60_000)
+    expect(answer.locator("dt")).to_have_count(3)
+    first = answer.locator("dd").nth(1).inner_text()
+    page.get_by_label("flipper_length_mm").fill("230")
+    page.get_by_label("body_mass_g").fill("6000")
+    page.get_by_label("bill_depth_mm").fill("14")
+    page.get_by_label("bill_length_mm").fill("50")
+    page.get_by_role("button", name="Predict", exact=True).click()
+    expect(answer.locator(".big-answer")).to_have_text("Gentoo")
+    assert answer.locator("dd").nth(1).inner_text() != first or first == "100%"
+    mira.shot("06-prediction")
+    page.get_by_label("body_mass_g").fill("heavy")
+    page.get_by_role("button", name="Predict", exact=True).click()
+    expect(answer).to_contain_text("takes a number")
+
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download", exact=True).click()
+    zipped = tmp_path / "model.zip"
+    downloading.value.save_as(zipped)
+    assert "predict.py" in {Path(name).name for name in zipfile.ZipFile(zipped).namelist()}
+    page.get_by_role("link", name="Use it").click()
+    expect(page.locator("#curl")).to_contain_text(f"{mira.base}/api/results/model/")
+    mira.shot("07-use")
+
+
+def test_a_file_of_rows_comes_back_with_predictions(visitor: NewVisitor) -> None:
+    ada = visitor("file")
+    page = sign_up(ada, "ada")
+    upload(page, ROOT / "data" / "iris.csv")
+    train(page, "species", "0.4")
+    page.get_by_role("link", name="Try it").first.click(timeout=60_000)
+    page.get_by_label("CSV or Parquet with the same columns").set_input_files(
+        ROOT / "data" / "iris.csv"
+    )
+    page.get_by_role("button", name="Predict the file").click()
+    result = page.get_by_role("link", name="Download 150")
+    expect(result).to_be_visible(timeout=60_000)
+    with page.expect_download() as downloading:
+        result.click()
+    lines = Path(downloading.value.path()).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 151
+    ada.shot("done")
+
+
+def test_a_file_that_is_no_table_is_told_in_words(visitor: NewVisitor, tmp_path: Path) -> None:
+    eve = visitor("bad-file")
+    page = sign_up(eve, "eve")
+    broken = tmp_path / "photo.csv"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
+    page.get_by_label("Drop a file here or choose one").set_input_files(broken)
+    expect(page.get_by_text("could not be read")).to_be_visible(timeout=60_000)
+    eve.shot("told")
+
+
+def test_the_race_goes_on_after_a_lost_connection(visitor: NewVisitor) -> None:
+    kim = visitor("lost")
+    page = sign_up(kim, "kim")
+    page.get_by_role("button", name="Train on Palmer penguins").click()
+    expect(page.get_by_label("What should be predicted?")).to_have_value("species", timeout=60_000)
+    page.get_by_label("Minutes of my own").fill("1")
+    page.get_by_role("button", name="Start training").click()
+    rows = page.get_by_role("region", name="Leaderboard").locator("tbody tr")
+    expect(rows.first).to_be_visible(timeout=60_000)
+    page.wait_for_function("window.flowmlLive.state().open")
+    kim.expected += ["ERR_INTERNET_DISCONNECTED", "htmx:sendError", "htmx:afterRequest"]
+    kim.context.set_offline(True)
+    page.evaluate("window.flowmlLive.drop()")
+    expect(page.get_by_text("Reconnecting")).to_be_visible(timeout=10_000)
+    kim.context.set_offline(False)
+    expect(page.get_by_text("Reconnecting")).to_be_hidden(timeout=30_000)
+    expect(rows.nth(1)).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Cancel the training").click()
+    expect(page.locator(".page-head")).to_contain_text("Cancelled", timeout=60_000)
+    expect(rows.first).to_be_visible()  # what was finished stays
+
+
+def test_two_organizations_do_not_see_each_other(visitor: NewVisitor) -> None:
+    one, two = visitor("one"), visitor("two")
+    page, other = sign_up(one, "olga"), sign_up(two, "otto")
+    page.get_by_role("button", name="Train on Iris flowers").click()
+    expect(page.get_by_label("What should be predicted?")).to_be_visible(timeout=60_000)
+    address = page.get_by_role("link", name="Iris flowers").get_attribute("href")
+    two.expected.append("404")
+    two.go(str(address))
+    expect(other.get_by_role("heading", name="There is nothing here")).to_be_visible()
+    two.go("/data")
+    expect(other.get_by_text("No data sets yet")).to_be_visible()
