@@ -11,14 +11,20 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from accounts.errors import Invalid, Unavailable
+from organizations.models import Organization
 from training.models import TrainedModel
 from workers.models import Worker
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 CONNECT_S = 2.0
 ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
@@ -98,12 +104,47 @@ class _Pool:
 _pool = _Pool()
 
 
+class _Kept(Generic[K, V]):
+    """Answers of the database, kept in this process for a short while: half a prediction's cost."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds, self._most = seconds, most
+        self._found: dict[K, tuple[float, V]] = {}
+
+    def get(self, key: K, find: Callable[[], V]) -> V:
+        """What was found for ``key``, or what ``find`` finds now. Something empty isn't kept."""
+        until, found = self._found.get(key, (0.0, None))
+        if found is not None and time.monotonic() < until:
+            return found
+        found = find()
+        if found:
+            if len(self._found) >= self._most:
+                self._found.clear()
+            self._found[key] = (time.monotonic() + self._seconds, found)
+        return found
+
+    def clear(self) -> None:
+        self._found.clear()
+
+
+_models: _Kept[tuple[UUID, UUID], TrainedModel | None] = _Kept(10, 200)
+_nodes: _Kept[str, list[Worker]] = _Kept(1, 50)
+
+
+def servable(organization: Organization, model: UUID) -> TrainedModel | None:
+    """A model of the organization as predictions need it, read-only: what it is never changes."""
+    wanted = TrainedModel.objects.of(organization).select_related("job", "artifact")
+    slim = wanted.defer("curves", "test", "params", "metrics", "job__request", "job__notices")
+    return _models.get((organization.pk, model), lambda: slim.filter(pk=model).first())
+
+
 def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
     """Live nodes that can answer for ``model``, in an order that keeps a model on the same node."""
     alive = Worker.objects.filter(
         last_seen_at__gte=Worker.alive_since(), capabilities__engines__contains=[engine]
     ).exclude(address="")
-    return sorted(alive, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
+    found = _nodes.get(engine, lambda: list(alive))
+    return sorted(found, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
 
 
 def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
@@ -141,6 +182,7 @@ def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any
         try:
             return _ask_node(node, body)
         except NodeFailed as failure:
+            _nodes.clear()
             reasons.append(f"{node.name}: {failure}")
     raise Unavailable(
         f"No node could answer with this model ({'; '.join(reasons)}).", code="no-answer"

@@ -13,6 +13,8 @@ def forget() -> Iterator[None]:
     yield
     scoring._kept.clear()
     serving._pool = serving._Pool()
+    serving._models.clear()
+    serving._nodes.clear()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rest_framework_simplejwt.tokens import AccessToken
 
 from organizations.models import Role
 from tests.training import make
-from training import actions
+from training import actions, serving
 from training.api.urls import urlpatterns
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from workers.models import Task, Worker
@@ -328,6 +328,8 @@ def test_predict_answers_rows(ask, by, world, serving_node, django_assert_max_nu
     path = f"/api/results/model/{world['model'].pk}/predict"
     with django_assert_max_num_queries(4):
         answer = ask("post", path, {"rows": [ROW, ROW]})
+    with django_assert_max_num_queries(2):  # the caller's right to ask is looked at every time
+        answer = ask("post", path, {"rows": [ROW, ROW]})
     assert answer.status_code == 200
     assert answer.json()["predictions"] == ["kind 1", "kind 0"]
     assert answer.json()["probabilities"][1] == {"kind 0": 0.9, "kind 1": 0.1, "kind 2": 0.0}
@@ -337,6 +339,7 @@ def test_predict_answers_rows(ask, by, world, serving_node, django_assert_max_nu
     for nothing in ({}, [], {"rows": []}, "x", None):
         assert ask("post", path, nothing).status_code == 400
     Worker.objects.all().delete()
+    serving._nodes.clear()
     gone = ask("post", path, {"rows": [ROW]})
     assert (gone.status_code, gone.json()["code"]) == (503, "no-node")
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from django.db.models import QuerySet
-from django.http import StreamingHttpResponse
+from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django_filters import rest_framework as filters
@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from accounts.errors import Invalid
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
-from training import actions, stats
+from training import actions, serving, stats
 from training.api import serializers as said
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 
@@ -153,7 +153,9 @@ class ModelViewSet(OrgViewSet):
     )
     def predict(self, request: Request, pk: UUID) -> Response:
         """Predict rows (JSON, answered at once) or a file (answered with 202 and what to watch)."""
-        model = self._model()
+        model = serving.servable(self.membership.organization, pk)
+        if model is None:
+            raise Http404
         if upload := request.FILES.get("file"):
             batch = actions.predict_file(self.membership, model, upload)
             answer = Response(said.Batch(batch).data, 202)
@@ -163,7 +165,7 @@ class ModelViewSet(OrgViewSet):
         found = actions.predict(model, rows)
         return Response(
             {
-                "model": said.ModelName(model).data,
+                "model": {name: getattr(model, name) for name in said.ModelName.Meta.fields},
                 "predictions": found.predictions,
                 "probabilities": found.by_class,
                 "classes": found.classes,
