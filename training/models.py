@@ -197,10 +197,10 @@ class TrainedModel(OrgOwned):
     fit_s = models.FloatField(default=0)
     predict_ms_row = models.FloatField(null=True, blank=True)
     train_rows = models.PositiveBigIntegerField(default=0)
-    # PROTECT: the file of a model can't go while the model is there.
-    artifact = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
+    # RESTRICT: the file of a model can't go while the model is there; with it, it can.
+    artifact = models.ForeignKey(Artifact, models.RESTRICT, null=True, blank=True, related_name="+")
     predictions = models.ForeignKey(
-        Artifact, models.PROTECT, null=True, blank=True, related_name="+"
+        Artifact, models.RESTRICT, null=True, blank=True, related_name="+"
     )
     state = models.CharField(max_length=12, choices=State)
     reason = models.TextField(blank=True)
@@ -282,11 +282,11 @@ class BatchPrediction(OrgOwned):
     task = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
     filename = models.CharField(max_length=255)
     upload = models.ForeignKey(
-        Artifact, models.PROTECT, null=True, blank=True, related_name="+",
+        Artifact, models.RESTRICT, null=True, blank=True, related_name="+",
         help_text="The rows; gone once they were predicted.",
     )  # fmt: skip
-    csv = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
-    parquet = models.ForeignKey(Artifact, models.PROTECT, null=True, blank=True, related_name="+")
+    csv = models.ForeignKey(Artifact, models.RESTRICT, null=True, blank=True, related_name="+")
+    parquet = models.ForeignKey(Artifact, models.RESTRICT, null=True, blank=True, related_name="+")
     rows = models.PositiveBigIntegerField(default=0)
     state = models.CharField(max_length=12, choices=State, default=State.QUEUED)
     error = models.TextField(blank=True)
