@@ -356,8 +356,9 @@ def _read_column(text: pl.Series, wish: Wish) -> Seen:
             continue  # it fits whatever the kind found fits, or does not matter any more
         tried = _try(text, kind)
         if isinstance(tried, int):
-            dead.add(kind)
-            nearly.append((tried, kind))
+            if tried:
+                dead.add(kind)
+                nearly.append((tried, kind))
             continue
         sure |= tried.sure
         if seen is None:
@@ -421,7 +422,8 @@ def _count_near(seen: Seen, text: pl.Series, kind: str) -> None:
 def _try(text: pl.Series, kind: str, *, misfits: bool = False, marked: bool = False) -> Seen | int:
     """The column as ``kind``, or how many values don't fit (``misfits``: list their rows instead).
 
-    Markers count as missing only beside real values, unless ``marked`` says that there are some.
+    Markers count as missing only beside real values, unless ``marked`` says that there are some in
+    other blocks; with markers alone the answer is 0, which says nothing for or against.
     """
     typed, infinite = _parse(text, kind)
     found = Seen(typed.alias(text.name), kind, infinite=infinite)
@@ -438,6 +440,8 @@ def _try(text: pl.Series, kind: str, *, misfits: bool = False, marked: bool = Fa
             marks = set(rest.unique().to_list()) if rest.n_unique() <= len(MARKERS) else {"x"}
             if marks <= MARKERS and (marked or typed.len() > typed.null_count()):
                 found.markers = marks
+            elif marks <= MARKERS and not misfits:
+                return 0
             elif misfits:
                 bad = lost & text.is_in(MISSING).not_() & text.is_in(list(MARKERS)).not_()
                 found.misfits = bad.arg_true().to_list()

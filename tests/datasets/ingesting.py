@@ -61,20 +61,21 @@ def read(work: Path, content: bytes | str, filename: str = "table.csv", **payloa
 
 def read_file(work: Path, upload: Path, filename: str, **payload: Any) -> Result:
     channel = Channel()
-    task = {
-        "inputs": {"upload": str(upload.resolve())},
-        "payload": {"filename": filename, **payload},
-    }
+    answer = run_in(work, upload, {"filename": filename, **payload}, channel)
+    files = answer["files"]
+    rejects = None
+    if "rejects" in files:
+        kinds = [pl.Int64, pl.String, pl.String]
+        rejects = pl.read_csv(work / files["rejects"], schema_overrides=kinds)
+    return Result(pl.read_parquet(work / files["data"]), answer["data"], rejects, channel)
+
+
+def run_in(work: Path, upload: Path, payload: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """The handler's answer, with ``work`` as the process's folder meanwhile."""
+    task = {"inputs": {"upload": str(upload.resolve())}, "payload": payload}
     before = Path.cwd()
     os.chdir(work)
     try:
-        answer = ingest.run(task, channel)
+        return ingest.run(task, channel)
     finally:
         os.chdir(before)
-    files = answer["files"]
-    rejects = (
-        pl.read_csv(work / files["rejects"], schema_overrides=[pl.Int64, pl.String, pl.String])
-        if "rejects" in files
-        else None
-    )
-    return Result(pl.read_parquet(work / files["data"]), answer["data"], rejects, channel)
