@@ -453,26 +453,33 @@ def test_artifact_stands_alone_in_a_fresh_process(
     warm: Warm, trained: tuple[pl.DataFrame, Ran], tmp_path: Path
 ) -> None:
     table, ran = trained
-    for number, key in enumerate(some_keys(ran)):
+    for number, key in enumerate(some_keys(ran)[-2:]):
         folder = tmp_path / str(number)
         unpack(ran.artifact(key), folder)
-        assert_stands_alone(python_of(warm.engine), folder, table, ran, key)
+        # Each way of asking once: starting Python with its libraries takes seconds.
+        python = python_of(warm.engine)
+        assert_stands_alone(python, folder, table, ran, key, as_csv=bool(number))
 
 
 def assert_stands_alone(
-    python: Path, folder: Path, table: pl.DataFrame, ran: Ran, key: str
+    python: Path, folder: Path, table: pl.DataFrame, ran: Ran, key: str, *, as_csv: bool
 ) -> None:
     """predict.py in ``folder``, run by ``python`` with nothing of FlowML on its path."""
     stored = ran.predictions(key)
     table[stored["row"].to_list()].write_csv(folder / "rows.csv")
     command = [python, "-I", folder / "predict.py", folder / "rows.csv"]
-    printed = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
-    answer = json.loads(printed.stdout)
-    got = answer["probabilities"] or [[value] for value in answer["predictions"]]
-    np.testing.assert_allclose(np.array(got), numbers(stored), rtol=1e-9, atol=1e-9)
-    subprocess.run(command, check=True, capture_output=True)
-    written = pl.read_csv(folder / "rows.predictions.csv")
-    assert written["prediction"].to_list() == pytest.approx(stored["prediction"].to_list())
+    if as_csv:
+        subprocess.run(command, check=True, capture_output=True)
+        written = pl.read_csv(folder / "rows.predictions.csv")
+        assert written["prediction"].to_list() == pytest.approx(stored["prediction"].to_list())
+        got = (
+            written.drop("prediction").to_numpy() if ran.payload["classes"] else written.to_numpy()
+        )
+    else:
+        printed = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+        answer = json.loads(printed.stdout)
+        got = np.array(answer["probabilities"] or [[value] for value in answer["predictions"]])
+    np.testing.assert_allclose(got, numbers(stored), rtol=1e-9, atol=1e-9)
 
 
 def test_artifact_says_what_it_is_and_holds_no_name_of_ours_in_its_pickles(
@@ -503,7 +510,7 @@ def test_train_py_fits_the_same_model_again(
     table, ran = trained
     data = tmp_path / "data.parquet"
     table.write_parquet(data)
-    for number, key in enumerate(some_keys(ran)[:3]):
+    for number, key in enumerate(some_keys(ran)[:2]):
         folder = tmp_path / str(number)
         told = unpack(ran.artifact(key), folder)
         told["dataset"]["sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
@@ -529,4 +536,5 @@ def test_artifact_stands_alone_in_a_fresh_virtualenv(warm: Warm, tmp_path: Path)
     python = venv / "bin" / "python"
     requirements = tmp_path / "model" / "requirements.txt"
     subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
-    assert_stands_alone(python, tmp_path / "model", table, ran, key)
+    for as_csv in (True, False):
+        assert_stands_alone(python, tmp_path / "model", table, ran, key, as_csv=as_csv)

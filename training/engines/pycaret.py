@@ -9,6 +9,7 @@ and, for some models, LightGBM.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,29 +55,26 @@ TREE_BOOSTING = {"learning_rate": (0.01, 0.3), "n_estimators": (50, 300), "max_d
 CLASSIFIERS: dict[str, Trait] = {
     "lr": Trait("Logistic regression", "linear", "scaled", space={"C": (0.01, 10)}),
     "lightgbm": Trait("LightGBM", "boosting", "native", args={"verbose": -1}, space=BOOSTING),
-    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "gbc": Trait("Gradient boosting", "boosting", "trees", most_rows=30_000, space=TREE_BOOSTING),
     "lda": Trait("Linear discriminant analysis", "linear", "scaled", most_rows=500_000),
     "rbfsvm": Trait(
         "SVM, radial kernel", "kernel", "scaled", most_rows=4_000, space={"C": (0.1, 50)}
     ),
-    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
+    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
+    "gbc": Trait("Gradient boosting", "boosting", "trees", most_rows=30_000, space=TREE_BOOSTING),
     "nb": Trait("Naive Bayes", "bayes", "scaled"),
     "qda": Trait("Quadratic discriminant analysis", "bayes", "scaled", most_rows=200_000),
-    "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
     "ridge": Trait("Ridge classifier", "linear", "scaled", calibrate=True, tunable=False),
     "svm": Trait("SVM, linear", "linear", "scaled", calibrate=True, tunable=False),
     "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
+    "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
     "gpc": Trait("Gaussian process", "kernel", "scaled", most_rows=500, tunable=False),
 }
 REGRESSORS: dict[str, Trait] = {
     "ridge": Trait("Ridge regression", "linear", "scaled"),
     "lightgbm": Trait("LightGBM", "boosting", "native", args={"verbose": -1}, space=BOOSTING),
-    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "gbr": Trait("Gradient boosting", "boosting", "trees", most_rows=50_000, space=TREE_BOOSTING),
     "svm": Trait(
         "SVM, radial kernel",
         "kernel",
@@ -84,19 +82,22 @@ REGRESSORS: dict[str, Trait] = {
         most_rows=6_000,
         space={"C": (0.1, 50), "epsilon": (0.005, 0.3)},
     ),
-    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
+    "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
+    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
+    "gbr": Trait("Gradient boosting", "boosting", "trees", most_rows=50_000, space=TREE_BOOSTING),
     "br": Trait("Bayesian ridge", "linear", "scaled", most_rows=200_000, tunable=False),
     "en": Trait(
         "Elastic net", "linear", "scaled", args={"alpha": 0.01}, space={"alpha": (1e-4, 1)}
     ),
-    "lasso": Trait("Lasso", "linear", "scaled", args={"alpha": 0.003}, space={"alpha": (1e-4, 1)}),
     "huber": Trait("Huber regression", "linear", "scaled", most_rows=100_000, tunable=False),
     "kr": Trait("Kernel ridge", "kernel", "scaled", 2_000, {"kernel": "rbf"}, tunable=False),
+    "lasso": Trait("Lasso", "linear", "scaled", args={"alpha": 0.003}, space={"alpha": (1e-4, 1)}),
+    "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
     "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
     "lr": Trait("Linear regression", "linear", "scaled", tunable=False),
     "omp": Trait("Orthogonal matching pursuit", "linear", "scaled", tunable=False),
-    "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
 }
 LIGHTGBM_OBJECTIVES = {"mae": "regression_l1", "median_ae": "regression_l1", "mape": "mape"}
 FOREST_ROWS = 50_000
@@ -172,9 +173,14 @@ def _containers(problem: Problem, data: Data) -> Mapping[str, Any]:
 
     if problem.is_classification:
         from pycaret.classification import ClassificationExperiment as Experiment
+        from pycaret.containers.models import classification as models
     else:
+        from pycaret.containers.models import regression as models
         from pycaret.regression import RegressionExperiment as Experiment
 
+    # Setup makes every container up to seven times, and spends nine tenths of its 0.5 s on
+    # writing out the same long lists of parameter values.
+    models.np_list_arange = functools.cache(models.np_list_arange)
     rows = np.arange(min(SAMPLE_ROWS, len(data.y)))
     if problem.is_classification:
         # It counts the classes that it sees to tell binary from multiclass.

@@ -163,7 +163,7 @@ class Race:
         candidate: Candidate | None = None
         try:
             for message in apart.stream(
-                lambda: self._work(key, entry, recipe, inner=found is None),
+                lambda: self._work(key, entry, recipe, found.scores if found else None),
                 deadline=began + allowed,
                 pulse=self.run.pulse,
             ):
@@ -192,21 +192,26 @@ class Race:
                 self.run.notice(f"{name} could not be fitted: {error}", model=key)
 
     def _work(
-        self, key: str, entry: Entry, recipe: Recipe, *, inner: bool = False
+        self, key: str, entry: Entry, recipe: Recipe, scores: Array | None = None
     ) -> Iterator[Any]:
-        """In the fork: first the candidate's facts, then its scores inside the training rows."""
+        """In the fork: first the candidate's facts, then its scores inside the training rows.
+
+        ``scores`` are those, if they are known already. With folds they are the candidate's own
+        out-of-fold predictions and so come first.
+        """
         problem, data = self.problem, self.data
         folder = self.run.folder / key.replace(":", "-")
         began = time.monotonic()
         model = estimators.fit_recipe(recipe, problem, data, folder)
         fit_s = time.monotonic() - began
         model.threads = problem.threads
-        scores: Array | None = None
         inner_s = 0.0
+        out_of_fold: Predictions | None = None
         if data.folds is not None:
             began = time.monotonic()
-            scores = cross_scores(recipe, problem, data, data.folds)
+            scores = cross_scores(recipe, problem, data, data.folds) if scores is None else scores
             inner_s = time.monotonic() - began
+            out_of_fold = estimators.predictions_of(scores, problem)
         held = estimators.predictions_of(model.scores(data.held), problem)
         yield {
             "folder": folder,
@@ -214,10 +219,10 @@ class Race:
             "held": held,
             "scores": scores,
             "inner_s": inner_s,
-            "out_of_fold": None if scores is None else estimators.predictions_of(scores, problem),
+            "out_of_fold": out_of_fold,
             "predict_ms_row": one_row_ms(model, data),
         }
-        if inner and scores is None:
+        if scores is None:
             yield cross_scores(recipe, problem, data, self.inner)
 
     def _candidate(
@@ -258,7 +263,7 @@ class Race:
             better = False
             until = self._left() * (1 - GENERATION_SHARE)
             for round_ in range(TRIALS):
-                if self._left() < until and generation < GENERATIONS - 1:
+                if self._left() < until and any(search.found for search in searches):
                     break
                 for search in searches:
                     if not self._time_for(search, searches):
