@@ -95,12 +95,14 @@ def test_the_bell_brings_work_and_mends_itself(belled: Node, broker: Broker) -> 
     web.wait_end(task)
     assert web.tasks[task]["claimed_at"] - rung < 0.5
 
+    # Doubled bells find nothing and do no harm.
     before = web.claims
     for _ in range(10):
         broker.ring()
     until(lambda: web.claims > before, "it asked")
     time.sleep(0.3)
-    assert web.claims - before <= 10  # doubled bells find nothing and do no harm
+    assert web.claims - before <= 12  # the end of the task before may have asked, too
+    assert [len(ends) for ends in web.ends.values()] == [1]
 
     # Killed, it is started again; the password is nowhere on a command line.
     (bell,) = bells(belled)
@@ -128,9 +130,11 @@ def test_a_deaf_bell_is_replaced(belled: Node) -> None:
     (bell,) = bells(belled)
     time.sleep(3.1)  # it was heard when it got ready
     web.hide_waiting = False
-    for _ in range(2):
+    deadline = time.monotonic() + 30
+    while bells(belled) == [bell] and time.monotonic() < deadline:
         web.wait_end(web.add("toy.echo"))
-    until(lambda: [b for b in bells(belled) if b.pid != bell.pid], "another bell", 15)
+        time.sleep(0.7)  # or the next would be claimed because this one has ended
+    until(lambda: [b for b in bells(belled) if b.pid != bell.pid], "another bell")
     assert "does not ring" in belled.log
 
 

@@ -65,7 +65,7 @@ def judge(seen: Seen) -> End:
     if said.get("type") == "result":
         data = dict(said.get("data") or {})
         if seen.reason in ("stop", "time"):
-            data.setdefault("stopped", "asked" if seen.reason == "stop" else "time limit")
+            data["stopped"] = "asked" if seen.reason == "stop" else "time limit"
         return End("succeeded", data, dict(said.get("files") or {}))
     if seen.reason == "returned":
         return End("returned")
