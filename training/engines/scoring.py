@@ -50,7 +50,8 @@ def _classification(problem: Problem, y: Array, p: Array, m: Any) -> float:
     if metric == "brier":
         hit = np.zeros_like(p)
         hit[np.arange(len(y)), y] = 1.0
-        return -float(((p - hit) ** 2).sum(axis=1).mean())
+        whole = float(((p - hit) ** 2).sum(axis=1).mean())
+        return -whole / 2 if n_classes == 2 else -whole  # as usual: of one class, or of all
     if metric in ("f1", "precision", "recall"):
         function = getattr(m, f"{metric}_score")
         if n_classes == 2:
