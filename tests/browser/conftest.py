@@ -28,6 +28,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A page that a test hands over counts as public, and may then not talk to this machine.
+    "--disable-features=LocalNetworkAccessChecks",
 ]
 
 
