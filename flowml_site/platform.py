@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -150,30 +150,15 @@ class Supervisor:
             ) from error
         self._lock = handle
 
-    @property
-    def tag(self) -> str:
-        """The mark of this installation's processes."""
-        return hashlib.sha256(os.fsencode(self.var)).hexdigest()[:24]
-
     def _end_leftovers(self) -> None:
         """Processes of an earlier ``up`` that was killed, and that outlived it all the same."""
-        found = set(processes.tagged(TAG, self.tag)) | set(self._of_node())
+        found = set(of_installation(self.var))
         for pid, started in read_state(self.var).get("processes", {}).values():
             found.add(Process(pid, started))
-        found = {process for process in found if process.is_alive and process.pid != os.getpid()}
+        found = {process for process in found if process.is_alive}
         if found:
             self.say("flowml", f"stopping {len(found)} processes that an earlier start left behind")
             processes.end(found, signal.SIGTERM, grace=5)
-
-    def _of_node(self) -> list[Process]:
-        """The node marks the processes of its own, which have a clean environment."""
-        from workers.node import settings as node
-
-        mark = node.read(
-            {"FLOWML_URL": "http://localhost", "FLOWML_NODE_DIR": str(self.var / "node")}, 1
-        ).mark
-        name, _, value = mark.partition("=")
-        return processes.tagged(name, value)
 
     def _listen(self) -> None:
         """Open the one socket that all web processes accept from.
@@ -229,7 +214,7 @@ class Supervisor:
             "HOST": self.host,
             "PORT": str(self.port),
             "PYTHONUNBUFFERED": "1",
-            TAG: self.tag,
+            TAG: tag_of(self.var),
         }
 
     def _prepare(self, env: dict[str, str]) -> None:
@@ -412,9 +397,7 @@ class Supervisor:
         if self._services is not None:
             self._services.stop()
             self._services = None
-        left = [*processes.tagged(TAG, self.tag), *self._of_node()]
-        if left:
-            processes.end(left, signal.SIGKILL, grace=5)
+        processes.end(of_installation(self.var), signal.SIGKILL, grace=5)
         if self._listening is not None:
             self._listening.close()
         for name in ("up.pid", "up.json"):
@@ -443,6 +426,21 @@ class Supervisor:
 
 class _Stopped(Exception):
     """Asked to stop while starting."""
+
+
+def of_installation(var: Path) -> list[Process]:
+    """Every process that the ``up`` of this folder, an earlier one too, has started."""
+    from workers.node import settings as node
+
+    # The node's children have a clean environment, and a mark of its own in it.
+    settings = {"FLOWML_URL": "http://localhost", "FLOWML_NODE_DIR": str(var / "node")}
+    name, _, value = node.read(settings, 1).mark.partition("=")
+    return [*processes.tagged(TAG, tag_of(var)), *processes.tagged(name, value)]
+
+
+def tag_of(var: Path) -> str:
+    """What an installation's processes have as TAG."""
+    return hashlib.sha256(os.fsencode(var)).hexdigest()[:24]
 
 
 def _count(name: str, default: int) -> int:
@@ -500,8 +498,15 @@ class Platform:
     A context manager, or ``start()`` and ``stop()``. It ends when this process does.
     """
 
-    def __init__(self, var: Path, port: int = 0, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        var: Path,
+        port: int = 0,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+    ) -> None:
         self.var = var.resolve()
+        self.args = list(args)  # for `manage.py up`
         self.port = port
         self.env = dict(env or {})
         self._up: subprocess.Popen[bytes] | None = None
@@ -524,6 +529,9 @@ class Platform:
         state = read_state(self.var)
         return bool(state.get("ready")) and Process.of(int(state.get("pid", 0))) is not None
 
+    def _is_ours(self) -> bool:
+        return self._up is not None and read_state(self.var).get("pid") == self._up.pid
+
     def start(
         self, timeout: float = 180, *, nodes: int = 1, say: Callable[[str], None] | None = None
     ) -> None:
@@ -542,10 +550,13 @@ class Platform:
         log = self.var / "logs" / "up.log"
         self._heard = log.stat().st_size if log.exists() else 0
         self._up = processes.spawn(
-            [sys.executable, str(BASE_DIR / "manage.py"), "up"], log=log, env=env, cwd=BASE_DIR
+            [sys.executable, str(BASE_DIR / "manage.py"), "up", *self.args],
+            log=log,
+            env=env,
+            cwd=BASE_DIR,
         )
         deadline = time.monotonic() + timeout
-        while not (self.is_running() and self.nodes_alive() >= nodes):
+        while not (self._is_ours() and self.is_running() and self.nodes_alive() >= nodes):
             self.pass_on(say)
             if self._up.poll() is not None:
                 raise ServiceError(last_line(log).removeprefix("CommandError: "))
