@@ -10,6 +10,7 @@ import pytest
 from training import evaluation
 from training.engines import estimators, race, scoring
 from training.engines.base import Problem
+from training.engines.search import Range
 
 TASKS = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c", "d"), "regression": None}
 CASES = [
@@ -78,14 +79,14 @@ def test_inner_folds_hold_every_class(rows: int, parts: int) -> None:
 @pytest.mark.parametrize(
     "span",
     [
-        race.Range(0.01, 10, log=True),
-        race.Range(2, 40, whole=True),
-        race.Range(1, 300, log=True, whole=True),
-        race.Range(values=("x", None, 3)),
-        race.Range(5, 5),
+        Range(0.01, 10, log=True),
+        Range(2, 40, whole=True),
+        Range(1, 300, log=True, whole=True),
+        Range(values=("x", None, 3)),
+        Range(5, 5),
     ],
 )
-def test_searches_stay_inside_their_ranges(span: race.Range) -> None:
+def test_searches_stay_inside_their_ranges(span: Range) -> None:
     random = np.random.default_rng(8)
     value = span.draw(random)
     for _ in range(300):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.engines import frame, matrix
-from training.engines.frame import Categories, InputError, Schema
+from training.engines.frame import Categories, Schema
+from training.engines.tables import InputError
 
 
 def learn(table: dict[str, list[Any]], roles: dict[str, str]) -> frame.Learnt:

@@ -21,7 +21,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .frame import Array, Frame
+from .frame import Frame
+from .tables import Array
 
 # GNU OpenMP lets waiting threads spin. On cores that others use too, that made one LightGBM fit
 # take 55 s instead of 2.4 s. It is read when a library that uses OpenMP is loaded: after this file.
@@ -137,7 +138,7 @@ class Engine(ABC):
     devices: frozenset[str] = frozenset({"cpu"})
     start_method: Literal["fork", "spawn"] = "fork"
     imports: tuple[str, ...] = ()  # what a warm parent imports ahead of time
-    modules: tuple[str, ...] = ()  # files of this folder, beyond base and frame, that loading needs
+    modules: tuple[str, ...] = ()  # files here that loading needs beside base, frame and tables
 
     @property
     def requirements(self) -> str:

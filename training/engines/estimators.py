@@ -23,7 +23,8 @@ import numpy as np
 
 from . import matrix
 from .base import Data, Predictions, Predictor, Problem
-from .frame import Array, Frame
+from .frame import Frame
+from .tables import Array
 
 FORMAT = 1
 MANY_ROWS = 5_000  # from so many rows, predicting with several threads pays

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from training import splits
-from training.engines import export, frame
+from training.engines import export, frame, tables
 from training.engines.base import Candidate, Data, Engine, Predictions, Predictor, Problem, rows_of
-from training.engines.frame import Array, Frame, InputError, Schema
+from training.engines.frame import Frame, Schema
+from training.engines.tables import Array, InputError
 from workers.node.channel import Channel, WorkError
 
 PROGRESS_S = 0.5  # between two progress messages
@@ -122,12 +123,12 @@ class Ready:
         """Raises WorkError when the file does not go with the payload."""
         columns = payload["columns"]
         try:
-            table = frame.read_file(path, [*(c["name"] for c in columns), problem.target])
+            table = tables.read_file(path, [*(c["name"] for c in columns), problem.target])
             if problem.target not in table:
                 raise WorkError(
                     f"The data set has no column '{problem.target}'.", code="missing_columns"
                 )
-            target = frame.as_array(table[problem.target])
+            target = tables.as_array(table[problem.target])
             strata = splits.strata_of(target, problem.classes)
             rows = rows_of(splits.assign(len(target), payload["split"], strata))
             if not len(rows.train):
@@ -332,7 +333,7 @@ def predict_file(task: Mapping[str, Any], channel: Channel) -> Answer:
     model.model.threads = max(1, int((task.get("payload") or {}).get("threads") or 1))
     channel.progress(0.05, "Reading the rows")
     try:
-        table = frame.read_file(task["inputs"]["data"])
+        table = tables.read_file(task["inputs"]["data"])
         n_rows = len(next(iter(table.values()))) if table else 0
         parts = list(_predict_parts(model, table, n_rows, channel))
     except InputError as error:

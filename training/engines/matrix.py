@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .frame import Array, Categories, Frame
+from .frame import Categories, Frame
+from .tables import Array
 
 Style = Literal["nothing", "native", "trees", "scaled"]
 

@@ -21,7 +21,8 @@ from . import estimators, matrix
 from .base import Candidate, Data, Engine, Predictor, Problem, Run
 
 if TYPE_CHECKING:
-    from .race import Entry, Range
+    from .race import Entry
+    from .search import Range
 
 # PyCaret opens a log file in the working directory when it is imported.
 os.environ.setdefault("PYCARET_CUSTOM_LOGGING_PATH", os.devnull)
@@ -242,7 +243,7 @@ def _target_scale(problem: Problem, data: Data, style: matrix.Style) -> str:
 
 def _space(distributions: Mapping[str, Any], trait: Trait) -> dict[str, Range]:
     """PyCaret's search space as ranges, with our narrower spans where its own waste trials."""
-    from .race import Range
+    from .search import Range
 
     space: dict[str, Range] = {}
     for name, found in distributions.items():

@@ -8,7 +8,6 @@ what is tuned and how blends are weighted. Held-out targets are not here to be l
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ import numpy as np
 from . import apart, estimators, scoring
 from .base import Candidate, Data, Predictions, Problem, Run
 from .estimators import Recipe
-from .frame import Array
+from .search import Range, Search, Trial
+from .tables import Array
 
 RESERVE_S = 0.25  # kept back at the end for writing the last candidate
 FIRST = 2  # so many entries may take most of the time: of a large table nothing else may come out
@@ -31,40 +31,6 @@ GENERATION_SHARE = 0.3  # of the time left: so what is found shows before everyt
 FEW_ROWS = 2_500  # below: 5 inner folds
 SOME_ROWS = 15_000  # below: 3 inner folds; from here on one part of the rows is enough
 MOST_INNER_ROWS = 20_000
-
-
-@dataclass(frozen=True)
-class Range:
-    """One parameter's search space: ``values`` to choose from, or a span of numbers."""
-
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    whole: bool = False
-    values: tuple[Any, ...] = ()
-
-    def draw(self, random: np.random.Generator) -> Any:
-        if self.values:
-            return self.values[int(random.integers(len(self.values)))]
-        return self._at(random.uniform())
-
-    def near(self, value: Any, random: np.random.Generator) -> Any:
-        """A value close to ``value`` (of a choice: mostly itself)."""
-        if self.values:
-            return value if random.uniform() < 0.7 else self.draw(random)
-        low, high = self._ends()
-        at = (np.log(max(value, self.low)) if self.log else value) - low
-        place = at / (high - low) + random.normal(0, 0.15) if high > low else 0.0
-        return self._at(float(np.clip(place, 0.0, 1.0)))
-
-    def _ends(self) -> tuple[float, float]:
-        return (np.log(self.low), np.log(self.high)) if self.log else (self.low, self.high)
-
-    def _at(self, place: float) -> Any:
-        low, high = self._ends()
-        value = low + place * (high - low)
-        number = float(np.exp(value)) if self.log else float(value)
-        return round(number) if self.whole else float(f"{number:.5g}")
 
 
 @dataclass(frozen=True)
@@ -257,29 +223,29 @@ class Race:
         ranked = sorted(self.known, key=lambda known: -known.score)
         ranked = [k for k in ranked if k.entry.space and k.score > -np.inf][:FAMILIES_TUNED]
         searches = [
-            Search(known.entry, known) for known in ranked if known.entry.id not in self._slow
+            (k.entry, Search(k.entry.space, k.score, trial_s=k.inner_s, full_s=k.candidate.fit_s))
+            for k in ranked
+            if k.entry.id not in self._slow
         ]
         for generation in range(GENERATIONS):
             better = False
             until = self._left() * (1 - GENERATION_SHARE)
             for round_ in range(TRIALS):
-                if self._left() < until and any(search.found for search in searches):
+                if self._left() < until and any(search.found for _, search in searches):
                     break
-                for search in searches:
-                    if not self._time_for(search, searches):
-                        continue
-                    self.run.working_on(
-                        f"Tuning {search.entry.name} ({generation * TRIALS + round_ + 1})"
-                    )
-                    self._trial(search)
-            for search in searches:
+                for entry, search in searches:
+                    if self._time_for(search, [search for _, search in searches]):
+                        number = generation * TRIALS + round_ + 1
+                        self.run.working_on(f"Tuning {entry.name} ({number})")
+                        self._trial(entry, search)
+            for entry, search in searches:
                 if search.found is None:
                     continue
                 better = True
                 found, search.found = search.found, None
-                number = "" if generation == 0 else f"-{generation + 1}"
-                name = f"{search.entry.name}, tuned{number.replace('-', ' ')}"
-                yield from self.attempt(search.entry, f"-tuned{number}", name, found)
+                nth = "" if generation == 0 else f" {generation + 1}"
+                suffix = f"-tuned{nth.replace(' ', '-')}"
+                yield from self.attempt(entry, suffix, f"{entry.name}, tuned{nth}", found)
             if not better:
                 return
 
@@ -288,14 +254,12 @@ class Race:
         fits = sum(s.full_s for s in searches if s.found is not None or s is search)
         return self._left() > 1.3 * search.trial_s + 1.5 * fits + 0.05 * self.budget_s
 
-    def _trial(self, search: Search) -> None:
+    def _trial(self, entry: Entry, search: Search) -> None:
         params = search.propose(self.random)
-        text = json.dumps(params, sort_keys=True, default=str)
-        if text in search.tried:
+        if params is None:
             return
-        search.tried.add(text)
-        member = with_params(search.entry.member, params)
-        recipe: Recipe = {"members": [member | {"name": search.entry.id}]}
+        member = with_params(entry.member, params)
+        recipe: Recipe = {"members": [member | {"name": entry.id}]}
         began = time.monotonic()
         try:
             for scores in apart.stream(
@@ -383,52 +347,6 @@ class Race:
 
 class OutOfTime(Exception):
     """The budget is used up."""
-
-
-@dataclass
-class Trial:
-    """One set of parameters, cross-validated inside the training rows."""
-
-    params: Mapping[str, Any]
-    recipe: Recipe
-    scores: Array
-    score: float
-    seconds: float
-
-
-class Search:
-    """Random search first, then steps around the best: simple, and good with few trials.
-
-    ``found`` is a trial better than everything handed out so far, not yet fitted on all rows.
-    """
-
-    def __init__(self, entry: Entry, start: Known) -> None:
-        self.entry = entry
-        self.best = start.score
-        self.found: Trial | None = None
-        self.tried: set[str] = set()
-        self.trials: list[Trial] = []
-        self.trial_s = max(start.inner_s, 0.01)
-        self.full_s = max(start.candidate.fit_s, 0.01)
-        self._ratio = self.full_s / self.trial_s
-
-    def propose(self, random: np.random.Generator) -> dict[str, Any]:
-        space = self.entry.space
-        good = sorted(self.trials, key=lambda trial: -trial.score)[:4]
-        if len(self.trials) < 8 or random.uniform() < 0.25:
-            return {name: range_.draw(random) for name, range_ in space.items()}
-        base = good[int(random.integers(len(good)))].params
-        return {
-            name: range_.near(base[name], random) if random.uniform() < 0.6 else base[name]
-            for name, range_ in space.items()
-        }
-
-    def add(self, trial: Trial) -> None:
-        self.trials.append(trial)
-        self.trial_s = 0.7 * self.trial_s + 0.3 * trial.seconds
-        if trial.score > self.best + 1e-9:
-            self.best, self.found = trial.score, trial
-            self.full_s = max(0.01, self._ratio * trial.seconds)
 
 
 # Recipes and folds

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .base import Problem
-from .frame import Array
+from .tables import Array
 
 
 def score(problem: Problem, y: Array, scores: Array) -> float:

@@ -10,7 +10,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from flowml_model import ENGINE  # noqa: E402
-from flowml_model.frame import InputError, Schema, prepare, read_file  # noqa: E402
+from flowml_model.frame import Schema, prepare  # noqa: E402
+from flowml_model.tables import InputError, read_file  # noqa: E402
 
 
 def main() -> int:

@@ -13,7 +13,8 @@ sys.path.insert(0, str(HERE))
 import numpy as np  # noqa: E402
 from flowml_model import ENGINE, splits  # noqa: E402
 from flowml_model.base import Data, Problem, rows_of  # noqa: E402
-from flowml_model.frame import Schema, as_array, prepare, read_file  # noqa: E402
+from flowml_model.frame import Schema, prepare  # noqa: E402
+from flowml_model.tables import as_array, read_file  # noqa: E402
 
 
 def main() -> int:
