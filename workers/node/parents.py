@@ -79,6 +79,7 @@ class WarmParent:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._early: dict[int, Exit] = {}
+        self._unwanted: set[int] = set()
         loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = loop.create_future()
         self.gone = asyncio.Event()
@@ -104,7 +105,6 @@ class WarmParent:
         """Start the process and wait until it has imported its engine."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        self._control = ours
         python = self._settings.python(self.engine or "node")
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -127,6 +127,7 @@ class WarmParent:
             raise EngineBroken(f"{python} cannot be started: {error.strerror}") from error
         finally:
             theirs.close()
+        self._control = ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), START_TIMEOUT_S)
@@ -241,11 +242,17 @@ class WarmParent:
             answer = self._waiting.get(message["forked"])
             if answer is not None and not answer.done():
                 answer.set_result((message["pid"], message["start"]))
+            else:  # whoever asked for it has given up, and nobody else would ever end it
+                self._unwanted.add(message["pid"])
+                procs.kill_tree(message["pid"], message["start"], timeout_s=1)
         elif "exited" in message:
             end = Exit(message["status"], message["cpu_s"], message["ram_mib"])
-            child = self.children.pop(message["exited"], None)
-            if child is None:  # it ended before the fork's answer was looked at
-                self._early[message["exited"]] = end
+            pid = message["exited"]
+            child = self.children.pop(pid, None)
+            if pid in self._unwanted:
+                self._unwanted.remove(pid)
+            elif child is None:  # it ended before the fork's answer was looked at
+                self._early[pid] = end
             elif not child.exited.done():
                 child.exited.set_result(end)
 
