@@ -1,5 +1,6 @@
 """Machines and processes die in the middle of a job: it ends well, no model is lost or doubled."""
 
+import contextlib
 import os
 import signal
 import time
@@ -16,13 +17,17 @@ pytestmark = [
 
 
 def job_child(platform) -> psutil.Process:
-    """The process that trains: the one child of the engine's warm parent."""
-    node = psutil.Process(platform.process("node").pid)
-    for process in node.children(recursive=True):
-        if "workers.node.warm" in " ".join(process.cmdline()):
-            for child in process.children():
-                return child
-    raise AssertionError("nothing trains")
+    """The process that trains: the newest child of a warm parent (model servers are older).
+
+    A fork keeps its parent's command line, so only the node's own children are warm parents.
+    """
+    parents = [
+        process
+        for process in psutil.Process(platform.process("node").pid).children()
+        if "workers.node.warm" in " ".join(process.cmdline())
+    ]
+    forked = [child for parent in parents for child in parent.children()]
+    return max(forked, key=psutil.Process.create_time)
 
 
 def kill_the_child(platform):
@@ -57,7 +62,15 @@ def kill_control(platform):
 
 @pytest.mark.parametrize(
     "hurt",
-    [kill_the_node, wipe_valkey, kill_valkey, restart_postgres, kill_web, kill_control],
+    [
+        kill_the_child,
+        kill_the_node,
+        wipe_valkey,
+        kill_valkey,
+        restart_postgres,
+        kill_web,
+        kill_control,
+    ],
 )
 def test_a_job_survives(platform, person, hurt):
     job = person.train(person.dataset("iris")["id"], "species", time_budget=20)
@@ -76,14 +89,23 @@ def test_a_job_survives(platform, person, hurt):
     assert len(answer["predictions"]) == 1
 
 
-def test_a_child_that_is_killed_ends_its_job_with_a_sentence_and_keeps_its_models(platform, person):
+def test_a_child_that_is_killed_again_and_again_ends_its_job_with_a_sentence(platform, person):
     job = person.train(person.dataset("iris")["id"], "species", time_budget=60)
     board = f"/api/results/job/{job}/leaderboard"
     person.until(board, lambda rows: rows["count"] >= 1, within=40)
-    kill_the_child(platform)
+    killed, deadline = 0.0, time.monotonic() + 40
+    # Once may be bad luck, and another child goes on; a machine that kills each child does not.
+    while person.ok("GET", f"/api/training/{job}")["state"] == "running":
+        assert time.monotonic() < deadline, "the job goes on without end"
+        with contextlib.suppress(ValueError, psutil.NoSuchProcess):
+            child = job_child(platform)
+            if child.create_time() > killed:
+                killed = child.create_time()
+                child.kill()
+        time.sleep(0.3)
     ended = person.ended(job, within=30)
     assert ended["state"] == "succeeded", "models were stored, so there is a best one"
-    assert any("kill" in notice["message"].lower() for notice in ended["notices"])
+    assert any("killed" in notice["message"] for notice in ended["notices"]), ended["notices"]
     assert person.leaderboard(job)
 
 
