@@ -7,6 +7,7 @@ ARGS ?=
 WEB := .venvs/web/bin/python
 DEV := .venvs/dev/bin/python
 
+MYPY := SECRET_KEY=only-for-mypy $(DEV) -m mypy
 # `check --deploy` and the migrations check see what an installation behind HTTPS would.
 PRODUCTION := DEBUG=0 PUBLIC_URL=https://flowml.example.org \
 	SECRET_KEY=only-for-the-check-0123456789-abcdefghijklmnopqrstuvwxyz
@@ -50,15 +51,16 @@ test-all: test test-rest  ## everything that can be tested
 bench: dev  ## the benchmarks, each beside a peer or a limit
 	@$(DEV) -m benchmarks $(ARGS)
 
-lint: dev typecheck  ## style, types, imports between apps, settings, migrations
+lint: dev  ## style, imports between apps, types, settings, migrations
 	@$(DEV) -m ruff check .
 	@$(DEV) -m ruff format --check .
 	@.venvs/dev/bin/lint-imports
+	@$(MYPY)
 	@$(PRODUCTION) $(DEV) manage.py check --deploy --fail-level WARNING
 	@$(PRODUCTION) $(DEV) manage.py makemigrations --check --dry-run
 
 typecheck: dev
-	@SECRET_KEY=only-for-mypy $(DEV) -m mypy
+	@$(MYPY)
 
 format: dev  ## put the code in order
 	@$(DEV) -m ruff check --fix-only .
