@@ -14,9 +14,10 @@ from typing import Any
 
 from workers.node import probe, procs
 from workers.node.api import Api, Refused, Unauthorized, Unreachable, backoff_s
-from workers.node.attempt import Attempt, recover
+from workers.node.attempt import Attempt
 from workers.node.bell import Bell
 from workers.node.cache import trim
+from workers.node.delivery import recover
 from workers.node.parents import EngineBroken, Parents
 from workers.node.serving import Serving
 from workers.node.settings import VERSION, Settings
