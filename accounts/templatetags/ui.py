@@ -87,9 +87,11 @@ def ago(moment: datetime | None) -> SafeString:
 
 @register.filter
 def duration(seconds: Any, coarse: bool = False) -> str:
-    """Seconds as "0.4 s", "42 s", "4 min 12 s", "3 h 5 min"; coarse gives the largest unit only."""
+    """Seconds as "30 ms", "0.4 s", "4 min 12 s", "3 h 5 min"; coarse: the largest unit only."""
     if not isinstance(seconds, int | float):
         return NOTHING
+    if 0 < seconds < 0.095:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "<1 ms"
     if seconds < 10 and not coarse and seconds != round(seconds):
         return f"{seconds:.1f} s"
     whole = max(0, round(seconds))

@@ -16,6 +16,8 @@
   const GAP = 400;
   const FIRST_WAIT = 500;
   const LONGEST_WAIT = 15000;
+  const NOTE_AFTER = 1500;
+  const SETTLED_AFTER = 1000;
 
   const seen = new Map(); // topic -> highest sequence number that arrived
   const refused = new Set(); // topics that the server won't tell us about
@@ -43,14 +45,20 @@
     return topics;
   }
 
-  function note(lost) {
+  function show(hidden) {
+    for (const element of document.querySelectorAll("[data-connection]")) element.hidden = hidden;
+  }
+
+  // A blink is not worth a word: only a connection that stays away is told.
+  function lost() {
+    noteTimer ||= setTimeout(() => show(false), NOTE_AFTER);
+  }
+
+  function settled() {
     clearTimeout(noteTimer);
-    const show = (hidden) => {
-      for (const element of document.querySelectorAll("[data-connection]")) element.hidden = hidden;
-    };
-    // A blink is not worth a word: only a connection that stays away is told.
-    if (lost) noteTimer = setTimeout(() => show(false), 1500);
-    else show(true);
+    noteTimer = 0;
+    wait = FIRST_WAIT;
+    show(true);
   }
 
   function send(message) {
@@ -86,9 +94,9 @@
     socket = opened;
     subscribed = new Set();
     opened.addEventListener("open", () => {
-      wait = FIRST_WAIT;
-      note(false);
       sync();
+      // A server that takes connections only to drop them is not back yet.
+      setTimeout(() => socket === opened && settled(), SETTLED_AFTER);
     });
     opened.addEventListener("message", (event) => {
       let message;
@@ -97,6 +105,7 @@
       } catch {
         return;
       }
+      if (socket === opened) settled();
       receive(message);
     });
     opened.addEventListener("close", (event) => {
@@ -106,7 +115,7 @@
       // 4401 and 4403: signed out or not allowed. Asking again changes nothing.
       if (leaving || event.code === 4401 || event.code === 4403) return;
       if (!wanted().size) return;
-      note(true);
+      lost();
       retry = setTimeout(connect, wait * (0.75 + Math.random() / 2));
       wait = Math.min(wait * 1.8, LONGEST_WAIT);
     });
@@ -206,7 +215,6 @@
       topics: [...subscribed],
       seen: Object.fromEntries(seen),
     }),
-    drop: () => socket && socket.close(),
   };
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
