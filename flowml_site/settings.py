@@ -267,6 +267,11 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": "/api",
+    "ENUM_NAME_OVERRIDES": {
+        "DatasetState": "datasets.models.DatasetVersion.State",
+        "JobState": "training.models.TrainingJob.State",
+        "ModelState": "training.models.TrainedModel.State",
+    },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
 }
 

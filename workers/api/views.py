@@ -151,7 +151,7 @@ class UploadView(TaskView):
         if (held.attempt, held.state) != (self.attempt(), Task.State.RUNNING):
             raise actions.NotYours("This attempt no longer holds the task: drop it.")
         artifact = actions.store_artifact(
-            held.organization, name, cast(IO[bytes], request.stream or request.data), task=held
+            held.organization, name, cast("IO[bytes]", request.stream or request.data), task=held
         )
         expected = request.headers.get("X-SHA256", artifact.sha256)
         if expected != artifact.sha256:
