@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 
 from accounts.errors import FlowError, problem
@@ -29,12 +29,12 @@ def tell(request: HttpRequest, error: FlowError) -> HttpResponse:
 
 
 def tells_problems(
-    view: Callable[Concatenate[R, P], HttpResponse],
-) -> Callable[Concatenate[R, P], HttpResponse]:
+    view: Callable[Concatenate[R, P], HttpResponseBase],
+) -> Callable[Concatenate[R, P], HttpResponseBase]:
     """Turn a FlowError that a page's view raises into an answer for people."""
 
     @wraps(view)
-    def told(request: R, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def told(request: R, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         try:
             return view(request, *args, **kwargs)
         except FlowError as error:

@@ -64,9 +64,11 @@ def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> Http
     )
     if search:
         found = found.filter(name__icontains=search)
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     context = {
         "section": "data",
-        "page": Paginator(found, PER_PAGE).get_page(request.GET.get("page")),
+        "page": page,
+        "moving": any(dataset.state == Dataset.State.INGESTING for dataset in page),
         "search": search,
         "may_upload": request.membership.may(Role.DEVELOPER),
         "max_bytes": max_bytes(),

@@ -27,6 +27,7 @@ def home(request: OrgRequest) -> HttpResponse:
     context = {
         "section": "home",
         "running": running,
+        "moving": bool(running) or any(d.state == Dataset.State.INGESTING for d in datasets),
         "recent": recent,
         "datasets": datasets,
         "first_visit": not (running or recent),

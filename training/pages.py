@@ -209,7 +209,7 @@ def _some(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
 
 
 def _roc(lines: Sequence[Mapping[str, Any]]) -> Chart:
-    series = [
+    series: list[dict[str, Any]] = [
         {
             "name": str(line["class"]),
             "points": list(
@@ -232,7 +232,7 @@ def _roc(lines: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def _precision_recall(lines: Sequence[Mapping[str, Any]]) -> Chart:
-    series = [
+    series: list[dict[str, Any]] = [
         {
             "name": str(line["class"]),
             "points": list(zip(line["recall"], line["precision"], strict=True)),

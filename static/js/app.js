@@ -61,7 +61,13 @@
     if (verb && verb !== "get") toast("The server can't be reached. Nothing was changed.");
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
-    // 422 carries a form with its problems: show it. 286 tells a poller to stop.
+    // Signed out meanwhile: the sign-in page must not land inside this one.
+    if (new URL(event.detail.xhr.responseURL, location.href).pathname === "/sign-in") {
+      event.detail.shouldSwap = false;
+      location.reload();
+      return;
+    }
+    // 422 carries a form with its problems: show it.
     if (event.detail.xhr.status === 422) {
       event.detail.shouldSwap = true;
       event.detail.isError = false;

@@ -141,6 +141,18 @@ def test_the_menu_opens_on_a_small_screen_and_closes_with_escape(
     expect(rail).to_be_hidden()
 
 
+def test_a_page_whose_session_has_ended_goes_to_the_sign_in_page(
+    visitor: NewVisitor, trained: tuple[dict[str, str], list[Any]]
+) -> None:
+    who = visitor()
+    who.context.add_cookies(trained[1])
+    who.go("/data")
+    who.context.clear_cookies()
+    who.page.get_by_label("Search by name").type("pen")
+    expect(who.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert "next=/data" in who.page.url
+
+
 def test_the_theme_is_kept_over_pages(
     visitor: NewVisitor, trained: tuple[dict[str, str], list[Any]]
 ) -> None:

@@ -55,6 +55,7 @@ def job_facts(job: TrainingJob) -> dict[str, Any]:
         "best_score": best.score if best else None,
         "metric_title": job.metric_info.title,
         "models": getattr(job, "model_count", None),
+        "progress": getattr(job, "progress", 0.0),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.finished_at,
@@ -65,8 +66,10 @@ def job_facts(job: TrainingJob) -> dict[str, Any]:
 
 
 def facts_page(page: Page[TrainingJob]) -> Page[Any]:
-    page.object_list = [job_facts(job) for job in page.object_list]
-    return page
+    """The page with each job's facts in its place."""
+    shown: Page[Any] = page
+    shown.object_list = [job_facts(job) for job in page.object_list]
+    return shown
 
 
 def job_of(request: OrgRequest, job_id: UUID) -> TrainingJob:

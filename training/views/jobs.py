@@ -40,9 +40,11 @@ def jobs(request: OrgRequest) -> HttpResponse:
     if state in FILTERS:
         found = found.filter(FILTERS[state][1])
     page = Paginator(found.for_list(), PER_PAGE).get_page(request.GET.get("page"))
+    shown = facts_page(page)
     context = {
         "section": "training",
-        "page": facts_page(page),
+        "page": shown,
+        "moving": any(not job["has_ended"] for job in shown),
         "state": state if state in FILTERS else "",
         "states": [(key, words) for key, (words, _) in FILTERS.items()],
         "may_train": request.membership.may(Role.DEVELOPER),
@@ -93,7 +95,8 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
     )
     began = stored.started_at or stored.created_at
     end = stored.finished_at or timezone.now()
-    line = pages.best_line(list(scored), began, end, stored.metric)
+    points = [(at, score) for at, score in scored if score is not None]
+    line = pages.best_line(points, began, end, stored.metric)
     waits = ""
     if not stored.has_ended:
         waits = waits_for(tasks, request.membership.organization)
@@ -146,7 +149,7 @@ def _board(stored: TrainingJob) -> dict[str, Any]:
         scored_rows = scored_rows or one.scored_rows
         rows.append(
             {
-                "rank": one.rank if one.is_scored else None,
+                "rank": getattr(one, "rank", None) if one.is_scored else None,
                 "id": one.pk,
                 "name": one.name,
                 "engine": one.engine,

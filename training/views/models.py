@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
 from accounts.pages import tells_problems
+from datasets.cards import number
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, pages
@@ -230,7 +231,7 @@ def _typical_error(stored: TrainedModel) -> str:
     middle = metrics.get("median_ae")
     if stored.job.task != "regression" or middle is None:
         return ""
-    return f"Half of the time it is off by {pages.number(middle)} or less."
+    return f"Half of the time it is off by {number(middle)} or less."
 
 
 @require_POST
