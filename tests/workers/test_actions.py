@@ -207,6 +207,22 @@ def test_a_waiting_task_is_cancelled_at_once_and_a_running_one_by_its_node():
     assert running.state == State.CANCELLED
 
 
+def test_a_report_about_a_task_that_is_gone_is_refused_like_a_late_one():
+    task = claimed()
+    Task.objects.all().delete()
+    with pytest.raises(actions.NotYours):
+        actions.end_task(task.pk, 1, outcome="succeeded", result={})
+
+
+def test_a_wish_rings_the_node_that_runs_the_task(monkeypatch, django_capture_on_commit_callbacks):
+    rung = []
+    monkeypatch.setattr(actions.bells, "ring", rung.append)
+    task = claimed()
+    with django_capture_on_commit_callbacks(execute=True):
+        actions.stop_task(task, by="ada")
+    assert rung == [task.queue]
+
+
 def test_a_cancelled_task_whose_node_died_ends_as_cancelled():
     task = claimed()
     actions.cancel_task(task, by="ada")
