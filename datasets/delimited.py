@@ -94,6 +94,8 @@ class DelimitedText:
             return None
         if self.dialect.escape and b"\\" in piece:
             return None
+        if b"\r" in piece and piece.count(b"\r") != piece.count(b"\r\n"):
+            return None  # Polars drops some that end no line
         try:
             frame = pl.read_csv(
                 piece,
@@ -258,13 +260,13 @@ def examine(block: bytes, dialect: Dialect, *, final: bool) -> Shape | None:
         quotes = np.flatnonzero(code == ord(dialect.quote))
         ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
     if final:
-        if not block.endswith(b"\n") or (ends.size and ends[-1] < len(block) - 1):
+        if not ends.size or ends[-1] < len(block) - 1:
             ends = np.append(ends, len(block))
         cut = len(block)
     else:
         cut = int(ends[-1]) + 1 if ends.size else 0
     quotes = quotes[: np.searchsorted(quotes, cut)]
-    if not ends.size or not _in_order(code[:cut], quotes, ord(dialect.delimiter)):
+    if not cut or not _in_order(code[:cut], quotes, ord(dialect.delimiter)):
         return None
     starts = np.concatenate(([0], ends[:-1] + 1))
     delimiters = (code[:cut] == ord(dialect.delimiter)).view(np.uint8)

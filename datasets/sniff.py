@@ -211,9 +211,10 @@ class _Grammar:
         separator, q = re.escape(self.delimiter), re.escape(self.quote)
         self.plain = re.compile(b"[^%b\n]*" % separator)
         if dialect.quote:
-            body = b"[^%b]*(?:%b%b[^%b]*)*" % (q, q, q, q)
+            # Possessive: a doubled quote is never taken for a closing one after all.
+            body = b"[^%b]*+(?:%b%b[^%b]*+)*+" % (q, q, q, q)
             if dialect.escape:
-                body = rb"[^%b\\]*(?:(?:\\.|%b%b)[^%b\\]*)*" % (q, q, q, q)
+                body = rb"[^%b\\]*+(?:(?:\\.|%b%b)[^%b\\]*+)*+" % (q, q, q, q)
             # Spaces around the quotes are let pass, as many programs write them.
             self.quoted = re.compile(b" *%b(%b)%b *" % (q, body, q), re.DOTALL)
             self.opens = re.compile(b" *%b" % q)

@@ -1,5 +1,6 @@
 """What columns are read as, and what is told about it."""
 
+# ruff: noqa: DTZ001 - stored times have no zone: they are UTC
 import datetime as dt
 
 import pytest
