@@ -73,6 +73,10 @@
       event.detail.isError = false;
     }
   });
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    // What is folded away is fetched when it is opened, not before.
+    if (event.detail.elt.closest("details:not([open])")) event.preventDefault();
+  });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-dismiss]");
     if (button) button.closest(".notice")?.remove();

@@ -73,6 +73,8 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     expect(
         page.get_by_text("Stopped early").or_(page.get_by_text("Succeeded")).first
     ).to_be_visible()
+    page.locator("summary", has_text="Log").click()
+    expect(page.locator(".log")).to_contain_text("succeeded")
     mira.shot("04-leaderboard")
     best.click()
     expect(page.locator(".headline")).to_contain_text("unseen rows")
