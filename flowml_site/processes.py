@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 28, 4
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 # Found before any fork: between fork and exec a child should only make system calls.
@@ -118,6 +119,8 @@ def _become(identity: Identity) -> None:
     reach, and making those folders passable for everybody is worse.
     """
     _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    # Without this access(2), by which initdb looks for its neighbours, would ignore the right.
+    _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)

@@ -65,6 +65,8 @@ def install() -> None:
     print("npm: installing the front-end packages", flush=True)
     shutil.rmtree(MODULES, ignore_errors=True)
     env, npm = dict(os.environ), npm_of_machine()
+    if authorities := env.get("PIP_CERT") or env.get("SSL_CERT_FILE"):
+        env.setdefault("NODE_EXTRA_CA_CERTS", authorities)
     if npm is None:
         npm, folder = npm_of_wheel()
         env["PATH"] = f"{folder}{os.pathsep}{env.get('PATH', '')}"
