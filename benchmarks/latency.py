@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from websockets.sync.client import connect
 
+from flowml_site import embedded
 from flowml_site.platform import Platform
 from tests.e2e.conftest import Person, free_port
 
@@ -95,7 +96,7 @@ def measure_jobs(platform: Platform, person: Person, data: str, jobs: int) -> No
 
 
 def measure_celery(platform: Platform, count: int) -> None:
-    os.environ["BARE_BROKER"] = platform.redis_url
+    os.environ["BARE_BROKER"] = embedded.redis_url(platform.var) or ""
     from benchmarks.bare import app, echo
 
     worker = subprocess.Popen(
