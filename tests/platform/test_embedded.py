@@ -226,7 +226,8 @@ def test_root_does_not_run_postgresql_as_root(made):
         status = Path(f"/proc/{services.children['postgres'].pid}/status").read_text()
         uids = next(ln for ln in status.splitlines() if ln.startswith("Uid:")).split()[1:]
         assert "0" not in uids
-        rights = {ln.split()[0]: int(ln.split()[1], 16) for ln in status.splitlines() if "Cap" in ln}
+        lines = [ln.split() for ln in status.splitlines() if ln.startswith("Cap")]
+        rights = {name: int(mask, 16) for name, mask in lines}
         assert rights["CapEff:"] in {0, 1 << 1}, "all it may keep is CAP_DAC_OVERRIDE"
         assert rights["CapPrm:"] == rights["CapEff:"]
         os.kill(services.children["postgres"].pid, signal.SIGINT)
