@@ -137,6 +137,7 @@ def assign(
     ``strata`` holds one code per row (see :func:`strata_of`); a negative code is a missing target.
     Each class's share of each part is the asked one to within a row (validation: two), because the
     parts are dealt out in turn along rows sorted by class and, inside a class, by hash.
+    With ``refit`` the rows that would be validation train as well; the sealed ones stay the same.
     Raises BadSplit for a split that :func:`plan_split` would not have made.
     """
     _check(split)
@@ -157,6 +158,7 @@ def assign(
         parts[rest] = (np.arange(len(rest)) % folds + 1).astype(np.int8)
     else:
         parts[rest] = TRAIN
+    if not folds and not split.get("refit"):
         parts[rest[_in_turn(len(rest), validation, _PPM - test)]] = VALIDATION
     return parts
 

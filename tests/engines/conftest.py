@@ -23,6 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["pycaret"]
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
+REFIT = "training.engines.refit:refit"
 SERVE = "tests.engines.serving:serve"
 
 

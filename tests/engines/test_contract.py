@@ -18,6 +18,7 @@ import pytest
 
 from tests.engines.conftest import (
     PREDICT_FILE,
+    REFIT,
     ROLES,
     TRAIN,
     Ran,
@@ -523,6 +524,75 @@ def test_train_py_fits_the_same_model_again(
     refused = subprocess.run([*command[:3], other], check=False, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "SHA-256" in refused.stderr
+
+
+# The refit
+
+
+def refitted(warm: Warm, trained: tuple[pl.DataFrame, Ran], folder: Path, key: str) -> Ran:
+    """The task that fits ``key`` again on all rows but the sealed ones."""
+    table, ran = trained
+    data = folder / "data.parquet"
+    table.write_parquet(data)
+    payload = ran.payload | {"split": ran.payload["split"] | {"refit": True}, "budget_s": 30}
+    inputs = {"data": str(data), "model": str(ran.artifact(key))}
+    return warm.run(REFIT, warm.task(data, payload, kind="training.refit", inputs=inputs))
+
+
+def test_a_refit_learns_from_all_rows_but_the_sealed_ones_and_answers_for_itself(
+    warm: Warm, trained: tuple[pl.DataFrame, Ran], tmp_path: Path
+) -> None:
+    table, ran = trained
+    assert ran.parts is not None
+    sealed = np.flatnonzero(ran.parts == -2)
+    for key in dict.fromkeys(["pycaret:lightgbm", list(ran.candidates)[-1]]):
+        done = refitted(warm, trained, tmp_path, key)
+        told, files = done.result["data"], done.result["files"]
+        assert told["name"] == f"{ran.candidates[key]['data']['name']}, refitted"
+        assert told["train_rows"] == table.height - len(sealed)
+        found = pl.read_parquet(done.folder / files["predictions"])
+        assert found["row"].to_list() == sealed.tolist()
+        rows = plain(table[sealed.tolist()].select(USED))
+        (answer,) = warm.serve(done.folder / files["artifact"], [(USED, rows)]).result["data"][
+            "answers"
+        ]
+        got = np.array(answer["probabilities"] or [[v] for v in answer["predictions"]])
+        np.testing.assert_allclose(got, numbers(found), rtol=1e-9, atol=1e-9)
+        before = ran.predictions(key).filter(pl.col("row").is_in(sealed.tolist()))
+        assert np.abs(numbers(before) - numbers(found)).max() > 1e-6, "the old model answered"
+
+
+def test_train_py_of_a_refit_fits_the_refit_again(
+    warm: Warm, trained: tuple[pl.DataFrame, Ran], tmp_path: Path
+) -> None:
+    done = refitted(warm, trained, tmp_path, "pycaret:lightgbm")
+    unpack(done.folder / done.result["files"]["artifact"], tmp_path / "model")
+    command = [python_of(warm.engine), "-I", tmp_path / "model" / "train.py"]
+    again = subprocess.run(
+        [*command, tmp_path / "data.parquet", "--threads", "1"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"Fitted on {done.result['data']['train_rows']} rows" in again.stdout
+    assert float(again.stdout.split()[-1]) < 1e-9, again.stdout
+
+
+def test_a_refit_that_takes_too_long_or_is_stopped_ends_with_a_sentence(
+    warm: Warm, trained: tuple[pl.DataFrame, Ran], tmp_path: Path
+) -> None:
+    table, ran = trained
+    data = tmp_path / "data.parquet"
+    table.write_parquet(data)
+    payload = ran.payload | {"split": ran.payload["split"] | {"refit": True}, "budget_s": 0.01}
+    inputs = {"data": str(data), "model": str(ran.artifact("pycaret:lightgbm"))}
+    slow = warm.run(REFIT, warm.task(data, payload, inputs=inputs))
+    assert [(m["code"], "longer than" in m["sentence"]) for m in slow.of("error")] == [
+        ("time_limit", True)
+    ]
+    folder, wait = warm.start(REFIT, warm.task(data, payload | {"budget_s": 30}, inputs=inputs))
+    (folder / "stop").touch()
+    stopped = wait()
+    assert [message["code"] for message in stopped.of("error")] == ["stopped"]
+    assert stopped.seconds < GRACE_S
 
 
 @pytest.mark.slow

@@ -161,3 +161,12 @@ def test_labels_agree_between_json_numpy_and_pandas_values():
 def test_regression_rows_without_a_number_take_no_part():
     strata = splits.strata_of([1.5, None, math.nan, math.inf, 0], None)
     assert list(strata) == [0, -1, -1, -1, 0]
+
+
+@given(strata=tables(), split=wishes())
+def test_a_refit_trains_on_all_rows_but_the_sealed_ones(strata, split):
+    raced = splits.assign(len(strata), split, strata)
+    refitted = splits.assign(len(strata), split | {"refit": True}, strata)
+    moved = raced == splits.VALIDATION
+    assert (refitted[moved] == splits.TRAIN).all()
+    assert (refitted[~moved] == raced[~moved]).all()

@@ -208,6 +208,31 @@ def deliver(
 ) -> None:
     """Write the candidate's artifact and predictions, then hand both over."""
     run.sent += 1
+    files = write_files(candidate, engine, problem, ready, payload)
+    run.channel.candidate(candidate.key, facts_of(candidate, engine), files)
+
+
+def facts_of(candidate: Candidate, engine: Engine) -> dict[str, Any]:
+    """What the leaderboard is told of a candidate beside its files."""
+    return {
+        "name": candidate.name,
+        "family": candidate.family,
+        "engine": engine.name,
+        "params": dict(candidate.params),
+        "fit_s": round(candidate.fit_s, 4),
+        "predict_ms_row": candidate.predict_ms_row,
+        "train_rows": candidate.train_rows,
+    }
+
+
+def write_files(
+    candidate: Candidate,
+    engine: Engine,
+    problem: Problem,
+    ready: Ready,
+    payload: Mapping[str, Any],
+) -> dict[str, str]:
+    """Write the candidate's artifact and predictions; returns their paths by name."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", candidate.key)
     artifact, predictions = Path(f"{stem}.zip"), Path(f"{stem}.parquet")
     rows, found = ready.held_rows, candidate.held
@@ -219,19 +244,7 @@ def deliver(
     export.write(
         artifact, candidate.folder, told, engine, Path(splits.__file__), candidate.packages
     )
-    run.channel.candidate(
-        candidate.key,
-        {
-            "name": candidate.name,
-            "family": candidate.family,
-            "engine": engine.name,
-            "params": dict(candidate.params),
-            "fit_s": round(candidate.fit_s, 4),
-            "predict_ms_row": candidate.predict_ms_row,
-            "train_rows": candidate.train_rows,
-        },
-        {"artifact": str(artifact), "predictions": str(predictions)},
-    )
+    return {"artifact": str(artifact), "predictions": str(predictions)}
 
 
 def joined(first: Predictions, second: Predictions) -> Predictions:

@@ -31,6 +31,7 @@ class Way:
 TABLE: dict[str, Way] = {
     "dataset.ingest": Way("datasets.ingest:run", "node", light=True, network=False),
     "training.train": Way("training.engines.harness:train", "engine", keeps=True),
+    "training.refit": Way("training.engines.refit:refit", "engine"),
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
 }
 PREDICTOR = "training.engines.harness:load_predictor"
