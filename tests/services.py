@@ -17,6 +17,7 @@ from flowml_site import embedded
 from flowml_site.processes import Process
 
 PREFIX = "flowml-tests-"
+OURS = "FLOWML_TESTS_OWN_DATABASE"
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...; '' in the main process
 
 
@@ -39,6 +40,7 @@ def _announce() -> embedded.Services | None:
     os.environ["FLOWML_JOIN_TOKEN"] = "join-token-of-the-tests"
     if "DATABASE_URL" in needs:
         os.environ["DATABASE_URL"] = embedded.database_url(var)
+        os.environ[OURS] = "1"
     if "REDIS_URL" in needs:
         os.environ["REDIS_URL"] = embedded.promise_valkey(var)
     return embedded.Services(
@@ -72,6 +74,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             services.start()
         except embedded.ServiceError as error:
             raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
+    """The test databases go with the whole server: nobody needs to drop them one by one."""
+    return bool(os.environ.get(OURS) or request.config.getvalue("reuse_db"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -49,6 +49,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             self.stdout.write("\nStopping.")
         finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is stopping already
             platform.stop(say=self._say)
 
     def _say(self, line: str) -> None:
