@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets.models import Dataset
 from datasets.registry import register_use
-from training import actions
+from training import actions, finish
 from training.models import jobs_using
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
@@ -32,7 +32,7 @@ def _reported(event: Event, task: Task, **_: Any) -> None:
 
 def _ended(task: Task, **_: Any) -> None:
     if task.kind == actions.TRAIN:
-        actions.finish_job(task)
+        finish.finish_job(task)
     elif task.kind == actions.PREDICT_FILE:
         actions.finish_batch(task)
 

@@ -8,7 +8,7 @@ from accounts.errors import Conflict, Invalid, NotFound
 from datasets.registry import uses_of
 from organizations.models import Organization
 from tests.training import make
-from training import actions
+from training import actions, finish
 from training.models import TrainedModel, TrainingJob
 from workers.models import Event, IllegalMove, StaleWrite, Task
 from workers.tasks import handle_event
@@ -313,7 +313,7 @@ def test_an_end_that_is_handled_twice_changes_nothing(by, node):
     node.candidate(task)
     node.end(task)
     before = types(job)
-    actions.finish_job(task)
+    finish.finish_job(task)
     assert types(job) == before
 
 
