@@ -1,12 +1,13 @@
 """The first page: what to do first, and later what runs and what came of it."""
 
-from django.http import HttpResponse
-from django.shortcuts import render
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
 from datasets.models import Dataset
 from datasets.views import max_bytes, samples
 from organizations.access import OrgRequest, org_role
+from organizations.actions import awaits_operator
 from organizations.models import Role
 from training.models import TrainingJob
 from training.views.common import job_facts
@@ -15,8 +16,15 @@ SHOWN = 5
 
 
 @require_GET
+def home(request: HttpRequest) -> HttpResponse:
+    """The overview; on a new installation, the page that sets it up."""
+    if not request.user.is_authenticated and awaits_operator():
+        return redirect("organizations:sign-up")
+    return overview(request)
+
+
 @org_role(Role.VIEWER)
-def home(request: OrgRequest) -> HttpResponse:
+def overview(request: OrgRequest) -> HttpResponse:
     organization = request.membership.organization
     jobs = TrainingJob.objects.of(organization).for_list()
     running = [job_facts(job) for job in jobs.active()[:SHOWN]]

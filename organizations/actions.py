@@ -1,6 +1,9 @@
 """What people do with organizations."""
 
-from django.db import transaction
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import connection, transaction
 
 from accounts.errors import FlowError, Invalid
 from accounts.models import User
@@ -10,6 +13,29 @@ from organizations.models import Membership, Organization, Role
 class SignupClosed(FlowError):
     code = "signup-closed"
     status = 403
+
+
+def awaits_operator() -> bool:
+    """Whether the next account becomes the operator's: it is the first, and nobody else can come.
+
+    Only an installation that is reached at a loopback address is set up from its pages; on any
+    other the first stranger would own it, so there `manage.py createsuperuser` makes the operator.
+    """
+    host = urlsplit(settings.PUBLIC_URL).hostname
+    return host in {"localhost", "127.0.0.1", "::1"} and not User.objects.exists()
+
+
+@transaction.atomic
+def set_up(*, username: str, email: str, password: str) -> User:
+    """Make the first account: the operator's. Raises SignupClosed when it is not the first."""
+    with connection.cursor() as cursor:  # of two at once, one comes second
+        cursor.execute("LOCK TABLE accounts_user IN SHARE ROW EXCLUSIVE MODE")
+    if not awaits_operator():
+        raise SignupClosed("This installation has its operator already: sign in.")
+    user = register(username=username, email=email, password=password, allowed=True)
+    user.is_staff = user.is_superuser = True
+    user.save(update_fields=["is_staff", "is_superuser"])
+    return user
 
 
 @transaction.atomic

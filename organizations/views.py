@@ -24,7 +24,7 @@ __all__ = ["OrgRequest", "org_role"]
 
 @sensitive_post_parameters("password")
 def sign_up(request: HttpRequest) -> HttpResponse:
-    """Make an account and its own organization, and sign in."""
+    """Make an account and its own organization, and sign in. The very first is the operator's."""
     wanted = request.POST.get("next") or request.GET.get("next") or ""
     if not url_has_allowed_host_and_scheme(
         wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
@@ -32,13 +32,17 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         wanted = ""
     if request.user.is_authenticated:
         return redirect(wanted or settings.LOGIN_REDIRECT_URL)
+    first = actions.awaits_operator()
     form = RegisterForm(request.POST if request.method == "POST" else None)
     form.fields["username"].label = "Name"
     form.fields["email"].label = "E-mail"
     form.fields["password"].help_text = "At least eight characters that are hard to guess."
     if request.method == "POST" and form.is_valid():
         try:
-            user = actions.register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
+            if first:
+                user = actions.set_up(**form.cleaned_data)
+            else:
+                user = actions.register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
         except FlowError as problem:
             for field, texts in problem.errors.items():
                 form.add_error(field, list(texts))
@@ -47,7 +51,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         else:
             login(request, user, backend="django.contrib.auth.backends.ModelBackend")
             return redirect(wanted or settings.LOGIN_REDIRECT_URL)
-    context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP}
+    context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP, "first": first}
     return render(
         request,
         "organizations/sign_up.html",
