@@ -1,6 +1,6 @@
 """The first page: what to do first, and later what runs and what came of it."""
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
@@ -16,7 +16,7 @@ SHOWN = 5
 
 
 @require_GET
-def home(request: HttpRequest) -> HttpResponse:
+def home(request: HttpRequest) -> HttpResponseBase:
     """The overview; on a new installation, the page that sets it up."""
     if not request.user.is_authenticated and awaits_operator():
         return redirect("organizations:sign-up")
