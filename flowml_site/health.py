@@ -118,7 +118,7 @@ async def _round_trip() -> None:
         receiving = asyncio.ensure_future(layer.receive(name))
         while not receiving.done():
             await layer.send(name, sent)
-            await asyncio.wait([receiving], timeout=0.1)
+            await asyncio.wait([receiving], timeout=0.02)
         if receiving.result()["id"] != sent["id"]:
             raise Down("delivered something else")
     finally:
