@@ -495,8 +495,8 @@ def _parse(text: pl.Series, kind: str) -> tuple[pl.Series, int]:
 
 def _times(text: pl.Expr, kind: str) -> pl.Expr:
     if kind in _DATES:
-        return text.str.to_date(kind, strict=False)
-    times = text.str.to_datetime(kind, strict=False, time_unit="us")
+        return text.str.to_date(kind, strict=False, cache=False)
+    times = text.str.to_datetime(kind, strict=False, time_unit="us", cache=False)
     if kind.endswith("%#z"):
         times = times.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return times

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import polars as pl
@@ -30,6 +31,7 @@ MAX_COLUMNS = 2_000
 MAX_REJECTS = 100_000  # kept; with more, the ingest fails however large the table
 ROW_GROUP = 65_536  # rows; a preview decodes one group at most
 MAX_DECODED = 16 << 30  # bytes, where the task says nothing
+KEPT = 256 << 20  # bytes of a table that stay in memory; what is beyond waits on disk
 THREADS = min(4, os.cpu_count() or 2)
 T = TypeVar("T")
 
@@ -55,17 +57,15 @@ class Source(Protocol):
 
 @dataclass
 class Table:
-    """What was read, stored as typed Arrow files, one a block."""
+    """What was read: typed blocks, the first of them in memory, the others as Arrow files."""
 
     columns: list[infer.Column] = field(default_factory=list)
-    parts: list[Path] = field(default_factory=list)
+    parts: list[pl.LazyFrame] = field(default_factory=list)
     rows: int = 0
     rejects: list[Reject] = field(default_factory=list)
 
     def scan(self) -> pl.LazyFrame:
-        return pl.concat(
-            [infer.final_frame(pl.scan_ipc(part), self.columns) for part in self.parts]
-        )
+        return pl.concat([infer.final_frame(part, self.columns) for part in self.parts])
 
 
 class Ingest:
@@ -238,7 +238,7 @@ class Ingest:
         return turned
 
     def read(self, source: Source, columns: list[infer.Column], asked: Mapping[str, str]) -> Table:
-        """Read every block, type it, and put it aside as an Arrow file."""
+        """Read every block, type it, and put it aside."""
         table = Table(columns)
         by_name = {column.name: column for column in columns}
 
@@ -253,7 +253,11 @@ class Ingest:
                 for column in table.columns
             }
 
-        def typed(job: Job, known: dict[str, infer.Wish], part: Path) -> tuple[Any, Block]:
+        lock, room = Lock(), [KEPT]
+
+        def typed(
+            job: Job, known: dict[str, infer.Wish], part: Path
+        ) -> tuple[dict[str, infer.Seen], Block, pl.LazyFrame]:
             block = job()
             for name in block.frame.columns:
                 if name not in known:  # JSON: a key that was not there before
@@ -261,16 +265,20 @@ class Ingest:
                         tuple(infer.Column(name, asked.get(name)).alive), asked=name in asked
                     )
             seen, done = infer.read_block(block, known)
-            done.frame.write_ipc(part)
-            return seen, done
+            size = done.frame.estimated_size()
+            with lock:
+                kept = size <= room[0]
+                room[0] -= size if kept else 0
+            if not kept:
+                done.frame.write_ipc(part)
+            return seen, done, done.frame.lazy() if kept else pl.scan_ipc(part)
 
-        for number, (seen, block) in enumerate(
-            _in_order(
-                lambda job, number: typed(job, wishes(), self.work / f"part-{number}"),
-                source.jobs(),
-                THREADS,
-            )
-        ):
+        results = _in_order(
+            lambda job, number: typed(job, wishes(), self.work / f"part-{number}"),
+            source.jobs(),
+            THREADS,
+        )
+        for seen, block, part in results:
             for name, one in seen.items():
                 if name not in by_name:
                     by_name[name] = infer.Column(name, asked.get(name))
@@ -280,7 +288,7 @@ class Ingest:
                 raise sniff.too_many_columns(len(table.columns), self.max_columns)
             table.rows += block.frame.height
             table.rejects += block.rejects
-            table.parts.append(self.work / f"part-{number}")
+            table.parts.append(part)
             if len(table.rejects) > MAX_REJECTS:
                 raise _too_many_rejects(table)
             self.tell(

@@ -15,7 +15,7 @@ import polars as pl
 
 BINS = 20
 TOP = 20
-MANY = 5_000  # different texts; above it they are counted by their hashes
+SAMPLE = 3_000  # texts that are looked at to guess how many different ones there are
 MAX_CLASSES = 200  # every value is listed up to this many
 MAX_VALUE = 200  # characters of a value that is listed
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -80,17 +80,21 @@ def describe(name: str, dtype: str, values: pl.Series) -> dict[str, Any]:
 
 
 def _describe_text(about: dict[str, Any], there: pl.Series) -> None:
-    if there.approx_n_unique() <= MANY:
-        _count_values(about, there.value_counts(), there.len())
-    else:
+    # Of a few thousand values, do most occur once? Then there are very many different ones.
+    sample = there if there.len() <= SAMPLE else there.sample(SAMPLE, seed=0)
+    if there.len() > SAMPLE and sample.n_unique() > 0.9 * SAMPLE:
         _count_many_texts(about, there)
-    lengths = there.str.len_chars()
+        lengths = pl.DataFrame([there.str.len_chars().alias("length")])
+        lengths = lengths.with_columns(count=1)
+    else:
+        counts = there.value_counts(name="count")
+        _count_values(about, counts, there.len())
+        lengths = counts.select(pl.first().str.len_chars().alias("length"), "count")
     about["length"] = {
-        "min": lengths.min(),
-        "mean": _number(lengths.mean()),
-        "max": lengths.max(),
+        "min": lengths["length"].min(),
+        "mean": _number((lengths["length"] * lengths["count"]).sum() / there.len()),
+        "max": lengths["length"].max(),
     }
-    sample = there if there.len() <= 10_000 else there.sample(10_000, seed=0)
     about["words"] = _number(sample.str.count_matches(r"\S+").mean())
 
 
@@ -114,8 +118,14 @@ def _count_many_texts(about: dict[str, Any], there: pl.Series) -> None:
 def _describe_ordered(about: dict[str, Any], there: pl.Series) -> None:
     ordered = there.sort()
     count = ordered.len()
-    runs = ordered.rle().struct.unnest()
-    _count_values(about, runs.select(value="value", count="len"), count)
+    again = ordered.filter(ordered.eq(ordered.shift(1)))  # each value but its first occurrence
+    about["distinct"] = count - again.len()
+    if about["distinct"] > max(MAX_CLASSES, count // 2):
+        runs = again.rle().struct.unnest()
+        _rank(about, runs.select(value="value", count=pl.col("len") + 1), ordered)
+    else:
+        runs = ordered.rle().struct.unnest()
+        _count_values(about, runs.select(value="value", count="len"), count)
     about["min"], about["max"] = _plain(ordered[0]), _plain(ordered[-1])
     numbers = ordered
     if about["dtype"] in ("date", "datetime"):
@@ -127,7 +137,7 @@ def _describe_ordered(about: dict[str, Any], there: pl.Series) -> None:
     for share in QUANTILES:
         place = share * (count - 1)
         low, high = numbers[math.floor(place)], numbers[math.ceil(place)]
-        value = _number(low + (high - low) * (place - math.floor(place)))
+        value: Any = _number(low + (high - low) * (place - math.floor(place)))
         if numbers is not ordered and value is not None:
             moment = datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
             value = (moment.date() if about["dtype"] == "date" else moment).isoformat()
@@ -170,6 +180,17 @@ def _count_values(about: dict[str, Any], counts: pl.DataFrame, there: int) -> No
         equal = counts.filter(pl.col("count") == least).bottom_k(TOP - more.height, by="value")
         top = pl.concat([more, equal]).sort("count", "value", descending=[True, False])
     about["top"] = _listed(top) if there else []
+
+
+def _rank(about: dict[str, Any], often: pl.DataFrame, ordered: pl.Series) -> None:
+    """Fill in ``top`` where most values occur once: ``often`` counts the others."""
+    top = often.sort("count", "value", descending=[True, False]).head(TOP)
+    if top.height < TOP:
+        once = ordered.head(TOP + often["count"].sum()) if often.height < TOP else ordered.head(0)
+        once = once.filter(once.is_in(often["value"].implode()).not_()).head(TOP - top.height)
+        more = pl.DataFrame([once.alias("value")]).with_columns(count=pl.lit(1))
+        top = pl.concat([top, more.cast(dict(top.schema))])
+    about["top"] = _listed(top)
 
 
 def _longest(values: pl.Series) -> int:

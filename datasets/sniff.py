@@ -144,8 +144,8 @@ def find_encoding(path: Path) -> Encoding:
             if head.startswith(mark) and codec != "utf-8":
                 return Encoding(codec, len(mark))
         skip = 3 if head.startswith(b"\xef\xbb\xbf") else 0
-        if codec := _utf16_without_mark(head):
-            return Encoding(codec)
+        if wide := _utf16_without_mark(head):
+            return Encoding(wide)
         if _is_utf8(path):
             return Encoding("utf-8", skip)
         lines = valid = invalid = 0

@@ -91,6 +91,7 @@ def test_blocks_and_polars_change_nothing(tmp_path_factory, soup, first, width):
     assert rejects == careful.rejects
 
 
+@settings(deadline=None)
 @given(soup=SOUP)
 def test_every_line_is_in_a_record_or_rejected(soup):
     """Records cover the text without a gap, and lines are numbered as an editor does."""
@@ -105,6 +106,7 @@ def test_every_line_is_in_a_record_or_rejected(soup):
     assert at == len(block)
 
 
+@settings(deadline=None)
 @given(soup=SOUP)
 def test_blocks_in_order_are_what_the_careful_reader_sees(soup):
     block = soup.encode()

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -22,12 +23,14 @@ def counted(values: list[Any]) -> Counter[Any]:
     return Counter(value for value in values if value is not None)
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_floats(values):
     about = describe("x", "float", pl.Series(values, dtype=pl.Float64))
     check(about, values, pl.Float64)
 
 
+@settings(deadline=None)
 @given(WHOLE)
 def test_integers(values):
     about = describe("x", "integer", pl.Series(values, dtype=pl.Int64))
@@ -55,6 +58,7 @@ def check(about, values, dtype):
     assert {one["value"]: one["count"] for one in about["classes"]} == counted(there)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_texts(values):
     about = describe("x", "string", pl.Series(values, dtype=pl.String))
@@ -65,20 +69,25 @@ def test_texts(values):
     assert "\0" not in json.dumps(about, ensure_ascii=False)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=600))
 def test_many_texts_are_counted_as_few_are(numbers):
     values = pl.Series([f"t{number}" for number in numbers])
     few = describe("x", "string", values)
-    before = module.MANY
-    module.MANY = 0
-    try:
+    with patch.object(module, "SAMPLE", 1):
         many = describe("x", "string", values)
-    finally:
-        module.MANY = before
     assert many["distinct"] == few["distinct"]
     often = [one for one in few["top"] if one["count"] > 1]
     assert many["top"][: len(often)] == often
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2000), min_size=1, max_size=1200))
+def test_the_most_frequent_come_first_and_then_the_smallest(numbers):
+    about = describe("x", "integer", pl.Series(numbers, dtype=pl.Int64))
+    ranked = sorted(counted(numbers).items(), key=lambda pair: (-pair[1], pair[0]))
+    assert [(one["value"], one["count"]) for one in about["top"]] == ranked[:20]
+    assert about["distinct"] == len(ranked)
 
 
 def test_dates():
