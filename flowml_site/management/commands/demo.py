@@ -13,7 +13,7 @@ from accounts.models import User
 from flowml_site import embedded
 from flowml_site.embedded import ServiceError
 from flowml_site.platform import Platform
-from organizations.actions import register
+from organizations.actions import awaits_operator, register, set_up
 
 USERNAME = "demo"
 SAMPLE, TARGET = "penguins", "species"
@@ -81,6 +81,7 @@ class Command(BaseCommand):
                 f"\nOpen     {url}/training/{job['id']}\n"
                 f"Sign in  as {USERNAME} with the password {password}\n"
                 f"The API  {url}/api/docs\n"
+                f"Work and nodes, for the operator  {url}/admin/\n"
             )
 
     def _ingested(self, api: "Api", dataset: str) -> Any:
