@@ -21,7 +21,15 @@ from organizations.models import Membership
 from training import catalog, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import METRICS, InvalidCandidate
-from training.models import BOARD_ORDER, BatchPrediction, TrainedModel, TrainingJob
+from training.models import (
+    BOARD_ORDER,
+    RACE_SHARE,
+    REFIT,
+    TRAIN,
+    BatchPrediction,
+    TrainedModel,
+    TrainingJob,
+)
 from training.rows import BadRows, check_rows
 from workers.actions import add_task, cancel_task, emit, stop_task, store_artifact
 from workers.files import file_response
@@ -30,7 +38,6 @@ from workers.waiting import waits_for
 
 log = logging.getLogger(__name__)
 
-TRAIN = "training.train"
 PREDICT_FILE = "training.predict_file"
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 FORMATS = ("csv", "parquet")
@@ -166,7 +173,7 @@ def _start(
         priority=PRIORITIES[request["priority"]],
         request=dict(request),
         rows=plan.rows,
-        notices=[{"message": text, "engine": ""} for text in [*plan.notices, *_unmet(request)]],
+        notices=[{"message": text, "engine": ""} for text in plan.notices],
         created_by=by.user,
         idempotency_key=key or None,
     )
@@ -237,17 +244,6 @@ def _plan(wish: Wish, version: DatasetVersion) -> Plan:
         raise Invalid(str(refused), errors=refused.errors) from None
 
 
-def _unmet(request: Mapping[str, Any]) -> list[str]:
-    """What was asked for and is not done yet: said, rather than passed over."""
-    if request["refit"]:
-        text = (
-            "Fitting the winner again on all rows is not done yet: the models stay as they were "
-            "scored, without the validation and test rows."
-        )
-        return [text]
-    return []
-
-
 def _payload(job: TrainingJob, threads: int) -> dict[str, Any]:
     return {
         "job": str(job.pk),
@@ -261,7 +257,6 @@ def _payload(job: TrainingJob, threads: int) -> dict[str, Any]:
         "budget_s": job.budget_s,
         "seed": job.seed,
         "threads": threads,
-        "refit": job.refit,
         "dataset": {
             "id": job.dataset["id"],
             "version": job.dataset["version"],
@@ -313,12 +308,13 @@ def progress_of(job: TrainingJob) -> dict[str, Any]:
     ``fraction`` runs from 0 to 1; ``seq`` is the last event of its topic, to listen after.
     """
     tasks = list(job.tasks.defer("payload", "result", "usage"))
+    raced = _mean([task.progress for task in tasks if task.kind == TRAIN])
     running = [task for task in tasks if task.state == Task.State.RUNNING]
     until = job.finished_at or timezone.now()
     return {
         "id": job.pk,
         "state": job.state,
-        "fraction": 1.0 if job.has_ended else _mean([task.progress for task in tasks]),
+        "fraction": 1.0 if job.has_ended else raced * (RACE_SHARE if job.wants_refit else 1.0),
         "message": next((task.message for task in running if task.message), ""),
         "waiting_for": "" if job.has_ended else waits_for(tasks, job.organization),
         "elapsed_s": (until - job.started_at).total_seconds() if job.started_at else 0.0,
@@ -446,7 +442,7 @@ def download_result(batch: BatchPrediction, format: str = "csv") -> StreamingHtt
 
 
 def _usable(model: TrainedModel) -> None:
-    if not model.is_scored:
+    if not model.is_usable:
         raise Conflict(f"This model cannot predict: {model.reason}", code="model-invalid")
 
 
@@ -455,7 +451,7 @@ def _usable(model: TrainedModel) -> None:
 
 def note_start(task: Task) -> None:
     """A node has begun with the task: what it belongs to runs."""
-    owner = TrainingJob if task.kind == TRAIN else BatchPrediction
+    owner = TrainingJob if task.kind in {TRAIN, REFIT} else BatchPrediction
     waiting = owner.objects.filter(pk=task.subject, state="queued").first()
     if waiting is None:
         return

@@ -46,7 +46,7 @@ class TrainingJobAdmin(ReadOnly):
 
     @admin.display(description="Best score")
     def best_score(self, job: TrainingJob) -> float | None:
-        return job.best_model.score if job.best_model else None
+        return job.best_model.ranked_score if job.best_model else None
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("training.change_trainingjob")

@@ -1,4 +1,8 @@
-"""How a training job ends. Runs in control, when a node has reported the end of a task."""
+"""How a training job ends. Runs in control, when a node has reported the end of a task.
+
+The race ends with its last engine. Then, if the job wants it, the winner's recipe is fitted again
+on training and validation rows: a task of its own, with whose end the job ends, however it went.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,25 @@ from django.utils import timezone
 
 from training import scoring
 from training.actions import MOST_NOTICES
-from training.evaluation import Evaluation, InvalidCandidate
-from training.models import BOARD_ORDER, TrainedModel, TrainingJob
+from training.evaluation import METRICS, Evaluation, InvalidCandidate
+from training.models import BOARD_ORDER, REFIT, TrainedModel, TrainingJob
+from workers.actions import add_task, emit
 from workers.models import Task
 
 log = logging.getLogger(__name__)
 
+# A refit has a third more rows or so, and a blend's members, which the race fitted in turn, all
+# at once: it may take longer than any one model did.
+REFIT_SHARE = 1.5  # of the budget, at most, on top of it
+LEAST_REFIT_S = 30.0
+Notices = list[dict[str, str]]
+
 
 @transaction.atomic
 def finish_job(task: Task) -> TrainingJob | None:
-    """A training task has ended: when it was the job's last, the job ends too.
+    """A task of a job has ended: when it was the job's last, the job ends too, or a refit begins.
 
-    Returns the job once it has ended, None while other engines are at work. Called after every
+    Returns the job once it has ended, None while something is at work. Called after every
     candidate of ``task`` was handled.
     """
     job = (
@@ -40,10 +51,16 @@ def finish_job(task: Task) -> TrainingJob | None:
     # after us: the job's row is locked until this one counts as handled.
     if any(other.handled_at is None for other in tasks if other.pk != task.pk):
         return None
-    best = job.models.filter(state=TrainedModel.State.SCORED).order_by(*BOARD_ORDER).first()
+    scored = job.models.filter(state=TrainedModel.State.SCORED).select_related("task", "artifact")
+    best = scored.order_by(*BOARD_ORDER).first()
     outcome, error, notices = _outcome(job, tasks, best)
     if best is not None and outcome == TrainingJob.State.SUCCEEDED:
+        refit = next((one for one in tasks if one.kind == REFIT), None)
+        if refit is None and job.wants_refit and _begin_refit(job, best, notices):
+            return None
         _open_seal(job, best, notices)
+        if refit is not None:
+            best = _finish_refit(job, best, refit, notices)
     for notice in notices:
         if notice not in job.notices:
             job.notices.append(notice)
@@ -63,9 +80,9 @@ def finish_job(task: Task) -> TrainingJob | None:
 
 def _outcome(
     job: TrainingJob, tasks: Sequence[Task], best: TrainedModel | None
-) -> tuple[TrainingJob.State, str, list[dict[str, str]]]:
+) -> tuple[TrainingJob.State, str, Notices]:
     """How the job ended, the sentence that says why it did not succeed, and what else to tell."""
-    failed = [task for task in tasks if task.state == Task.State.FAILED]
+    failed = [t for t in tasks if t.state == Task.State.FAILED and t.kind != REFIT]
     if job.cancel_requested_at and any(t.state == Task.State.CANCELLED for t in tasks):
         return TrainingJob.State.CANCELLED, "", []
     if best is not None:
@@ -91,24 +108,26 @@ def _outcome(
     return TrainingJob.State.FAILED, "No model was finished within the time budget.", []
 
 
-def _open_seal(job: TrainingJob, best: TrainedModel, notices: list[dict[str, str]]) -> None:
-    """Give the winner its figures on the sealed test rows, which nothing was chosen by."""
+def _open_seal(job: TrainingJob, model: TrainedModel, notices: Notices) -> None:
+    """Give the winner, or its refit, its figures on the sealed test rows, which ranked nothing."""
     try:
         truth = scoring.truth_of(job)
-        if best.predictions is None or not len(truth.sealed):
+        if model.predictions is None or not len(truth.sealed):
             return
-        predictions = scoring.read_predictions(best.predictions, job, most_rows=len(truth.target))
+        predictions = scoring.read_predictions(model.predictions, job, most_rows=len(truth.target))
         found = scoring.evaluate_part(job, predictions, truth, sealed=True)
     except Exception as error:  # whatever it is, the job has ended and has a best model
         if not isinstance(error, InvalidCandidate):
             log.exception("no test figures", extra={"job": job.pk})
         why = str(error) if isinstance(error, InvalidCandidate) else type(error).__name__
         notices.append(
-            {"message": f"The best model has no test figures: {why}", "engine": best.engine}
+            {"message": f"The best model has no test figures: {why}", "engine": model.engine}
+            if model.origin is None
+            else {"message": f"Its refit has no test figures: {why}", "engine": model.engine}
         )
         return
-    best.test = _test_figures(found)
-    best.save(update_fields=["test"])
+    model.test = _test_figures(found)
+    model.save(update_fields=["test"])
 
 
 def _test_figures(found: Evaluation) -> dict[str, Any]:
@@ -120,3 +139,102 @@ def _test_figures(found: Evaluation) -> dict[str, Any]:
         "notes": found.notes,
         "curves": found.curves,
     }
+
+
+# The refit ---------------------------------------------------------------------------------------
+
+
+def _begin_refit(job: TrainingJob, best: TrainedModel, notices: Notices) -> bool:
+    """Queue the refit of the winner. False, and a notice, when there is to be none."""
+    race, version = best.task, job.dataset_version
+    if job.stop_requested_at or job.cancel_requested_at:
+        _note(notices, best, "it was not fitted again on all rows: the training was stopped.")
+        return False
+    if race is None or best.artifact is None or version is None or version.data is None:
+        _note(notices, best, "it was not fitted again on all rows: its files are gone.")
+        return False
+    add_task(
+        job.organization,
+        kind=REFIT,
+        subject=job.pk,
+        topic=job.topic,
+        payload={
+            **race.payload,
+            "split": {**job.split, "refit": True},
+            "budget_s": max(LEAST_REFIT_S, REFIT_SHARE * job.budget_s),
+        },
+        inputs={"data": version.data, "model": best.artifact},
+        engine=best.engine,
+        cpu_millis=race.cpu_millis,
+        ram_mib=race.ram_mib,
+        time_limit_s=int(REFIT_SHARE * race.time_limit_s),  # later than it ends by itself
+        priority=race.priority,
+    )
+    return True
+
+
+def _finish_refit(
+    job: TrainingJob, best: TrainedModel, task: Task, notices: Notices
+) -> TrainedModel:
+    """Put what the refit gave beside its origin. Returns the one of the two that is the job's best.
+
+    That is the refit if it is not worse on the sealed rows, the only ones that both have not seen.
+    """
+    if task.state != Task.State.SUCCEEDED:
+        why = task.error or "it was stopped."
+        _note(notices, best, f"it could not be fitted again on all rows: {why}")
+        return best
+    made = {str(artifact.pk): artifact for artifact in task.artifacts.all()}
+    files, data = task.result.get("files", {}), task.result.get("data", {})
+    artifact = made.get(str(files.get("artifact")))
+    if artifact is None:
+        _note(notices, best, "it was fitted again on all rows, but the files did not arrive.")
+        return best
+    twin, _ = TrainedModel.objects.get_or_create(
+        job=job,
+        key=f"{best.key[:114]}:refit",
+        defaults={
+            "organization_id": job.organization_id,
+            "origin": best,
+            "task": task,
+            "name": str(data.get("name") or f"{best.name}, refitted")[:160],
+            "family": best.family,
+            "engine": best.engine,
+            "params": best.params,
+            "fit_s": float(data.get("fit_s") or 0),
+            "predict_ms_row": data.get("predict_ms_row"),
+            "train_rows": int(data.get("train_rows") or 0),
+            "artifact": artifact,
+            "predictions": made.get(str(files.get("predictions"))),
+            "state": TrainedModel.State.REFITTED,
+        },
+    )
+    _open_seal(job, twin, notices)
+    better = _not_worse(job, twin, best)
+    emit(
+        job.topic,
+        "leaderboard",
+        {
+            "model": str(twin.pk),
+            "name": twin.name,
+            "engine": twin.engine,
+            "state": twin.state,
+            "metric": job.metric,
+            "score": None,
+            "best": better,
+            "reason": "",
+        },
+    )
+    return twin if better else best
+
+
+def _not_worse(job: TrainingJob, twin: TrainedModel, origin: TrainedModel) -> bool:
+    """False too where nothing tells: a model without sealed figures replaces none that ranked."""
+    if twin.test is None or origin.test is None:
+        return False
+    now, before = float(twin.test["score"]), float(origin.test["score"])
+    return now >= before if METRICS[job.metric].greater_is_better else now <= before
+
+
+def _note(notices: Notices, best: TrainedModel, text: str) -> None:
+    notices.append({"message": f"{best.name} stays as it was ranked: {text}", "engine": ""})

@@ -3,8 +3,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import F, Q, QuerySet, TextChoices
-from django.db.models.functions import Coalesce, RowNumber
+from django.db.models import Case, F, Q, QuerySet, TextChoices, Value, When
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils.text import slugify
 
@@ -15,16 +15,23 @@ from workers.actions import emit
 from workers.models import Artifact, IllegalMove, StaleWrite, Task
 
 BOARD_ORDER = (F("order_score").asc(nulls_last=True), "fit_s", "key")
+RACE_SHARE = 0.9  # of a job's progress, when a refit comes after the race
+TRAIN = "training.train"  # kinds of task
+REFIT = "training.refit"
+_BEST = ("best_model", "best_model__origin")
 
 
 class JobQuerySet(OrgQuerySet["TrainingJob"]):
     def for_list(self) -> Self:
         """What a list row or a detail page shows, in one query; the bulky columns stay behind.
 
-        Adds ``model_count``, the models that have a score, and ``progress``, 0 to 1 over its tasks.
+        Adds ``model_count``, the models that have a score, and ``progress``, 0 to 1 over its race.
         """
-        tasks = Task.objects.filter(subject=models.OuterRef("pk")).order_by().values("subject")
-        progress = tasks.annotate(mean=models.Avg("progress")).values("mean")
+        race = Task.objects.filter(subject=models.OuterRef("pk"), kind=TRAIN).order_by()
+        progress = race.values("subject").annotate(mean=models.Avg("progress")).values("mean")
+        share = Case(
+            When(refit=True, split__folds__isnull=True, then=Value(RACE_SHARE)), default=Value(1.0)
+        )
         scored = (
             TrainedModel.objects.filter(job=models.OuterRef("pk"), state="scored")
             .order_by()
@@ -33,11 +40,14 @@ class JobQuerySet(OrgQuerySet["TrainingJob"]):
             .values("n")
         )
         return (
-            self.select_related("dataset_version__dataset", "best_model", "created_by")
-            .defer("dataset_version__columns", "best_model__curves", "best_model__test")
+            self.select_related("dataset_version__dataset", "best_model__origin", "created_by")
+            .defer(
+                "dataset_version__columns",
+                *(f"{model}__{bulky}" for model in _BEST for bulky in ("curves", "test")),
+            )
             .annotate(
                 model_count=Coalesce(models.Subquery(scored), 0),
-                progress=Coalesce(models.Subquery(progress), 0.0),
+                progress=Coalesce(models.Subquery(progress), 0.0) * share,
             )
         )
 
@@ -146,8 +156,16 @@ class TrainingJob(OrgOwned):
 
     @property
     def tasks(self) -> QuerySet[Task]:
-        """Its units of work, one per engine, oldest first."""
+        """Its units of work, oldest first: one per engine, then the winner's refit, if any."""
         return Task.objects.filter(subject=self.pk).order_by("queued_at", "pk")
+
+    @property
+    def wants_refit(self) -> bool:
+        """Whether a refit was asked for and has rows to add.
+
+        Models that rank out of fold are fitted on all rows but the sealed ones already.
+        """
+        return self.refit and not self.split.get("folds")
 
     def move_to(self, new: "TrainingJob.State", *, reason: str = "", **fields: object) -> None:
         """Write ``new`` and ``fields`` if the stored row still has this instance's state.
@@ -170,13 +188,19 @@ class ModelQuerySet(OrgQuerySet["TrainedModel"]):
     def leaderboard(self, job: UUID) -> Self:
         """A job's candidates, best first, each with its ``rank``, the invalid ones last.
 
-        The bulky columns stay behind.
+        A refit follows its origin and has the same rank. The bulky columns stay behind.
         """
+        order = [
+            Coalesce("origin__order_score", "order_score").asc(nulls_last=True),
+            Coalesce("origin__fit_s", "fit_s"),
+            Coalesce("origin__key", "key"),
+        ]
+        scored = models.Count("pk", filter=~Q(state=TrainedModel.State.REFITTED))
         return (
             self.filter(job=job)
             .defer("curves", "test", "params")
-            .annotate(rank=models.Window(RowNumber(), order_by=list(BOARD_ORDER)))
-            .order_by("rank")
+            .annotate(rank=models.Window(scored, order_by=order))
+            .order_by(*order, F("origin").asc(nulls_first=True))
         )
 
 
@@ -185,9 +209,14 @@ class TrainedModel(OrgOwned):
 
     class State(TextChoices):
         SCORED = "scored"
+        REFITTED = "refitted"  # fitted on the rows that rank as well, so it has no score of its own
         INVALID = "invalid"  # its predictions could not be scored; ``reason`` says why
 
     job = models.ForeignKey(TrainingJob, models.CASCADE, related_name="models")
+    origin = models.ForeignKey(
+        "self", models.CASCADE, null=True, blank=True, related_name="refits",
+        help_text="The model whose recipe was fitted again.",
+    )  # fmt: skip
     task = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
     key = models.CharField(max_length=120)
     name = models.CharField(max_length=160)
@@ -214,7 +243,9 @@ class TrainedModel(OrgOwned):
     scored_rows = models.PositiveBigIntegerField(default=0)
     curves = models.JSONField(default=dict)
     test = models.JSONField(
-        null=True, blank=True, help_text="Figures on the sealed rows: for a job's winner only."
+        null=True,
+        blank=True,
+        help_text="Figures on the sealed rows: for a job's winner, and its refit.",
     )
 
     objects: ClassVar[Any] = ModelQuerySet.as_manager()
@@ -227,6 +258,11 @@ class TrainedModel(OrgOwned):
                 condition=~Q(state="scored")
                 | Q(score__isnull=False, order_score__isnull=False, artifact__isnull=False),
                 name="model_scored_has_score",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="refitted")
+                | Q(score__isnull=True, origin__isnull=False, artifact__isnull=False),
+                name="model_refitted_has_origin",
             ),
         ]
         indexes: ClassVar = [
@@ -243,6 +279,16 @@ class TrainedModel(OrgOwned):
     @property
     def is_scored(self) -> bool:
         return self.state == self.State.SCORED
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can predict and be downloaded as a model."""
+        return self.state in {self.State.SCORED, self.State.REFITTED}
+
+    @property
+    def ranked_score(self) -> float | None:
+        """The score by which it stands on the leaderboard: for a refit, that of its origin."""
+        return self.origin.score if self.origin else self.score
 
     @property
     def interval(self) -> tuple[float, float] | None:

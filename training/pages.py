@@ -28,6 +28,17 @@ TASK_TYPES = (
 )
 
 
+UNMEASURED = "The best model, fitted again on all rows: no sealed ones are left to measure it on."
+
+
+def refit_words(origin: str, rows: int | None) -> str:
+    """What the figures of a refit are: ``rows`` is how many sealed rows there were, if any."""
+    text = f"The recipe of “{origin}”, fitted again on the validation rows as well"
+    if not rows:
+        return f"{text}. There is nothing left to measure it on."
+    return f"{text}; both are measured on {rows:,} sealed rows that neither has seen."
+
+
 def task_words(task: str, classes: Sequence[str] | None) -> str:
     if task == "regression":
         return "Regression"

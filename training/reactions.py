@@ -5,11 +5,11 @@ from typing import Any
 from datasets.models import Dataset
 from datasets.registry import register_use
 from training import actions, finish
-from training.models import jobs_using
+from training.models import REFIT, TRAIN, jobs_using
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
-_OURS = (actions.TRAIN, actions.PREDICT_FILE)
+_OURS = (TRAIN, REFIT, actions.PREDICT_FILE)
 
 
 def connect() -> None:
@@ -22,16 +22,16 @@ def _reported(event: Event, task: Task, **_: Any) -> None:
     if task is None or task.kind not in _OURS:
         return
     actions.note_start(task)
-    if task.kind != actions.TRAIN:
+    if task.kind == actions.PREDICT_FILE:
         return
-    if event.type == "candidate":
+    if event.type == "candidate" and task.kind == TRAIN:
         actions.score_candidate(event, task)
     elif event.type == "notice" and event.data.get("message"):
         actions.add_notice(task.subject, str(event.data["message"]), engine=task.engine)
 
 
 def _ended(task: Task, **_: Any) -> None:
-    if task.kind == actions.TRAIN:
+    if task.kind in {TRAIN, REFIT}:
         finish.finish_job(task)
     elif task.kind == actions.PREDICT_FILE:
         actions.finish_batch(task)

@@ -183,10 +183,26 @@ def test_a_retry_with_the_same_key_starts_nothing_new(ask, by):
     assert long.status_code == 400
 
 
-def test_a_refit_that_is_asked_for_is_not_passed_over(ask, by):
-    body = {"dataset": str(make.version(by).dataset_id), "target": "kind", "refit": True}
+def test_a_refit_stands_on_the_leaderboard_without_a_score_of_its_own(ask, by):
+    version = make.version(by, make.flowers(400))
+    wish = {"target": "kind", "refit": True, "split": {"validation": 0.25}}
+    body = {"dataset": str(version.dataset_id), **wish}
     job = ask("post", "/api/training/start", body).json()
-    assert any("not done yet" in notice["message"] for notice in job["notices"])
+    node = make.Node()
+    task = node.claim()
+    node.candidate(task, skill=0.6)
+    node.end(task)
+    twin = node.refit(node.claim(), skill=0.95)
+    first, second = ask("get", f"/api/results/job/{job['id']}/leaderboard").json()["results"]
+    assert (first["rank"], first["refit_of"]) == (1, None)
+    assert (second["rank"], second["refit_of"], second["state"]) == (None, first["id"], "refitted")
+    assert second["score"] is None
+    best = ask("get", f"/api/training/{job['id']}").json()["best_model"]
+    assert (best["id"], best["score"]) == (str(twin.pk), first["score"])
+    told = ask("get", f"/api/results/model/{twin.pk}").json()
+    assert (told["is_best"], told["test_rows"]) == (True, twin.test["rows"])
+    download = ask("get", f"/api/results/model/{twin.pk}/download")
+    assert download.status_code == 200
 
 
 # Watching

@@ -61,7 +61,6 @@ def test_a_job_starts_as_a_task_per_engine_with_all_that_a_node_needs(by):
         "budget_s": 60.0,
         "seed": 0,
         "threads": 1,
-        "refit": False,
         "dataset": {
             "id": str(version.dataset_id),
             "version": 1,
@@ -401,6 +400,157 @@ def test_stopping_before_the_first_model_cancels(by, node):
         job.refresh_from_db()
         assert (job.state, job.stopped_early) == ("cancelled", False)
         assert "before the first model" in job.error
+
+
+# The refit
+
+
+def raced(by, node, *, n=400, skill=0.7, **wish):
+    """A job with a validation part whose race has ended, and the task that comes after it."""
+    split = {"validation": 0.25, "test": 0.25}
+    job = make.job(by, make.version(by, make.flowers(n)), refit=True, split=split, **wish)
+    task = node.claim()
+    node.candidate(task, "pycaret:poor", skill=0.4)
+    best = node.candidate(task, "pycaret:good", skill=skill)
+    node.end(task)
+    job.refresh_from_db()
+    return job, best, job.tasks.filter(kind="training.refit").first()
+
+
+def test_a_refit_comes_after_the_race_with_the_winner_and_all_rows_but_the_sealed(by, node):
+    job, best, task = raced(by, node, time_budget=60)
+    race = job.tasks.exclude(pk=task.pk).get()
+    assert (job.state, job.best_model, task.queue) == ("running", best, race.queue)
+    version = job.dataset_version
+    assert task.inputs == {"data": str(version.data_id), "model": str(best.artifact_id)}
+    assert task.payload == race.payload | {"split": job.split | {"refit": True}, "budget_s": 90}
+    assert task.time_limit_s > 90
+    assert actions.progress_of(job)["fraction"] == 0.9
+    assert TrainingJob.objects.for_list().get().progress == 0.9
+    best.refresh_from_db()
+    assert best.test is None, "sealed until the end"
+    finish.finish_job(race)
+    assert job.tasks.count() == 2, "the end of the race was handled twice"
+
+
+def test_a_refit_that_is_no_worse_becomes_the_best_and_stands_beside_its_origin(by, node):
+    job, best, _ = raced(by, node)
+    task = node.claim()
+    assert task.kind == "training.refit"
+    node.refit(task, skill=0.95)
+    job.refresh_from_db()
+    best.refresh_from_db()
+    twin = job.best_model
+    assert (job.state, job.stopped_early, twin.state) == ("succeeded", False, "refitted")
+    assert (twin.origin, twin.key, twin.params) == (best, "pycaret:good:refit", best.params)
+    assert (twin.score, twin.metrics, twin.ranked_score) == (None, {}, best.score)
+    assert twin.test["score"] < best.test["score"], "log loss: lower is better"
+    assert twin.test["rows"] == best.test["rows"] > 90
+    board = [(m.rank, m.key) for m in TrainedModel.objects.leaderboard(job.pk)]
+    assert board == [(1, "pycaret:good"), (1, "pycaret:good:refit"), (2, "pycaret:poor")]
+    assert types(job)[-2:] == ["leaderboard", "job.succeeded"]
+    before = types(job)
+    finish.finish_job(task)
+    assert (types(job), job.models.count()) == (before, 3)
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "accuracy"])
+def test_a_refit_that_is_worse_is_shown_and_replaces_nothing(by, node, metric):
+    job, best, _ = raced(by, node, skill=0.95, metric=metric)
+    node.refit(node.claim(), skill=0.5)
+    job.refresh_from_db()
+    assert (job.state, job.best_model) == ("succeeded", best)
+    assert job.models.get(origin=best).test is not None
+
+
+def test_a_refit_without_sealed_rows_replaces_nothing(by, node):
+    split = {"validation": 0.25, "test": 0}
+    job = make.job(by, make.version(by, make.flowers(400)), refit=True, split=split)
+    task = node.claim()
+    best = node.candidate(task)
+    node.end(task)
+    node.refit(node.claim())
+    job.refresh_from_db()
+    assert (job.state, job.best_model) == ("succeeded", best)
+    assert job.models.get(origin=best).test is None
+
+
+def test_models_that_rank_out_of_fold_need_no_refit(by, node):
+    job = make.job(by, refit=True)
+    assert "folds" in job.split
+    task = node.claim()
+    node.candidate(task)
+    node.end(task)
+    job.refresh_from_db()
+    assert (job.state, job.tasks.count()) == ("succeeded", 1)
+    assert not any("again" in notice["message"] for notice in job.notices)
+
+
+@pytest.mark.parametrize("result", ["no file", "no predictions", "nonsense"])
+def test_a_refit_that_failed_or_came_broken_is_a_notice_and_never_the_jobs_failure(
+    by, node, result
+):
+    job, best, _ = raced(by, node)
+    task = node.claim()
+    if result == "no file":
+        node.end(task, "failed", error="The fit failed: no memory.", fault="work")
+    elif result == "no predictions":
+        node.refit(task, change=lambda table: table.drop("prediction"))
+    else:
+        node.end(task, result={"data": {"name": "x"}, "files": {"artifact": "stolen"}})
+    job.refresh_from_db()
+    assert (job.state, job.error, job.best_model) == ("succeeded", "", best)
+    best.refresh_from_db()
+    assert best.test is not None
+    words = {"no file": "no memory", "no predictions": "no test figures", "nonsense": "not arrive"}
+    assert words[result] in job.notices[-1]["message"]
+
+
+def test_stopping_during_the_refit_keeps_the_winner(by, node):
+    job, best, _ = raced(by, node)
+    task = node.claim()
+    actions.stop_job(by, job)
+    task.refresh_from_db()
+    assert task.stop_requested_at is not None
+    node.end(task, "failed", error="It was stopped before it was fitted.", fault="work")
+    job.refresh_from_db()
+    assert (job.state, job.stopped_early, job.best_model) == ("succeeded", True, best)
+    assert "stopped" in job.notices[-1]["message"]
+
+
+def test_stopping_the_race_leaves_no_time_for_a_refit(by, node):
+    job = make.job(by, make.version(by, make.flowers(400)), refit=True, split={"validation": 0.2})
+    task = node.claim()
+    best = node.candidate(task)
+    actions.stop_job(by, job)
+    node.end(task)
+    job.refresh_from_db()
+    assert (job.state, job.best_model, job.tasks.count()) == ("succeeded", best, 1)
+    assert "was stopped" in job.notices[-1]["message"]
+
+
+def test_cancelling_during_the_refit_keeps_the_models(by, node):
+    job, best, waiting = raced(by, node)
+    actions.cancel_job(by, job)
+    node.react(waiting)
+    job.refresh_from_db()
+    assert (job.state, job.best_model, job.models.count()) == ("cancelled", best, 2)
+
+
+def test_a_refit_whose_node_was_lost_is_done_again(by, node):
+    job, _, _ = raced(by, node)
+    lost = node.claim()
+    make.Task.objects.filter(pk=lost.pk).update(lease_expires_at="2020-01-01T00:00Z")
+    make.work.expire_leases(make.timezone.now(), web_answers=True)
+    make.work.expire_leases(make.timezone.now(), web_answers=True)
+    again = node.claim()
+    assert (again.pk, again.attempt) == (lost.pk, 2)
+    node.refit(again, skill=0.95)
+    job.refresh_from_db()
+    assert (job.state, job.models.filter(state="refitted").count()) == ("succeeded", 1)
+
+
+# Two engines
 
 
 def test_a_race_of_two_engines_ends_with_the_last(by, node, monkeypatch):

@@ -270,6 +270,47 @@ def test_an_unscorable_model_stands_last_with_its_reason(developer: Membership) 
     assert page.count("?tab=try") == 1
 
 
+@pytest.mark.parametrize("test", [0.2, 0])
+def test_a_refit_stands_below_its_origin_with_both_sealed_figures(
+    developer: Membership, test: float
+) -> None:
+    version = make.version(developer, make.flowers(400))
+    split = {"validation": 0.25, "test": test}
+    job, node = make.job(developer, version, refit=True, split=split), make.Node()
+    task = node.claim()
+    node.candidate(task, "pycaret:good", skill=0.6)
+    node.end(task)
+    client = as_(developer)
+    page = client.get(reverse("training:job", args=[job.pk])).content.decode()
+    assert "the winner again" in page
+    twin = node.refit(node.claim())
+    assert twin is not None
+    for name, url in pages_of(twin).items():
+        assert client.get(url).status_code == 200, name
+    page = client.get(reverse("training:leaderboard", args=[job.pk])).content.decode()
+    assert page.count("?tab=try") == 2
+    assert page.index("Good</a>") < page.index("Good, refitted</a>")
+    measured = "before it was" in page
+    best = page[page.index('class="is-best"') :][:200]
+    assert (measured, "refitted" in best) == (bool(test), bool(test))
+    page = client.get(reverse("training:model", args=[twin.pk])).content.decode()
+    assert "refit of Good" in page
+    assert ("both are measured on 79 sealed rows" in page) is bool(test)
+    assert ("no sealed ones are left" in page) is not bool(test)
+
+
+def test_the_form_asks_for_a_refit_and_remembers_it(developer: Membership) -> None:
+    version = make.version(developer)
+    client, url = as_(developer), reverse("training:new")
+    form = {"dataset": str(version.dataset_id), "target": "kind", "time_budget": "60"}
+    client.post(url, form)
+    client.post(url, form | {"refit": "1"})
+    asked, plain = TrainingJob.objects.all()
+    assert (plain.refit, asked.refit) == (False, True)
+    page = client.get(url, {"again": str(asked.pk)}).content.decode()
+    assert re.search(r'name="refit" value="1" checked', page)
+
+
 # --- A model -------------------------------------------------------------------------------------
 
 

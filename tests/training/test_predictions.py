@@ -71,6 +71,20 @@ def test_a_row_is_asked_of_the_node_in_the_models_order(model, node):
     ]
 
 
+def test_a_refit_answers_with_its_own_files(by, serving_node):
+    version = make.version(by, make.flowers(400))
+    make.job(by, version, refit=True, split={"validation": 0.25})
+    node = make.Node(WorkerFactory(address=serving_node.address))
+    task = node.claim()
+    origin = node.candidate(task)
+    node.end(task)
+    twin = node.refit(node.claim())
+    actions.predict(twin, ROW)
+    asked = serving_node.asked[-1]["model"]
+    assert asked["artifact"] == str(twin.artifact_id) != str(origin.artifact_id)
+    assert asked["sha256"] == twin.artifact.sha256 != origin.artifact.sha256
+
+
 def test_a_connection_is_kept(model, node):
     for _ in range(3):
         actions.predict(model, ROW)

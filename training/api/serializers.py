@@ -53,10 +53,20 @@ class Start(serializers.Serializer[Any]):
     )
     positive_class = serializers.JSONField(required=False, allow_null=True, default=None)
     split = Split(required=False, allow_null=True)
-    refit = serializers.BooleanField(default=False)
+    refit = serializers.BooleanField(
+        default=False,
+        help_text="After the race, fit the winner again on the validation rows too. Takes at most "
+        "half as long again as the time budget. Out of fold nothing is left to add.",
+    )
 
 
 class ModelName(serializers.ModelSerializer[TrainedModel]):
+    score = serializers.FloatField(
+        source="ranked_score",
+        allow_null=True,
+        help_text="By which it ranks; for a refit, its origin's.",
+    )
+
     class Meta:
         model = TrainedModel
         fields: ClassVar = ["id", "name", "engine", "family", "score"]
@@ -146,12 +156,20 @@ class Progress(serializers.Serializer[Any]):
 class LeaderboardRow(serializers.ModelSerializer[TrainedModel]):
     rank = serializers.SerializerMethodField(help_text="Null for a model without a score.")
     interval = serializers.SerializerMethodField(help_text="95% bootstrap interval of the score.")
+    refit_of = serializers.PrimaryKeyRelatedField[TrainedModel](
+        source="origin",
+        read_only=True,
+        allow_null=True,
+        help_text="The model whose recipe this is, fitted on the validation rows as well: so it "
+        "has no score or rank of its own, only figures on the sealed rows.",
+    )
 
     class Meta:
         model = TrainedModel
         fields: ClassVar = [
-            "rank", "id", "key", "name", "family", "engine", "state", "reason", "score", "interval",
-            "metrics", "scored_rows", "fit_s", "predict_ms_row", "train_rows", "created_at",
+            "rank", "id", "key", "name", "family", "engine", "state", "refit_of", "reason", "score",
+            "interval", "metrics", "scored_rows", "fit_s", "predict_ms_row", "train_rows",
+            "created_at",
         ]  # fmt: skip
 
     def get_rank(self, model: TrainedModel) -> int | None:
@@ -177,7 +195,8 @@ class Model(LeaderboardRow):
     schema = FeatureColumn(many=True, help_text="The columns that a prediction takes.")
     is_best = serializers.SerializerMethodField()
     test_metrics = serializers.SerializerMethodField(
-        help_text="On the sealed rows; for the winner of a job that has ended, else null."
+        help_text="On the sealed rows; for the winner of a job that has ended, and its refit, "
+        "else null."
     )
     test_score = serializers.SerializerMethodField()
     test_interval = serializers.SerializerMethodField()

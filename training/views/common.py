@@ -52,7 +52,7 @@ def job_facts(job: TrainingJob) -> dict[str, Any]:
         "error": job.error,
         "best_id": best.pk if best else None,
         "best_name": best.name if best else "",
-        "best_score": best.score if best else None,
+        "best_score": best.ranked_score if best else None,
         "metric_title": job.metric_info.title,
         "models": getattr(job, "model_count", None),
         "progress": getattr(job, "progress", 0.0),

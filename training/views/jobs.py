@@ -17,13 +17,14 @@ from accounts.errors import FlowError
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, catalog, pages
-from training.models import TrainedModel, TrainingJob
+from training.models import REFIT, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
 from workers.waiting import waits_for
 
 LOG_EVENTS = 60
 LOG_LINES = 200
+_AFTER_RACE = {REFIT: ": the winner again, on all rows but the sealed ones"}
 FILTERS = {
     "active": ("Running", Q(state__in=TrainingJob.ACTIVE)),
     "succeeded": ("Succeeded", Q(state=TrainingJob.State.SUCCEEDED)),
@@ -115,7 +116,10 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
 
 def _best(stored: TrainingJob) -> dict[str, Any] | None:
     best = stored.best_model
-    return {"id": best.pk, "name": best.name, "score": best.score} if best else None
+    if best is None:
+        return None
+    when = " before the refit" if best.origin_id else ""
+    return {"id": best.pk, "name": best.name, "score": best.ranked_score, "when": when}
 
 
 def _notice(notice: dict[str, str] | str) -> str:
@@ -131,7 +135,7 @@ def _lane(task: Task) -> dict[str, Any]:
         state = "stopping"
     ended_well = task.state == Task.State.SUCCEEDED
     return {
-        "title": info.title if info else task.engine,
+        "title": f"{info.title if info else task.engine}{_AFTER_RACE.get(task.kind, '')}",
         "state": state,
         "progress": 1.0 if ended_well else task.progress,
         "message": "" if task.has_ended else task.message,
@@ -150,6 +154,7 @@ def _board(stored: TrainingJob) -> dict[str, Any]:
         rows.append(
             {
                 "rank": getattr(one, "rank", None) if one.is_scored else None,
+                "is_best": one.pk == stored.best_model_id,
                 "id": one.pk,
                 "name": one.name,
                 "engine": one.engine,
@@ -158,7 +163,8 @@ def _board(stored: TrainingJob) -> dict[str, Any]:
                 "high": interval[1],
                 "fit_s": one.fit_s,
                 "predict_ms": one.predict_ms_row,
-                "error": "" if one.is_scored else one.reason,
+                "error": "" if one.is_usable else one.reason,
+                "refit": _refit(stored, one) if one.origin_id else None,
             }
         )
     folds = stored.split.get("folds")
@@ -172,6 +178,16 @@ def _board(stored: TrainingJob) -> dict[str, Any]:
         "metric": stored.metric_info,
         "rows": rows,
         "scored_on": f"Ranked {how}. A sealed test part gives the winner's own figure at the end.",
+    }
+
+
+def _refit(stored: TrainingJob, twin: TrainedModel) -> dict[str, Any]:
+    """A refit's figure on the sealed rows beside its origin's. At most one per job: two queries."""
+    origin = twin.origin
+    return {
+        "score": (twin.test or {}).get("score"),
+        "before": ((origin.test if origin else None) or {}).get("score"),
+        "title": stored.metric_info.title,
     }
 
 

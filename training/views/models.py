@@ -30,6 +30,7 @@ TABS = {
     "use": "Use it",
     "details": "Details",
 }
+_WITH_VALIDATION = ": training and validation"
 
 
 @require_GET
@@ -48,7 +49,7 @@ def models(request: OrgRequest) -> HttpResponse:
 
 def _model(request: OrgRequest, model_id: UUID) -> TrainedModel:
     found = TrainedModel.objects.of(request.membership.organization).select_related(
-        "job__dataset_version", "artifact", "task"
+        "job__dataset_version", "artifact", "task", "origin"
     )
     return get_object_or_404(found, pk=model_id)
 
@@ -71,8 +72,8 @@ def _model_page(
         "details": _details,
     }
     job = stored.job
-    tabs = [(key, words) for key, words in TABS.items() if stored.is_scored or key == "details"]
-    if not stored.is_scored:
+    tabs = [(key, words) for key, words in TABS.items() if stored.is_usable or key == "details"]
+    if not stored.is_usable:
         tab = "details"
     context = {
         "section": "models",
@@ -96,6 +97,8 @@ def _model_facts(stored: TrainedModel) -> dict[str, Any]:
         "pk": stored.pk,
         "name": stored.name,
         "is_scored": stored.is_scored,
+        "origin": stored.origin,
+        "is_best": stored.job.best_model_id == stored.pk,
         "reason": stored.reason,
         "rank": actions.rank_of(stored),
         "of": scored.count() if stored.is_scored else None,
@@ -104,16 +107,20 @@ def _model_facts(stored: TrainedModel) -> dict[str, Any]:
 
 
 def _headline(stored: TrainedModel) -> str:
-    if not stored.is_scored:
+    if not stored.is_usable:
         return f"This model could not be scored: {stored.reason}"
     if test := stored.test:
         figures = pages.Figures(test["metrics"], test["rows"], True, test.get("curves") or {})
+    elif stored.origin:
+        return pages.UNMEASURED
     else:
         figures = pages.Figures(stored.metrics, stored.scored_rows, False, stored.curves)
     return pages.headline(stored.job.task, stored.job.target, figures)
 
 
 def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    if stored.origin:
+        return _refit_performance(stored, stored.origin)
     job = stored.job
     curves = (stored.test or {}).get("curves") or stored.curves
     rows = stored.test["rows"] if stored.test else stored.scored_rows
@@ -128,6 +135,24 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "charts": pages.charts(curves, job.target),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [note for note in [stored.reason] if note],
+    }
+
+
+def _refit_performance(stored: TrainedModel, origin: TrainedModel) -> dict[str, Any]:
+    """A refit has seen all rows but the sealed ones: it is shown on those, beside its origin."""
+    job = stored.job
+    test, before = stored.test or {}, origin.test or {}
+    curves = test.get("curves") or {}
+    return {
+        "metrics": pages.metric_rows(
+            job.task, job.metric, before.get("metrics") or {}, before.get("interval"), stored.test
+        ),
+        "ranked_on": "Sealed test, before",
+        "has_test": True,
+        "confusion": pages.confusion_table(curves.get("confusion")),
+        "charts": pages.charts(curves, job.target),
+        "scored_on": pages.refit_words(origin.name, test.get("rows")),
+        "notes": [],
     }
 
 
@@ -174,7 +199,7 @@ def _details(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         ("Algorithm", stored.name),
         ("Family", stored.family or "–"),
         ("Engine", stored.engine),
-        ("Trained on", f"{stored.train_rows:,} rows"),
+        ("Trained on", f"{stored.train_rows:,} rows{_WITH_VALIDATION if stored.origin else ''}"),
         ("Data set", f"{job.dataset['name']}, version {job.dataset['version']}"),
         ("Data hash", str(job.dataset.get("sha256", ""))[:16]),
         ("Kind of task", pages.task_words(job.task, job.classes)),

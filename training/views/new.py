@@ -69,6 +69,7 @@ def new(request: OrgRequest) -> HttpResponse:
             {"task_type", "engines", "exclude"} & errors.keys()
             or values["time_budget"] == "own"
             or values["exclude"]
+            or values["refit"]
         ),
     }
     return render(request, "training/new.html", context, status=422 if errors or problem else 200)
@@ -141,6 +142,7 @@ def _values(data: QueryDict) -> dict[str, Any]:
         "exclude": [*data.getlist("exclude"), *named],
         "exclude_text": data.get("exclude_text", ""),
         "metric": data.get("metric", ""),
+        "refit": bool(data.get("refit")),
         "positive_class": data.get("positive_class", ""),
     }
 
@@ -160,6 +162,7 @@ def _asked_before(job: TrainingJob) -> dict[str, Any]:
         "exclude": asked.get("exclude") or [],
         "exclude_text": "\n".join(asked.get("exclude") or []),
         "metric": job.metric,
+        "refit": job.refit,
         "positive_class": job.positive_class or "",
     }
 
@@ -184,6 +187,7 @@ def _start(request: OrgRequest, version: DatasetVersion, values: dict[str, Any])
         engines=values["engines"],
         time_budget=_seconds(values),
         metric=values["metric"],
+        refit=values["refit"],
         # The chosen target's box is ticked in no-one's mind: a target is never a feature.
         exclude=[name for name in values["exclude"] if name != values["target"]],
         positive_class=values["positive_class"] or None,
