@@ -4,10 +4,13 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.views import LoginView, LogoutView
+from django.utils.decorators import method_decorator
+from django.views.decorators.http import require_http_methods
 
 from accounts.forms import SignInForm, styled
 
 
+@method_decorator(require_http_methods(["GET", "POST"]), name="dispatch")
 class SignIn(LoginView):
     """Sign in and go where the person wanted to go (``next``, on this host alone)."""
 

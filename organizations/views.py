@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
 from accounts.forms import styled
@@ -22,6 +22,7 @@ from organizations.models import Membership, Role
 __all__ = ["OrgRequest", "org_role"]
 
 
+@require_http_methods(["GET", "POST"])
 @sensitive_post_parameters("password")
 def sign_up(request: HttpRequest) -> HttpResponse:
     """Make an account and its own organization, and sign in. The very first is the operator's."""
@@ -60,6 +61,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
     )
 
 
+@require_GET
 @org_role(Role.VIEWER)
 def detail(request: OrgRequest) -> HttpResponse:
     """Who is in the organization that the page acts for, and the person's other ones."""

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.errors import FlowError
 from accounts.pages import tells_problems
@@ -24,6 +24,7 @@ from training.models import TrainingJob
 from training.views.common import PER_PAGE, job_of, last_seq
 
 
+@require_http_methods(["GET", "POST"])
 @org_role(Role.DEVELOPER)
 @tells_problems
 def new(request: OrgRequest) -> HttpResponse:

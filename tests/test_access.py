@@ -1,0 +1,503 @@
+"""Who gets what from every address: one table, walked with everybody, and nothing may be missing.
+
+The columns are what five people get: somebody who is not signed in, a viewer, a developer and an
+admin of the organization that the objects belong to, and a stranger, who is an admin of another
+one and names the first one's objects. All send the very same request, so that a refusal can't be
+for another reason than who asks. ``sign`` is the way to the sign-in page.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.management import call_command
+from django.db import transaction
+from django.http import HttpResponseBase
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
+from drf_spectacular.generators import SchemaGenerator
+from rest_framework_simplejwt.tokens import RefreshToken
+
+from organizations.access import SESSION_KEY
+from organizations.models import Membership, Role
+from tests.factories import PASSWORD, WorkerFactory, make_task
+from tests.training import make
+from training import actions, scoring, serving
+from training.models import BatchPrediction
+from workers.files import store_artifact
+from workers.keys import task_token
+from workers.models import Task, Worker
+
+pytestmark = pytest.mark.django_db
+
+# {own} is the caller's own data set: for a stranger, one of the other organization.
+TABLE = """
+method  address                                            anonymous viewer developer admin stranger
+GET     /                                                       sign    200     200     200     200
+GET     /sign-in                                                 200    302     302     302     302
+POST    /sign-in                                                 302    302     302     302     302
+POST    /sign-out                                                302    302     302     302     302
+GET     /sign-up                                                 200    302     302     302     302
+POST    /sign-up                                                 302    302     302     302     302
+GET     /organization                                           sign    200     200     200     200
+POST    /organization/choose/{organization}                     sign    302     302     302     404
+GET     /data                                                   sign    200     200     200     200
+POST    /data/upload                                            sign    403     302     302     302
+POST    /data/samples/iris                                      sign    403     302     302     302
+GET     /data/{dataset}                                         sign    200     200     200     404
+GET     /data/{dataset}?tab=rows                                sign    200     200     200     404
+GET     /data/{own}?version={version}                           sign    200     200     200     404
+POST    /data/{dataset}/versions                                sign    403     302     302     404
+POST    /data/{dataset}/role                                    sign    403     302     302     404
+POST    /data/{spare}/delete                                    sign    403     302     302     404
+GET     /data/versions/{version}/ingest                         sign    200     200     200     404
+GET     /data/versions/{version}/rejects                        sign    200     200     200     404
+GET     /training                                               sign    200     200     200     200
+GET     /training/new                                           sign    403     200     200     200
+GET     /training/new?dataset={dataset}                         sign    403     200     200     404
+GET     /training/new?dataset={own}&version={version}           sign    403     200     200     404
+GET     /training/new?again={job}                               sign    403     200     200     404
+POST    /training/new                                           sign    403     302     302     404
+GET     /training/new/finding?dataset={dataset}&target=kind     sign    403     200     200     404
+GET     /training/new/finding?dataset={own}&version={version}   sign    403     200     200     404
+GET     /training/{job}                                         sign    200     200     200     404
+GET     /training/{job}/live                                    sign    200     200     200     404
+GET     /training/{job}/leaderboard                             sign    200     200     200     404
+GET     /training/{job}/log                                     sign    200     200     200     404
+POST    /training/{active}/cancel                               sign    403     302     302     404
+POST    /training/{active}/stop                                 sign    403     302     302     404
+GET     /models                                                 sign    200     200     200     200
+GET     /models/{model}                                         sign    200     200     200     404
+GET     /models/{model}?tab=try                                 sign    200     200     200     404
+POST    /models/{model}/predict                                 sign    403     200     200     404
+POST    /models/{model}/predict-file                            sign    403     302     302     404
+GET     /models/{model}/download                                sign    200     200     200     404
+GET     /predictions/{batch}                                    sign    200     200     200     404
+GET     /predictions/{batch}/result                             sign    200     200     200     404
+GET     /health                                                  200    200     200     200     200
+GET     /health/live                                             200    200     200     200     200
+
+POST    /api/auth/register                                       201    201     201     201     201
+POST    /api/auth/login                                          200    200     200     200     200
+POST    /api/auth/refresh                                        200    200     200     200     200
+POST    /api/live-ticket                                         401    201     201     201     201
+GET     /api/datasets                                            401    200     200     200     200
+POST    /api/datasets/upload                                     401    403     202     202     202
+GET     /api/datasets/samples                                    401    200     200     200     200
+POST    /api/datasets/samples/iris                               401    403     202     202     202
+GET     /api/datasets/{dataset}                                  401    200     200     200     404
+PATCH   /api/datasets/{dataset}                                  401    403     200     200     404
+DELETE  /api/datasets/{spare}                                    401    403     204     204     404
+GET     /api/datasets/{dataset}/preview                          401    200     200     200     404
+GET     /api/datasets/{own}/preview?version={version}            401    200     200     200     404
+GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
+GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
+GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
+POST    /api/datasets/{dataset}/versions                         401    403     202     202     404
+GET     /api/datasets/{dataset}/rejects                          401    200     200     200     404
+GET     /api/datasets/{own}/rejects?version={version}            401    200     200     200     404
+GET     /api/training                                            401    200     200     200     200
+GET     /api/training?dataset={dataset}                          401    200     200     200     200
+POST    /api/training/start                                      401    403     202     202     404
+GET     /api/training/{job}                                      401    200     200     200     404
+GET     /api/training/{job}/progress                             401    200     200     200     404
+POST    /api/training/{active}/cancel                            401    403     202     202     404
+POST    /api/training/{active}/stop                              401    403     202     202     404
+GET     /api/results/job/{job}/leaderboard                       401    200     200     200     404
+GET     /api/results/model/{model}                               401    200     200     200     404
+POST    /api/results/model/{model}/predict                       401    403     200     200     404
+POST    /api/results/model/{model}/predict?as=file               401    403     202     202     404
+GET     /api/results/model/{model}/download                      401    200     200     200     404
+GET     /api/results/predictions                                 401    200     200     200     200
+GET     /api/results/predictions?model={model}                   401    200     200     200     200
+GET     /api/results/predictions/{batch}                         401    200     200     200     404
+GET     /api/results/predictions/{batch}/download                401    200     200     200     404
+GET     /api/stats/overview                                      401    200     200     200     200
+GET     /api/stats/jobs                                          401    200     200     200     200
+GET     /api/stats/models                                        401    200     200     200     200
+"""
+
+# What nodes say. People get 401 from all of it, whoever they are. The other columns: a node with
+# its token, the token of the task in the address, and that of a task of another organization.
+NODES = """
+method  address                                              people    node    task   other
+POST    /api/workers/register                                   401     201     201     201
+POST    /api/workers/heartbeat                                  401     200     403     403
+POST    /api/workers/claim                                      401     204     403     403
+POST    /api/workers/tasks/{task}/events                        401     403     200     403
+POST    /api/workers/tasks/{task}/end                           401     403     200     403
+PUT     /api/workers/tasks/{task}/artifacts/model.zip           401     403     201     403
+GET     /api/workers/artifacts/{artifact}                       401     200     200     403
+"""
+
+ELSEWHERE = {
+    "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
+    "api/schema": "the API's description, the same for everybody",
+    "api/docs": "draws the description",
+    "api/redoc": "draws the description",
+}
+PEOPLE = ("anonymous", "viewer", "developer", "admin", "stranger")
+OPEN = re.compile(r"/(api/auth/|sign-|health)")  # for everybody, whatever the header says
+MARK = "kept-apart"  # in the names of all that the first organization has
+
+
+@dataclass(frozen=True)
+class Row:
+    method: str
+    address: str
+    expected: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.address}"
+
+    @property
+    def for_all(self) -> bool:
+        return bool(OPEN.match(self.address))
+
+
+def rows_of(table: str) -> list[Row]:
+    head, *lines = [line.split() for line in table.strip().splitlines() if line]
+    return [Row(line[0], line[1], dict(zip(head[2:], line[2:], strict=True))) for line in lines]
+
+
+ROWS, NODE_ROWS = rows_of(TABLE), rows_of(NODES)
+
+
+@dataclass
+class World:
+    """Two organizations, what the first one has, and who knocks."""
+
+    people: dict[str, Membership | None]
+    ids: dict[str, Any]
+    own: dict[str, Any]
+    refresh: str
+    count: int = 0
+    cookies: dict[str, Any] = field(default_factory=dict)
+
+    def client(self, who: str) -> Client:
+        """A browser of theirs, signed in, whatever an earlier one did."""
+        client = Client(raise_request_exception=False)
+        if who not in self.cookies:
+            if member := self.people[who]:
+                client.force_login(member.user)
+            self.cookies[who] = client.cookies
+        client.cookies = self.cookies[who].copy()
+        return client
+
+    def path(self, row: Row, who: str) -> str:
+        own = self.own["stranger" if who == "stranger" else "member"]
+        return row.address.format(**self.ids, own=own)
+
+    def send(self, row: Row, who: str, **more: Any) -> HttpResponseBase:
+        self.count += 1
+        given: dict[str, Any] = {"content_type": "application/json"} if _api(row) else {}
+        if make_body := BODIES.get(str(row)):
+            given["data"] = make_body(self)
+            if any(isinstance(value, SimpleUploadedFile) for value in given["data"].values()):
+                given.pop("content_type", None)
+        if row.method == "GET":
+            given = {}
+        call = getattr(self.client(who), row.method.lower())
+        return undone(lambda: call(self.path(row, who), **given, **more))
+
+
+def _api(row: Row) -> bool:
+    return row.address.startswith("/api/")
+
+
+def undone(act: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+    """Do something and take it back, so that the next caller finds the same."""
+    with transaction.atomic():
+        answer = act()
+        transaction.set_rollback(True)
+    return answer
+
+
+def a_file(_: World) -> dict[str, Any]:
+    return {"file": SimpleUploadedFile("t.csv", make.flowers(30).write_csv().encode())}
+
+
+def a_person(world: World) -> dict[str, Any]:
+    name = f"new{world.count}"
+    return {"username": name, "email": f"{name}@example.org", "password": "a long way home 7"}
+
+
+def a_password(world: World) -> dict[str, Any]:
+    member = world.people["viewer"]
+    assert member is not None
+    return {"username": member.user.get_username(), "password": PASSWORD}
+
+
+def a_wish(world: World) -> dict[str, Any]:
+    return {"dataset": str(world.ids["dataset"]), "target": "kind"}
+
+
+ROW = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
+BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
+    "POST /sign-in": a_password,
+    "POST /sign-up": a_person,
+    "POST /api/auth/register": a_person,
+    "POST /api/auth/login": a_password,
+    "POST /api/auth/refresh": lambda world: {"refresh": world.refresh},
+    "POST /data/upload": a_file,
+    "POST /data/{dataset}/versions": a_file,
+    "POST /data/{dataset}/role": lambda _: {"column": "petal_cm", "role": "categorical"},
+    "POST /training/new": a_wish,
+    "POST /models/{model}/predict": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
+    "POST /models/{model}/predict-file": a_file,
+    "POST /api/datasets/upload": a_file,
+    "PATCH /api/datasets/{dataset}": lambda _: {"description": "changed"},
+    "POST /api/datasets/{dataset}/versions": a_file,
+    "POST /api/training/start": a_wish,
+    "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
+    "POST /api/results/model/{model}/predict?as=file": a_file,
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    admin = make.member(Role.ADMIN, organization__name=MARK)
+    people: dict[str, Membership | None] = {
+        "anonymous": None,
+        "viewer": make.member(Role.VIEWER, organization=admin.organization),
+        "developer": make.member(Role.DEVELOPER, organization=admin.organization),
+        "admin": admin,
+        "stranger": make.member(Role.ADMIN),
+    }
+    serving_node = make.FakeServing(tmp_path)
+    node = WorkerFactory(address=serving_node.address)
+    version = make.version(admin, name=f"{MARK} data")
+    version.rejects = store_artifact(
+        admin.organization, "rejects", io.BytesIO(b"line,reason,raw\n")
+    )
+    version.save()
+    spare = make.version(admin, name=f"{MARK} spare")
+    model = make.scored_model(admin, of=version, name=f"{MARK} job")
+    upload = SimpleUploadedFile(f"{MARK}.csv", b"a\n1\n")
+    batch = actions.predict_file(admin, model, upload)
+    result = store_artifact(admin.organization, "csv", io.BytesIO(b"a,prediction\n1,x\n"))
+    BatchPrediction.objects.filter(pk=batch.pk).update(csv=result, state="succeeded")
+    Task.objects.filter(pk=batch.task_id).delete()
+    stranger = people["stranger"]
+    viewer = people["viewer"]
+    assert stranger is not None
+    assert viewer is not None
+    yield World(
+        people,
+        {
+            "organization": admin.organization_id,
+            "dataset": version.dataset_id,
+            "version": version.pk,
+            "spare": spare.dataset_id,
+            "job": model.job_id,
+            "active": make.job(admin, of=version, name=f"{MARK} active").pk,
+            "model": model.pk,
+            "batch": batch.pk,
+        },
+        {"member": version.dataset_id, "stranger": make.version(stranger).dataset_id},
+        str(RefreshToken.for_user(viewer.user)),
+    )
+    serving_node.stop()
+    scoring._kept.clear()
+    serving._pool = serving._Pool()
+    serving._models.clear()
+    serving._nodes.clear()
+    assert node.pk
+
+
+def body_of(answer: Any) -> str:
+    return "" if answer.streaming else answer.content.decode()
+
+
+def judge(row: Row, expected: str, answer: HttpResponseBase) -> str:
+    """What is wrong with the answer, or nothing."""
+    place = answer.headers.get("Location", "")
+    to_sign_in = answer.status_code == 302 and place.startswith("/sign-in?next=/")
+    got = "sign" if to_sign_in else str(answer.status_code)
+    return "" if got == expected else f"{row}: {got} instead of {expected}. {body_of(answer)[:300]}"
+
+
+# --- People --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+def test_everybody_gets_what_the_table_says(who: str, world: World) -> None:
+    problems = []
+    for row in ROWS:
+        answer = world.send(row, who)
+        problems.append(judge(row, row.expected[who], answer))
+        if who in {"anonymous", "stranger"}:
+            problems += leaks(world, row, who, answer)
+    assert not any(problems), "\n".join(filter(None, problems))
+
+
+def leaks(world: World, row: Row, who: str, answer: HttpResponseBase) -> list[str]:
+    """Names or ids of the first organization in an answer to somebody who did not send them."""
+    told = body_of(answer) + str(answer.headers)
+    sent = world.path(row, who) + str(BODIES.get(str(row), lambda _: {})(world))
+    known = [MARK, *(str(one) for one in world.ids.values())]
+    return [f"{row} tells {who} of {word}" for word in known if word in told and word not in sent]
+
+
+def test_another_organization_in_the_header_or_the_session_opens_nothing(world: World) -> None:
+    foreign = str(world.ids["organization"])
+    session = world.client("stranger").session
+    session[SESSION_KEY] = foreign
+    session.save()
+    problems = []
+    for row in ROWS:
+        answer = world.send(row, "stranger", headers={"X-Organization": foreign})
+        expected = "404" if _api(row) and not row.for_all else row.expected["stranger"]
+        problems.append(judge(row, expected, answer))
+        problems += leaks(world, row, "stranger", answer)
+    assert not any(problems), "\n".join(filter(None, problems))
+
+
+def test_no_address_answers_to_a_method_that_the_table_does_not_name(world: World) -> None:
+    named: dict[str, set[str]] = {}
+    for row in ROWS:
+        named.setdefault(resolve(world.path(row, "admin").split("?")[0]).route, set()).add(
+            row.method
+        )
+    problems = []
+    for row in ROWS:
+        path = world.path(row, "admin").split("?")[0]
+        left = {"GET", "POST", "PUT", "PATCH", "DELETE"} - named.pop(resolve(path).route, set())
+        if resolve(path).route in named or len(left) == 5:
+            continue  # another row of the same address did it
+        for method in sorted(left):
+            call = getattr(world.client("admin"), method.lower())
+            status = undone(lambda call=call, path=path: call(path)).status_code
+            if status not in {403, 405}:
+                problems.append(f"{method} {row.address}: {status}")
+    assert not problems, "\n".join(problems)
+
+
+def test_the_table_shows_a_success_for_each_refusal() -> None:
+    for row in [*ROWS, *NODE_ROWS]:
+        assert any(status[0] in "23" for status in row.expected.values()), f"{row} proves nothing"
+
+
+# --- Nodes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes() -> dict[str, Any]:
+    """A node that runs a task with an input, and another organization's task that runs too."""
+    worker = WorkerFactory(token_hash=Worker.hash_token("the node's"))
+    task, other = make_task(), make_task()
+    data = store_artifact(task.organization, "data", io.BytesIO(b"rows"))
+    Task.objects.filter(pk=task.pk).update(inputs={"data": str(data.pk)})
+    node = make.Node(worker)
+    node.claim(), node.claim()
+    return {
+        "task": task.pk,
+        "artifact": data.pk,
+        "tokens": {
+            "node": "Worker the node's",
+            "task": f"Task {task_token(task.pk, 1)}",
+            "other": f"Task {task_token(other.pk, 1)}",
+        },
+    }
+
+
+def said_by_nodes(row: Row) -> Any:
+    if row.method == "PUT":
+        return b"a model"
+    if row.address.endswith("register"):
+        capabilities = {"cpu": 2, "ram_mib": 4096, "engines": []}
+        return {"name": "new", "capabilities": capabilities, "join_token": settings.JOIN_TOKEN}
+    room = {"slots": 1, "light_slots": 1, "cpu_millis": 2000, "ram_mib": 4096}
+    return {"attempt": 1, "events": [], "outcome": "succeeded", "running": [], "room": room}
+
+
+@pytest.mark.parametrize("who", ["people", "node", "task", "other"])
+def test_nodes_get_what_their_table_says(who: str, nodes: dict[str, Any]) -> None:
+    tokens = nodes.pop("tokens")
+    callers = [Client()]
+    if who == "people":
+        for role in Role.values:
+            callers.append(Client())
+            callers[-1].force_login(make.member(role).user)
+    problems = []
+    for row in NODE_ROWS:
+        body = said_by_nodes(row)
+        if who == "people" and row.address.endswith("register"):
+            body["join_token"] = "guessed"
+        kind = "application/octet-stream" if row.method == "PUT" else "application/json"
+        headers = {} if who == "people" else {"Authorization": tokens[who]}
+        path = row.address.format(**nodes)
+        for client in callers:
+            call = getattr(client, row.method.lower())
+            more = {} if row.method == "GET" else {"data": body, "content_type": kind}
+            answer = undone(
+                lambda call=call, path=path, headers=headers, more=more: call(
+                    path, headers=headers, **more
+                )
+            )
+            problems.append(judge(row, row.expected[who], answer))
+    assert not any(problems), "\n".join(filter(None, problems))
+
+
+def test_tokens_of_nodes_open_nothing_of_peoples(world: World, nodes: dict[str, Any]) -> None:
+    for token in nodes["tokens"].values():
+        for row in ROWS:
+            if _api(row) and not row.for_all:
+                answer = world.send(row, "anonymous", headers={"Authorization": token})
+                assert answer.status_code == 401, row
+
+
+# --- Everything is in the tables -----------------------------------------------------------------
+
+
+def all_routes(patterns: list[Any] | None = None, prefix: str = "") -> Iterator[str]:
+    for one in get_resolver().url_patterns if patterns is None else patterns:
+        route = prefix + str(one.pattern)
+        if isinstance(one, URLResolver) and route != "admin/":
+            yield from all_routes(one.url_patterns, route)
+        else:
+            assert isinstance(one, URLPattern | URLResolver)
+            yield route
+
+
+def test_every_address_is_in_a_table() -> None:
+    names = set(re.findall(r"{(\w+)}", TABLE + NODES))
+    made_up = dict.fromkeys(names, "00000000-0000-4000-8000-000000000000")
+    named = {resolve(r.address.format(**made_up).split("?")[0]).route for r in [*ROWS, *NODE_ROWS]}
+    routes = set(all_routes())
+    missing = sorted(routes - named - set(ELSEWHERE))
+    assert not missing, f"not in the table of {__name__}: {', '.join(missing)}"
+    assert set(ELSEWHERE) <= routes
+
+
+def test_the_schema_has_no_warnings_and_only_what_the_table_has(tmp_path: Path) -> None:
+    call_command("spectacular", "--fail-on-warn", "--validate", file=str(tmp_path / "schema.yml"))
+    generator = SchemaGenerator()
+    paths = generator.get_schema(request=None, public=True)["paths"]
+    shape = re.compile(r"\{[^}]*\}|(?<=samples/)iris")
+    known = {shape.sub("{}", f"{row.method} {row.address.split('?')[0]}") for row in ROWS}
+    told = {
+        shape.sub("{}", f"{method.upper()} {path}")
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert told == {one for one in known if " /api/" in one}
+    for address in ("/api/schema", "/api/docs", "/api/redoc"):
+        assert Client().get(address).status_code == 200, address
+
+
+def test_the_admin_is_for_staff() -> None:
+    admin = make.member(Role.ADMIN)
+    for staff, status in ((False, 302), (True, 200)):
+        admin.user.is_staff = admin.user.is_superuser = staff
+        admin.user.save()
+        client = Client()
+        client.force_login(admin.user)
+        for path in ("/admin/", "/admin/workers/task/", "/admin/accounts/user/"):
+            assert client.get(path).status_code == status, path
