@@ -218,6 +218,17 @@ def test_tiny_table_is_ranked_out_of_fold(warm: Warm) -> None:
         assert sorted(ran.predictions(key)["row"].to_list()) == wanted
 
 
+@pytest.mark.parametrize("kind", ["multiclass", "regression"])
+def test_a_table_of_which_no_row_is_held_out_is_learned_from(warm: Warm, kind: str) -> None:
+    table = messy(200, kind)
+    split = {"kind": "random", "seed": 7, "test": 0, "validation": 0, "folds": 3}
+    ran = warm.train(table, payload_for(table, ROLES, kind, split=split, budget_s=3))
+    assert not [m for m in ran.of("notice") if "could not be fitted" in m["message"]]
+    assert len(ran.candidates) > 2
+    for key in ran.candidates:
+        assert sorted(ran.predictions(key)["row"].to_list()) == list(range(200))
+
+
 def test_out_of_fold_predictions_have_not_seen_their_row(warm: Warm) -> None:
     """On a target that is pure chance, a model that had seen its rows would look good."""
     random = np.random.default_rng(1)

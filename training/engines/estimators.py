@@ -252,6 +252,8 @@ class EstimatorModel(Predictor):
 
     def scores(self, frame: Frame) -> Array:
         """Rows x classes probabilities, or one value per row."""
+        if frame.rows == 0:  # nothing held out: estimators refuse an empty table
+            return np.empty((0, self.n_classes) if self.n_classes else (0,))
         self._use_threads(self.threads if frame.rows >= MANY_ROWS else 1)
         tables: dict[int, Array] = {}
         total: Array | None = None
@@ -271,10 +273,6 @@ class EstimatorModel(Predictor):
             self._threads = threads
 
     def predict(self, frame: Frame) -> Predictions:
-        if frame.rows == 0:
-            shape = (0, self.n_classes) if self.n_classes else (0,)
-            empty = np.empty(shape)
-            return Predictions(np.empty(0), empty if self.n_classes else None)
         scores = self.scores(frame)
         if self.n_classes:
             return Predictions(scores.argmax(axis=1), scores)
