@@ -165,11 +165,18 @@ def _body(answer: httpx.Response) -> Any:
 
 
 def _demo_user() -> str:
-    """Make the demo user unless there is one. Returns the password that it was made with."""
-    password = embedded.make_secrets(settings.FLOWML_VAR)["DEMO_PASSWORD"]
+    """Make the demo user unless there is one; on a new installation it is the operator.
+
+    Returns the password that it was made with.
+    """
+    password = str(embedded.make_secrets(settings.FLOWML_VAR)["DEMO_PASSWORD"])
     if not User.objects.filter(username=USERNAME).exists():
-        register(username=USERNAME, email="demo@example.org", password=str(password), allowed=True)
-    return str(password)
+        who = {"username": USERNAME, "email": "demo@example.org", "password": password}
+        if awaits_operator():
+            set_up(**who)
+        else:
+            register(**who, allowed=True)
+    return password
 
 
 def progress_line(seen: Any) -> str:
