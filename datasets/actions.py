@@ -223,7 +223,7 @@ def finish_ingest(task: Task) -> None:
         return
     upload_artifact = version.upload
     if task.state == Task.State.SUCCEEDED:
-        _fill(version, task.result)
+        _fill(version, task)
     else:
         error = {
             "detail": task.error or "Reading the file was cancelled.",
@@ -244,9 +244,10 @@ def finish_ingest(task: Task) -> None:
         _forget([upload_artifact])
 
 
-def _fill(version: DatasetVersion, result: Mapping[str, Any]) -> None:
-    data, files = result["data"], result["files"]
-    stored = Artifact.objects.in_bulk(files.values())
+def _fill(version: DatasetVersion, task: Task) -> None:
+    data, files = task.result["data"], task.result["files"]
+    # Only what this task has sent itself, whatever ids its node names.
+    stored = task.artifacts.in_bulk(files.values())
     by_name = {name: stored[pk] for name, key in files.items() for pk in stored if str(pk) == key}
     parquet = by_name["data"]
     columns = [dict(column) for column in data["columns"]]

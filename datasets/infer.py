@@ -9,6 +9,7 @@ Imports no Django: it runs on nodes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -54,6 +55,7 @@ _SWAPPED = {"%d/%m/%Y": "%m/%d/%Y", "%d-%m-%Y": "%m-%d-%Y"}
 
 GROUPED = "grouped"  # 1,234,567.8
 COMMA = "comma"  # 1.234.567,8
+_NUMBERS = {"integer", "float", GROUPED, COMMA}
 KINDS = ("boolean", "integer", "float", GROUPED, COMMA, *_DATES, *_TIMES, "string")
 
 _GROUPED = r"^[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$"
@@ -341,7 +343,11 @@ def _read_column(text: pl.Series, wish: Wish) -> Seen:
         sample = pl.concat([text.head(50), text.slice(text.len() // 2, 20), text.tail(20)])
         sample = sample.str.strip_chars()
         sample = sample.filter(sample.is_in([*MISSING, *MARKERS]).not_())
+        possible = _possible(sample.to_list())
         for kind in alive if sample.len() else ():
+            if kind not in possible:
+                dead.add(kind)
+                continue
             typed, infinite = _parse(sample, kind)
             missed = typed.null_count() - infinite
             if missed:
@@ -372,6 +378,29 @@ def _read_column(text: pl.Series, wish: Wish) -> Seen:
             _count_near(seen, text, near_kind)
     seen.dead, seen.sure = dead, sure
     return seen
+
+
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_LOOKS = tuple(
+    (re.compile(pattern, re.IGNORECASE), kinds)
+    for pattern, kinds in (
+        (r"[+-]?[\d.,]*\d[\d.,]*(?:e[+-]?\d+)?|[+-]?inf(?:inity)?", _NUMBERS),
+        (r"true|false", {"boolean"}),
+        (r"[+-]?\d{1,4}[-/.]\d+[-/.].*:.*", set(_TIMES)),
+        (rf"[+-]?\d{{1,4}}[-/. ]\w+[-/. ][^:]*|(?:{_MONTHS}).*\d", set(_DATES)),
+    )
+)
+
+
+def _possible(sample: Iterable[str]) -> set[str]:
+    """The kinds that at least one of the values looks like. Trying the others would only cost."""
+    values = list(sample)
+    return {
+        kind
+        for look, kinds in _LOOKS
+        if any(look.fullmatch(value) for value in values)
+        for kind in kinds
+    }
 
 
 def _rivals(found: str, other: str) -> bool:

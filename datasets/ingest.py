@@ -9,6 +9,7 @@ Imports no Django.
 """
 
 import hashlib
+import json
 import os
 import time
 from collections import deque
@@ -31,6 +32,7 @@ MAX_COLUMNS = 2_000
 MAX_REJECTS = 100_000  # kept; with more, the ingest fails however large the table
 ROW_GROUP = 65_536  # rows; a preview decodes one group at most
 MAX_DECODED = 16 << 30  # bytes, where the task says nothing
+MAX_STATISTICS = 8 << 20  # characters of all columns' statistics together
 KEPT = 256 << 20  # bytes of a table that stay in memory; what is beyond waits on disk
 THREADS = min(4, os.cpu_count() or 2)
 T = TypeVar("T")
@@ -330,8 +332,9 @@ class Ingest:
             )
             try:
                 described = profile(
-                    lambda name: data.select(name).collect().to_series(),
-                    dtypes.items(),
+                    lambda names: data.select(names).collect(),
+                    list(dtypes.items()),
+                    rows,
                     done=lambda count: self.tell(
                         0.6 + 0.39 * count / len(dtypes),
                         f"Described {count} of {len(dtypes)} columns",
@@ -367,7 +370,7 @@ class Ingest:
         return {
             "data": {
                 "rows": rows,
-                "columns": described,
+                "columns": _bounded(described),
                 "rejected": len(rejects),
                 "sha256": sha256,
                 "size_bytes": target.stat().st_size,
@@ -376,6 +379,18 @@ class Ingest:
             },
             "files": files,
         }
+
+
+def _bounded(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns' statistics, less the longest lists where a very wide table has too many."""
+    for most in (50, 20, 5, 0):
+        if len(json.dumps(columns)) <= MAX_STATISTICS:
+            break
+        for column in columns:
+            if len(column.get("classes") or ()) > most:
+                del column["classes"]
+            column["top"] = column["top"][: max(5, most)]
+    return columns
 
 
 def allowed_rejects(rows: int) -> int:

@@ -6,7 +6,7 @@ One column at a time is held in memory. Imports no Django: it runs on nodes.
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -16,6 +16,7 @@ import polars as pl
 BINS = 20
 TOP = 20
 SAMPLE = 3_000  # texts that are looked at to guess how many different ones there are
+BATCH = 500_000  # values that are fetched at a time
 MAX_CLASSES = 200  # every value is listed up to this many
 MAX_VALUE = 200  # characters of a value that is listed
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -30,22 +31,30 @@ _TIME_NAME = re.compile(r"year|month|week|day|date|time|hour|age|step|period", r
 
 
 def profile(
-    column: Callable[[str], pl.Series],
-    names: Iterable[tuple[str, str]],
+    fetch: Callable[[list[str]], pl.DataFrame],
+    columns: Sequence[tuple[str, str]],
+    rows: int,
     *,
     done: Callable[[int], None] = lambda count: None,
     threads: int = 2,
 ) -> list[dict[str, Any]]:
-    """Describe columns, given as (name, dtype), in order. ``column`` fetches one column's values.
+    """Describe columns, given as (name, dtype), in order. ``fetch`` gets the values of some.
 
     ``done`` is told how many columns have been described.
     """
-    described = []
+    # Of a long table one column is held at a time; of a short one, fetching each would cost most.
+    step = max(1, BATCH // max(1, rows))
+    batches = [columns[at : at + step] for at in range(0, len(columns), step)]
+
+    def work(batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        frame = fetch([name for name, _ in batch])
+        return [describe(name, dtype, frame[name]) for name, dtype in batch]
+
+    described: list[dict[str, Any]] = []
     with ThreadPoolExecutor(threads) as pool:
-        jobs = pool.map(lambda one: describe(one[0], one[1], column(one[0])), names)
-        for count, result in enumerate(jobs, 1):
-            described.append(result)
-            done(count)
+        for some in pool.map(work, batches):
+            described += some
+            done(len(described))
     return described
 
 

@@ -56,7 +56,7 @@ def index(request: OrgRequest) -> HttpResponse:
 
 
 def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> HttpResponse:
-    search = request.GET.get("search", "").strip()
+    search = request.GET.get("search", "").replace("\0", "").strip()
     found = (
         Dataset.objects.of(request.membership.organization)
         .select_related("latest")

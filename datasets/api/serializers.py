@@ -2,6 +2,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from accounts.parsers import has_odd_text
 from datasets.models import Dataset, DatasetVersion
 
 DTYPES = ("integer", "float", "boolean", "string", "date", "datetime")
@@ -92,6 +93,17 @@ ENCODINGS = (
 )
 
 
+class ColumnTypes(serializers.JSONField):
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            found = super().to_internal_value(data)
+            if has_odd_text(found):
+                self.fail("invalid")
+        except RecursionError:
+            self.fail("invalid")
+        return found
+
+
 class VersionUpload(serializers.Serializer[Any]):
     """A file, and what it leaves open. Everything but the file is found out where it isn't said."""
 
@@ -104,7 +116,7 @@ class VersionUpload(serializers.Serializer[Any]):
         help_text="Whether the first line names the columns.",
     )
     encoding = serializers.ChoiceField(ENCODINGS, required=False)
-    columns = serializers.JSONField(
+    columns = ColumnTypes(
         required=False,
         help_text='Types of columns by name, such as {"zip": "string"}: integer, float, boolean, '
         "string, date or datetime. A row with a value that does not fit is set aside.",
@@ -146,7 +158,7 @@ class Change(serializers.Serializer[Any]):
 
 class PreviewAsked(serializers.Serializer[Any]):
     rows = serializers.IntegerField(min_value=1, max_value=1000, default=50)
-    offset = serializers.IntegerField(min_value=0, default=0)
+    offset = serializers.IntegerField(min_value=0, max_value=2**62, default=0)
 
 
 class Preview(serializers.Serializer[Any]):

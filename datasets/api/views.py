@@ -7,11 +7,12 @@ from django.http import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework.decorators import action
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.errors import NotFound
+from accounts.parsers import JSONParser
 from datasets import actions
 from datasets.api import serializers as shapes
 from datasets.models import Dataset, DatasetVersion

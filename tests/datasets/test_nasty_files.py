@@ -555,3 +555,14 @@ def assert_plain(result: Result) -> None:
 
 def test_statistics_are_plain_json(tmp_path):
     assert_plain(read(tmp_path, "a,b\n1e308,x\n-1e308,y\ninf,z\n" * 10))
+
+
+def test_statistics_of_a_very_wide_table_stay_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.ingest.MAX_STATISTICS", 200_000)
+    width, long = 300, "x" * 90
+    header = ",".join(f"c{i}" for i in range(width))
+    rows = "\n".join(",".join([f"{long}{r}"] * width) for r in range(60))
+    result = read(tmp_path, f"{header}\n{rows}\n")
+    assert len(json.dumps(result.data["columns"])) < 400_000
+    assert result.column("c7")["distinct"] == 60
+    assert result.column("c7")["top"]
