@@ -66,19 +66,22 @@ class Ran:
 
 
 class Warm:
-    """A warm parent, one child at a time."""
+    """A warm parent, one child at a time. ``first`` comes before the repository on its path."""
 
-    def __init__(self, engine: str, scratch: Path) -> None:
+    def __init__(
+        self, engine: str, scratch: Path, python: Path | None = None, first: Path = REPO
+    ) -> None:
         self.engine = engine
+        self.python = python or python_of(engine)
         self._scratch = scratch
         self._numbers = itertools.count()
         home = scratch / "parent"
         home.mkdir()
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [python_of(engine), "-m", "tests.engines.launcher", engine],
+            [self.python, "-m", "tests.engines.launcher", engine],
             cwd=home,
-            env=os.environ | {"PYTHONPATH": str(REPO)} | threads,
+            env=os.environ | {"PYTHONPATH": f"{first}{os.pathsep}{REPO}"} | threads,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

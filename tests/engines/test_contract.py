@@ -25,7 +25,6 @@ from tests.engines.conftest import (
     Warm,
     messy,
     payload_for,
-    python_of,
 )
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engines")]  # one warm parent for all
@@ -469,7 +468,7 @@ def test_artifact_stands_alone_in_a_fresh_process(
         folder = tmp_path / str(number)
         unpack(ran.artifact(key), folder)
         # Each way of asking once: starting Python with its libraries takes seconds.
-        python = python_of(warm.engine)
+        python = warm.python
         assert_stands_alone(python, folder, table, ran, key, as_csv=bool(number))
 
 
@@ -527,11 +526,11 @@ def test_train_py_fits_the_same_model_again(
         told = unpack(ran.artifact(key), folder)
         told["dataset"]["sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
         (folder / "schema.json").write_text(json.dumps(told))
-        command = [python_of(warm.engine), "-I", folder / "train.py", data, "--threads", "1"]
+        command = [warm.python, "-I", folder / "train.py", data, "--threads", "1"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         assert float(done.stdout.split()[-1]) < 1e-9, done.stdout
     other = tmp_path / "other.parquet"
-    table.head(500).write_parquet(other)
+    table.head(table.height // 2).write_parquet(other)
     refused = subprocess.run([*command[:3], other], check=False, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "SHA-256" in refused.stderr
@@ -578,7 +577,7 @@ def test_train_py_of_a_refit_fits_the_refit_again(
 ) -> None:
     done = refitted(warm, trained, tmp_path, "pycaret:lightgbm")
     unpack(done.folder / done.result["files"]["artifact"], tmp_path / "model")
-    command = [python_of(warm.engine), "-I", tmp_path / "model" / "train.py"]
+    command = [warm.python, "-I", tmp_path / "model" / "train.py"]
     again = subprocess.run(
         [*command, tmp_path / "data.parquet", "--threads", "1"],
         check=True, capture_output=True, text=True,
@@ -613,7 +612,7 @@ def test_artifact_stands_alone_in_a_fresh_virtualenv(warm: Warm, tmp_path: Path)
     key = next(key for key in ran.candidates if key.endswith(":lightgbm"))
     unpack(ran.artifact(key), tmp_path / "model")
     venv = tmp_path / "venv"
-    subprocess.run([python_of(warm.engine), "-m", "venv", venv], check=True)
+    subprocess.run([warm.python, "-m", "venv", venv], check=True)
     python = venv / "bin" / "python"
     requirements = tmp_path / "model" / "requirements.txt"
     subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
