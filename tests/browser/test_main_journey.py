@@ -19,8 +19,10 @@ def sign_up(who: Visitor, name: str) -> Page:
     """A new account, so that the tests may run again on an installation that stays up."""
     page, name = who.page, f"{name}-{uuid4().hex[:6]}"
     who.go("/")
-    expect(page).to_have_url(f"{who.base}/sign-in?next=/")
-    page.get_by_role("link", name="Make an account").click()
+    # A new installation begins with its operator's account.
+    expect(page).to_have_url(re.compile(r"/sign-in\?next=/$|/sign-up$"))
+    if "/sign-in" in page.url:
+        page.get_by_role("link", name="Make an account").click()
     page.get_by_label("Name", exact=True).fill(name)
     page.get_by_label("E-mail").fill(f"{name}@example.org")
     page.get_by_label("Password").fill(PASSWORD)
