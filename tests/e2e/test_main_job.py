@@ -56,6 +56,29 @@ def test_a_table_becomes_a_leaderboard_that_is_watched_live(platform, person):
         assert needed in names
 
 
+def test_the_winner_is_refitted_on_all_rows_but_the_sealed_and_answers(person):
+    data = person.dataset()["id"]
+    split = {"validation": 0.25, "test": 0.2}
+    job = person.train(data, "species", time_budget=5, refit=True, split=split)
+    ended = person.ended(job, within=60)
+    assert ended["state"] == "succeeded"
+    twins = [row for row in person.leaderboard(job) if row["refit_of"]]
+    assert len(twins) == 1, ended["notices"]
+    twin, origin = (
+        person.ok("GET", f"/api/results/model/{twins[0][which]}") for which in ("id", "refit_of")
+    )
+    assert twin["train_rows"] > origin["train_rows"]
+    assert twin["test_rows"] == origin["test_rows"] > 60
+    not_worse = twin["test_score"] <= origin["test_score"]  # log loss
+    assert twin["is_best"] is not_worse
+    shares = [
+        person.ok("POST", f"/api/results/model/{one['id']}/predict", json={"rows": [PENGUIN]})
+        for one in (twin, origin)
+    ]
+    assert shares[0]["predictions"] == ["Gentoo"]
+    assert shares[0]["probabilities"] != shares[1]["probabilities"]
+
+
 def test_the_first_models_show_long_before_the_end_and_stopping_keeps_them(person):
     job = person.train(person.dataset("iris")["id"], "species", time_budget=120)
     person.until(f"/api/results/job/{job}/leaderboard", lambda rows: rows["count"] >= 2, within=40)
