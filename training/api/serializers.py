@@ -133,8 +133,8 @@ class EngineProgress(serializers.ModelSerializer[Task]):
     class Meta:
         model = Task
         fields: ClassVar = [
-            "id", "engine", "state", "attempt", "fraction", "message", "started_at", "finished_at",
-            "error", "fault",
+            "id", "kind", "engine", "state", "attempt", "fraction", "message", "started_at",
+            "finished_at", "error", "fault",
         ]  # fmt: skip
 
 
