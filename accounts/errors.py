@@ -1,15 +1,17 @@
 """Errors of the domain and the one shape that they have over HTTP: problem details (RFC 9457)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import connections
 from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
+log = logging.getLogger(__name__)
 Errors = Mapping[str, Sequence[str]]
 
 
@@ -96,6 +98,12 @@ def problem(
     return body
 
 
+class _TooLarge(exceptions.APIException):
+    status_code = 413
+    default_detail = "The request is larger than this address takes. Send large things as files."
+    default_code = "too-large"
+
+
 def problem_response(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every error of the API in one shape."""
     if isinstance(exc, FlowError):
@@ -103,8 +111,17 @@ def problem_response(exc: Exception, context: dict[str, Any]) -> Response | None
             if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
                 connection.set_rollback(True)
         body = problem(exc.status, exc.detail, code=exc.code, errors=exc.errors, **exc.extra)
-        return Response(body, exc.status, content_type="application/problem+json")
-    if isinstance(exc, Http404):
+        wait = exc.extra.get("retry_after_s")
+        headers = {"Retry-After": str(wait)} if wait else None
+        return Response(body, exc.status, headers=headers, content_type="application/problem+json")
+    if isinstance(exc, RecursionError):
+        log.warning("a request was nested too deep", exc_info=exc)
+        exc = exceptions.ParseError("The request is nested too deep.")
+    elif isinstance(exc, RequestDataTooBig):
+        exc = _TooLarge()
+    elif isinstance(exc, SuspiciousOperation):
+        exc = exceptions.ParseError(str(exc))
+    elif isinstance(exc, Http404):
         exc = exceptions.NotFound("Nothing with this id is in this organization.")
     elif isinstance(exc, PermissionDenied):
         exc = exceptions.PermissionDenied()

@@ -222,8 +222,12 @@ def finish_ingest(task: Task) -> None:
     if version is None:
         return
     upload_artifact = version.upload
-    if task.state == Task.State.SUCCEEDED:
-        _fill(version, task)
+    files = _sent(task)
+    if task.state == Task.State.SUCCEEDED and "data" in files:
+        _fill(version, task.result["data"], files)
+    elif task.state == Task.State.SUCCEEDED:
+        error = {"detail": "The node sent no table.", "code": "no-result", "fault": "platform"}
+        version.move_to(DatasetVersion.State.FAILED, error=error, upload=None)
     else:
         error = {
             "detail": task.error or "Reading the file was cancelled.",
@@ -244,12 +248,15 @@ def finish_ingest(task: Task) -> None:
         _forget([upload_artifact])
 
 
-def _fill(version: DatasetVersion, task: Task) -> None:
-    data, files = task.result["data"], task.result["files"]
-    # Only what this task has sent itself, whatever ids its node names.
-    stored = task.artifacts.in_bulk(files.values())
-    by_name = {name: stored[pk] for name, key in files.items() for pk in stored if str(pk) == key}
-    parquet = by_name["data"]
+def _sent(task: Task) -> dict[str, Artifact]:
+    """The files of a task's result by name: only what it has sent itself, whatever it names."""
+    stored = {str(artifact.pk): artifact for artifact in task.artifacts.all()}
+    named = (task.result.get("files") or {}).items()
+    return {name: stored[key] for name, key in named if key in stored}
+
+
+def _fill(version: DatasetVersion, data: Mapping[str, Any], files: Mapping[str, Artifact]) -> None:
+    parquet = files["data"]
     columns = [dict(column) for column in data["columns"]]
     # What a person said of a column of the version before holds for this one's too.
     said = {
@@ -272,7 +279,7 @@ def _fill(version: DatasetVersion, task: Task) -> None:
         notices=data.get("notices", []),
         source=data.get("source", {}),
         data=parquet,
-        rejects=by_name.get("rejects"),
+        rejects=files.get("rejects"),
         upload=None,
         ready_at=timezone.now(),
     )

@@ -367,7 +367,7 @@ def predict_file(by: Membership, model: TrainedModel, upload: File[bytes]) -> Ba
     Raises Invalid for a kind of file that is not read here, TooLarge past the upload limit.
     """
     _usable(model)
-    name = (upload.name or "rows").rsplit("/", 1)[-1][-255:]
+    name = (upload.name or "rows").rsplit("/", 1)[-1][-200:]
     if name.rsplit(".", 1)[-1].lower() not in FORMATS:
         raise Invalid(
             f"'{name}' is neither CSV nor Parquet by its name.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from itertools import islice
 from typing import Any
 
 from training.checks import nearest
@@ -67,9 +68,10 @@ def _check_row(
     if not isinstance(row, Mapping):
         errors[place] = ["A row is an object that maps column names to values."]
         return []
-    for name in row:
-        if name not in names:
-            errors[f"{place}.{name}"] = [f"The model has no column '{name}'.{nearest(name, names)}"]
+    # Looking for the nearest name takes a while, and a row may have any number of names.
+    for name in islice((name for name in row if name not in names), MOST_ERRORS):
+        shown = str(name)[:100]
+        errors[f"{place}.{shown}"] = [f"The model has no column '{shown}'.{nearest(shown, names)}"]
     values = []
     for name, dtype in names.items():
         if name not in row:

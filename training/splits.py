@@ -180,7 +180,7 @@ def _check(split: Mapping[str, Any]) -> None:
     try:
         test, validation = float(split.get("test", 0)), float(split.get("validation", 0))
         folds, _seed = int(split.get("folds") or 0), int(split["seed"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise BadSplit(
             "A split has numbers only: 'test' and 'validation' as shares, 'folds' and 'seed' whole."
         ) from error
@@ -225,6 +225,8 @@ def plan_split(
         else:
             split["validation"] = cap
     _check(split)
+    if not 0 <= int(split["seed"]) < 2**31:  # what every engine takes
+        raise BadSplit(f"'seed' is {split['seed']}; give a whole number from 0 to {2**31 - 1}.")
     split["seed"], split["test"] = int(split["seed"]), round(float(split["test"]), 6)
     split["validation"] = round(float(split["validation"]), 6)
     if folds := int(split.get("folds") or 0):

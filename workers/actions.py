@@ -345,7 +345,7 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
         if kind == "candidate" and held.events.filter(type="candidate", key=key).exists():
             continue
         if kind == "progress":
-            held.progress = max(held.progress, min(1.0, float(data.get("fraction") or 0)))
+            held.progress = max(held.progress, min(1.0, _fraction(data)))
             held.message = str(data.get("message") or "")[:300]
             held.save(update_fields=["progress", "message"])
             data = {**data, "fraction": held.progress}
@@ -361,6 +361,12 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
         if event.handled_at is None:
             _hasten("workers.tasks.handle_event", event.pk)
     return _word(held)
+
+
+def _fraction(data: Mapping[str, Any]) -> float:
+    """How far a node says that it is; 0 for what is no number."""
+    said = data.get("fraction")
+    return float(said) if isinstance(said, int | float) else 0.0
 
 
 @transaction.atomic

@@ -57,7 +57,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         if not hasattr(self, "user") or not isinstance(content, dict):
             return
         topic = content.get("subscribe") or content.get("unsubscribe")
-        if not isinstance(topic, str) or len(topic) > 80:
+        if not isinstance(topic, str) or len(topic) > 80 or not topic.isprintable():
             await self.send_json({"error": "bad-message"})
         elif "unsubscribe" in content:
             if self.seen.pop(topic, None) is not None:

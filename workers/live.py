@@ -32,7 +32,11 @@ def take_ticket(ticket: str) -> User | None:
 
 def may_listen(user: User, topic: str) -> bool:
     """Members listen to the topics of their organizations."""
-    return Stream.objects.filter(topic=topic, organization__memberships__user=user).exists()
+    return Stream.objects.filter(
+        topic=topic,
+        organization__memberships__user=user,
+        organization__memberships__user__is_active=True,
+    ).exists()
 
 
 def missed(topic: str, after: int) -> list[dict[str, Any]]:

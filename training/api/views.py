@@ -1,6 +1,7 @@
 """Training jobs, their models and their predictions, for programs."""
 
-from typing import ClassVar
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -10,11 +11,12 @@ from django.urls import reverse
 from django_filters import rest_framework as filters
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.parsers import JSONParser, MultiPartParser
+from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.errors import Invalid
+from accounts.parsers import JSONParser
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
 from training import actions, serving, stats
@@ -29,11 +31,21 @@ _KEY = OpenApiParameter(
 )
 
 
+class Moment(filters.IsoDateTimeFilter):
+    """A time with its zone, as long as it is one in UTC too."""
+
+    def filter(self, qs: QuerySet[Any], value: datetime | None) -> QuerySet[Any]:
+        try:
+            return super().filter(qs, value.astimezone(UTC) if value else None)
+        except OverflowError:
+            raise Invalid(f"{self.field_name} is out of range.") from None
+
+
 class JobFilter(filters.FilterSet):
     dataset = filters.UUIDFilter(field_name="dataset_version__dataset")
     state = filters.MultipleChoiceFilter(choices=TrainingJob.State.choices)
-    created_after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
-    created_before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+    created_after = Moment(field_name="created_at", lookup_expr="gte")
+    created_before = Moment(field_name="created_at", lookup_expr="lt")
 
     class Meta:
         model = TrainingJob
@@ -106,8 +118,8 @@ class JobViewSet(OrgViewSet):
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("Idempotency-Key", "").strip()
-    if len(key) > 255:
-        raise Invalid("An Idempotency-Key has at most 255 characters.")
+    if len(key) > 255 or not (key.isascii() and key.isprintable()):
+        raise Invalid("An Idempotency-Key has at most 255 printable ASCII characters.")
     return key or None
 
 
@@ -183,6 +195,15 @@ class ModelViewSet(OrgViewSet):
         return get_object_or_404(models, pk=self.kwargs["pk"])
 
 
+class BatchFilter(filters.FilterSet):
+    # By id alone: whether a model of another organization exists is not told.
+    model = filters.UUIDFilter(field_name="model_id")
+
+    class Meta:
+        model = BatchPrediction
+        fields: ClassVar = ["state"]
+
+
 @extend_schema(tags=["results"])
 class BatchViewSet(OrgViewSet):
     roles: ClassVar = {"list": Role.VIEWER, "retrieve": Role.VIEWER, "download": Role.VIEWER}
@@ -190,7 +211,7 @@ class BatchViewSet(OrgViewSet):
         "model__curves", "model__test", "model__params", "task__payload", "task__result"
     )
     serializer_class = said.Batch
-    filterset_fields = ("state", "model")
+    filterset_class = BatchFilter
     search_fields = ("filename",)
     ordering_fields = ("created_at", "finished_at")
     ordering = ("-created_at", "id")

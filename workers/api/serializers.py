@@ -12,6 +12,11 @@ class Capabilities(serializers.Serializer[Any]):
     engines = serializers.ListField(child=serializers.SlugField(max_length=40), default=list)
     llm = serializers.BooleanField(default=False)
 
+    def validate_gpus(self, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not all(isinstance(gpu.get("memory_mib", 0), int) for gpu in gpus):
+            raise serializers.ValidationError("A GPU's memory_mib is a whole number.")
+        return gpus
+
 
 class Registration(serializers.Serializer[Any]):
     join_token = serializers.CharField(max_length=200)

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.errors import Invalid
+from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
 from organizations.models import Role
 from workers import actions, keys, live
@@ -25,6 +26,8 @@ from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthenticatio
 from workers.fairshare import Room
 from workers.files import file_response
 from workers.models import Artifact, Task
+
+MAX_NAME = 200
 
 
 def _read(serializer: type[Any], request: Request) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def _read(serializer: type[Any], request: Request) -> dict[str, Any]:
 class NodeView(APIView):
     authentication_classes = (NodeAuthentication,)
     permission_classes: Any = (IsWorker,)
+    parser_classes: Any = (MendingJSONParser,)
     schema = None  # the protocol of nodes is FlowML's own matter; docs/node-protocol.md tells it
 
     @property
@@ -147,6 +151,8 @@ class UploadView(TaskView):
 
     def put(self, request: Request, task: UUID, name: str) -> Response:
         """Store a file of the attempt. Its X-SHA256 must fit what arrived."""
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise Invalid(f"A file's name has at most {MAX_NAME} characters that can be printed.")
         held = get_object_or_404(Task.objects.select_related("organization"), pk=task)
         if (held.attempt, held.state) != (self.attempt(), Task.State.RUNNING):
             raise actions.NotYours("This attempt no longer holds the task: drop it.")
