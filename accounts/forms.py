@@ -2,7 +2,9 @@ from typing import Any, TypeVar
 
 from django import forms
 from django.contrib.auth.forms import AuthenticationForm
+from unfold.forms import AuthenticationForm as UnfoldForm
 
+from accounts.limits import TooManyTries
 from accounts.models import User
 
 F = TypeVar("F", bound=forms.BaseForm)
@@ -17,7 +19,17 @@ def styled(form: F) -> F:
     return form
 
 
-class SignInForm(AuthenticationForm):
+class _Limited:
+    """Tells of too many tries as of any other reason why one can't sign in."""
+
+    def clean(self) -> Any:
+        try:
+            return super().clean()  # type: ignore[misc]
+        except TooManyTries as problem:
+            raise forms.ValidationError(problem.detail, code=problem.code) from None
+
+
+class SignInForm(_Limited, AuthenticationForm):
     """Name or e-mail address, and password."""
 
     error_messages = {
@@ -36,3 +48,7 @@ class SignInForm(AuthenticationForm):
             found = User.objects.filter(email__iexact=name).values_list("username", flat=True)
             return found.first() or name
         return name
+
+
+class AdminSignInForm(_Limited, UnfoldForm):
+    """Of the operator console: for staff alone."""

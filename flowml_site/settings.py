@@ -113,7 +113,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "flowml_site.proxies.ProxyMiddleware",
     "flowml_site.logs.RequestIdMiddleware",
+    "flowml_site.csp.PolicyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
@@ -222,6 +224,7 @@ FILE_UPLOAD_TEMP_DIR.mkdir(parents=True, exist_ok=True)
 
 # --- Who may do what -----------------------------------------------------------------------------
 
+AUTHENTICATION_BACKENDS = ["accounts.backends.LimitedBackend"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
@@ -243,6 +246,11 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": [
+        "accounts.parsers.JSONParser",
+        "rest_framework.parsers.FormParser",
+        "rest_framework.parsers.MultiPartParser",
+    ],
     "DEFAULT_PAGINATION_CLASS": "accounts.pagination.Page",
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
@@ -256,6 +264,7 @@ SIMPLE_JWT = {
     "ACCESS_TOKEN_LIFETIME": timedelta(minutes=_positive("ACCESS_TOKEN_EXPIRE_MINUTES", 60)),
     "REFRESH_TOKEN_LIFETIME": timedelta(days=7),
     "UPDATE_LAST_LOGIN": False,
+    "CHECK_REVOKE_TOKEN": True,  # a new password voids the tokens of the old one
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "FlowML API",
@@ -289,6 +298,8 @@ _https = PUBLIC_URL.startswith("https://")
 if TRUSTED_PROXIES:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = False if not _https else env.bool("SSL_REDIRECT", default=True)
+# Nodes of this machine come by INTERNAL_URL, and a balancer asks how it is, both without TLS.
+SECURE_REDIRECT_EXEMPT = [r"^api/workers/", r"^health"]
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
 SECURE_HSTS_SECONDS = 31_536_000 if _https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = _https
@@ -296,6 +307,11 @@ SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_HTTPONLY = True
 
-UNFOLD = {"SITE_TITLE": "FlowML", "SITE_HEADER": "FlowML", "SHOW_HISTORY": True}
+UNFOLD = {
+    "SITE_TITLE": "FlowML",
+    "SITE_HEADER": "FlowML",
+    "SHOW_HISTORY": True,
+    "LOGIN": {"form": "accounts.forms.AdminSignInForm"},
+}
 
 LOGGING_CONFIG = None  # flowml_site.logs sets it up in every process, Celery's included

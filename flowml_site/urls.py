@@ -1,6 +1,10 @@
 from django.contrib import admin
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
+from drf_spectacular.views import (
+    SpectacularAPIView,
+    SpectacularRedocView,
+    SpectacularSwaggerSplitView,
+)
 
 from flowml_site import health
 from flowml_site.home import home
@@ -11,7 +15,7 @@ api = [
     path("", include("datasets.api.urls")),
     path("", include("training.api.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
-    path("docs", SpectacularSwaggerView.as_view(), name="docs"),
+    path("docs", SpectacularSwaggerSplitView.as_view(), name="docs"),
     path("redoc", SpectacularRedocView.as_view(), name="redoc"),
 ]
 

@@ -16,8 +16,12 @@ class RegisterForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
+        name, email = data.get("username", ""), data.get("email", "")
+        if "@" in name and name.lower() != email.lower():
+            # People sign in by address too: nobody takes somebody else's for a name.
+            self.add_error("username", "A name with an @ in it must be your own address.")
         if "password" in data:
-            someone = User(username=data.get("username", ""), email=data.get("email", ""))
+            someone = User(username=name, email=email)
             try:
                 validate_password(data["password"], someone)
             except forms.ValidationError as problem:

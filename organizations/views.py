@@ -12,6 +12,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts import limits
 from accounts.errors import FlowError
 from accounts.forms import styled
 from organizations import actions
@@ -43,6 +44,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
             if first:
                 user = actions.set_up(**form.cleaned_data)
             else:
+                limits.count_sign_up(request)
                 user = actions.register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
         except FlowError as problem:
             for field, texts in problem.errors.items():
@@ -50,7 +52,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
             if not problem.errors:
                 form.add_error(None, problem.detail)
         else:
-            login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+            login(request, user)
             return redirect(wanted or settings.LOGIN_REDIRECT_URL)
     context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP, "first": first}
     return render(

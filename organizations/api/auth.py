@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib.auth.models import update_last_login
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FormParser, MultiPartParser
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,7 +15,9 @@ from rest_framework_simplejwt.serializers import TokenObtainPairSerializer
 from rest_framework_simplejwt.tokens import RefreshToken
 from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
+from accounts import limits
 from accounts.models import User
+from accounts.parsers import JSONParser
 from organizations.actions import register
 from organizations.forms import RegisterForm
 
@@ -52,6 +54,7 @@ class RegisterView(APIView):
         if not form.is_valid():
             errors = {field: [str(m) for m in said] for field, said in form.errors.items()}
             raise serializers.ValidationError(errors)
+        limits.count_sign_up(request)
         user = register(**form.cleaned_data, allowed=settings.ALLOW_SIGNUP)
         return Response(
             {
