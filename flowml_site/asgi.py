@@ -14,6 +14,7 @@ from channels.security.websocket import OriginValidator  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from flowml_site.bodies import guard_bodies  # noqa: E402
 from workers.consumers import LiveConsumer  # noqa: E402
 
 
@@ -29,6 +30,16 @@ class OurOrigin(OriginValidator):
 
 sockets = AuthMiddlewareStack(URLRouter([path("ws", LiveConsumer.as_asgi())]))
 
+
+def most_bytes(path: str) -> int:
+    """How large the body of a request may be. Nodes send tables that they have decoded."""
+    upload = settings.MAX_UPLOAD_SIZE_MB * 2**20
+    return (8 * upload if path.startswith("/api/workers/") else upload) + 2**20
+
+
 application = ProtocolTypeRouter(
-    {"http": http, "websocket": OurOrigin(sockets, settings.ALLOWED_HOSTS)}
+    {
+        "http": guard_bodies(http, most_bytes),
+        "websocket": OurOrigin(sockets, settings.ALLOWED_HOSTS),
+    }
 )
