@@ -1,4 +1,4 @@
-"""Request bodies: kept out of memory, and refused while they come when they are too large.
+"""Bodies of requests and answers: kept out of memory, and within the limit.
 
 What daphne does with a body doesn't do for uploads (a form with a file of 300 MB took 3.6 GB of
 memory and 12 s of the event loop):
@@ -9,8 +9,11 @@ memory and 12 s of the event loop):
   application reads it from the file, in pieces.
 * It is taken in whole, however large, before the application hears of it: instead the limit is
   held where the bytes arrive.
+* Of an answer, all is taken that the application can give, however slowly the client reads:
+  instead the application waits until the connection has room again.
 """
 
+import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -34,6 +37,7 @@ TOO_LARGE = {
 }
 CLOSE_AFTER_S = 10  # what a client still sends is let go of meanwhile, so that it reads the answer
 PIECE = 1 << 18  # bytes
+LOOK_AGAIN_S = 0.002
 _BODY = "flowml.body"
 
 
@@ -80,6 +84,7 @@ def _patch_daphne(most: Callable[[str], int]) -> None:
     handle_chunk = WebRequest.handleContentChunk
     process = WebRequest.process
     create_application = Server.create_application
+    handle_reply = Server.handle_reply
 
     def guarded_length(self: Any, length: int | None) -> None:
         self._parsePOSTFormSubmission = False
@@ -112,11 +117,23 @@ def _patch_daphne(most: Callable[[str], int]) -> None:
             scope[_BODY] = body
         return create_application(self, protocol, scope)
 
+    async def guarded_reply(self: Any, protocol: Any, message: Message) -> None:
+        await handle_reply(self, protocol, message)
+        if message["type"] != "http.response.body" or not message.get("more_body"):
+            return
+        channel = getattr(protocol, "channel", None)
+        while getattr(channel, "_waitingForTransport", False):
+            known = self.connections.get(protocol)
+            if known is None or known.get("disconnected"):
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     guarded_process.guarded = True  # type: ignore[attr-defined]
     WebRequest.gotLength = guarded_length
     WebRequest.handleContentChunk = guarded_chunk
     WebRequest.process = guarded_process
     Server.create_application = guarded_application
+    Server.handle_reply = guarded_reply
 
 
 def _refuse(request: Any) -> None:

@@ -1,4 +1,4 @@
-"""An application for test_bodies: counts the bytes of each body."""
+"""An application for test_bodies: counts the bytes of each body, or sends 200 MiB."""
 
 from typing import Any
 
@@ -14,6 +14,9 @@ async def count(scope: Any, receive: Any, send: Any) -> None:
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/download":
+        for _ in range(200):
+            await send({"type": "http.response.body", "body": b"a" * (1 << 20), "more_body": True})
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
