@@ -11,6 +11,7 @@ from pathlib import Path
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 
 from flowml_site import embedded
 
@@ -220,6 +221,7 @@ WHITENOISE_USE_FINDERS = DEBUG
 FILE_UPLOAD_TEMP_DIR = FLOWML_VAR / "tmp"
 FILE_UPLOAD_HANDLERS = ["datasets.uploads.LimitedUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024  # form fields and JSON; files are streamed
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 20_000  # the form that tries a model has one for each column
 FILE_UPLOAD_TEMP_DIR.mkdir(parents=True, exist_ok=True)
 
 # --- Who may do what -----------------------------------------------------------------------------
@@ -311,6 +313,13 @@ UNFOLD = {
     "SITE_TITLE": "FlowML",
     "SITE_HEADER": "FlowML",
     "SHOW_HISTORY": True,
+    "SITE_FAVICONS": [
+        {
+            "rel": "icon",
+            "type": "image/svg+xml",
+            "href": lambda _: static("img/favicon.svg"),
+        }
+    ],
     "LOGIN": {"form": "accounts.forms.AdminSignInForm"},
 }
 

@@ -440,3 +440,10 @@ def test_a_node_with_odd_graphics_cards_is_refused(settings: Any, client: Client
     capabilities["gpus"] = [{"memory_mib": 8192, "name": "a\0"}]
     assert client.post("/api/workers/register", said, content_type=JSON).status_code == 201
     assert json.dumps(Worker.objects.get().capabilities)
+
+
+def test_the_form_of_a_wide_model_is_read(browser: Client, admin: Membership) -> None:
+    model = make.scored_model(admin)
+    form = {f"column-{n}": "1" for n in range(5_000)}
+    answer = browser.post(f"/models/{model.pk}/predict", form)
+    assert answer.status_code == 503, "no node is there, and that is all that is wrong"
