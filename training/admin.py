@@ -4,24 +4,11 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
 from accounts.errors import FlowError
 from training import actions
 from training.models import BatchPrediction, TrainedModel, TrainingJob
-
-
-class ReadOnly(ModelAdmin):
-    """What jobs and nodes wrote: to look at. States move by the actions only."""
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+from workers.admin import ReadOnly
 
 
 @admin.register(TrainingJob)
