@@ -239,6 +239,23 @@ def test_a_file_that_cannot_be_read_is_refused_and_not_kept(
     assert not BatchPrediction.objects.exists()
 
 
+def test_a_file_past_the_limit_is_stopped_and_told_so_on_the_page_and_in_the_api(
+    client, by, model, settings
+):
+    settings.MAX_UPLOAD_SIZE_MB = 50 / 2**20
+    client.force_login(by.user)
+    answer = client.post(
+        f"/api/results/model/{model.pk}/predict", {"file": upload("r.csv", b"x" * 99)}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+    page = client.post(f"/models/{model.pk}/predict-file", {"file": upload("r.csv", b"x" * 99)})
+    assert (page.status_code, "larger than this installation takes" in page.content.decode()) == (
+        422,
+        True,
+    )
+    assert not BatchPrediction.objects.exists()
+
+
 # Downloads
 
 

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from accounts.errors import Invalid
 from accounts.parsers import JSONParser
+from datasets.uploads import take
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
 from training import actions, serving, stats
@@ -168,7 +169,7 @@ class ModelViewSet(OrgViewSet):
         model = serving.servable(self.membership.organization, pk)
         if model is None:
             raise Http404
-        if upload := request.FILES.get("file"):
+        if upload := take(request):
             batch = actions.predict_file(self.membership, model, upload)
             answer = Response(said.Batch(batch).data, 202)
             answer["Location"] = reverse("training-batch", args=[batch.pk])

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.errors import FlowError
 from accounts.pages import tells_problems
 from datasets.cards import number
+from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, pages
@@ -263,10 +264,10 @@ def _typical_error(stored: TrainedModel) -> str:
 @org_role(Role.DEVELOPER)
 def predict_file(request: OrgRequest, model_id: UUID) -> HttpResponse:
     stored = _model(request, model_id)
-    upload = request.FILES.get("file")
-    if upload is None:
-        return _model_page(request, stored, "try", 422, file_problem="Choose a file first.")
     try:
+        upload = take(request)
+        if upload is None:
+            return _model_page(request, stored, "try", 422, file_problem="Choose a file first.")
         queued = actions.predict_file(request.membership, stored, upload)
     except FlowError as error:
         texts = [text for each in error.errors.values() for text in each]
