@@ -6,6 +6,14 @@ from typing import Any
 
 import pytest
 
+from tests import services
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
+    """The test databases go with the whole server: nobody needs to drop them one by one."""
+    return services.are_ours() or bool(request.config.getvalue("reuse_db"))
+
 
 @pytest.fixture(autouse=True)
 def own_files(settings: Any, tmp_path: Path) -> None:

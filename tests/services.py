@@ -48,6 +48,11 @@ def _announce() -> embedded.Services | None:
     )
 
 
+def are_ours() -> bool:
+    """Whether the database was started for this test run and ends with it."""
+    return bool(os.environ.get(OURS))
+
+
 def _own_number() -> None:
     """A Valkey database of its own for each worker, so that flushing one leaves the others be."""
     number = int(worker.removeprefix("gw")) + 1
@@ -74,12 +79,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             services.start()
         except embedded.ServiceError as error:
             raise pytest.UsageError(str(error)) from error
-
-
-@pytest.fixture(scope="session")
-def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
-    """The test databases go with the whole server: nobody needs to drop them one by one."""
-    return bool(os.environ.get(OURS) or request.config.getvalue("reuse_db"))
 
 
 @pytest.hookimpl(trylast=True)
