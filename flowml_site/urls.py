@@ -30,3 +30,6 @@ urlpatterns = [
     path("api/", include(api)),
     path("admin/", admin.site.urls),
 ]
+
+handler404 = "flowml_site.errors.not_found"
+handler500 = "flowml_site.errors.server_error"
