@@ -2,13 +2,19 @@
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), pytest.mark.xdist_group("e2e")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.skipif(not shutil.which("curl"), reason="the tour is told in curl: install it"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 
