@@ -70,6 +70,37 @@ def is_given(name: str) -> bool:
     return bool(os.environ.get(name) or os.environ.get(f"{name}_FILE"))
 
 
+def given(name: str) -> str:
+    """The setting ``name`` from the environment or its file; '' when there is neither."""
+    if os.environ.get(name):
+        return os.environ[name]
+    file = os.environ.get(f"{name}_FILE")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() if file else ""
+    except OSError as error:
+        raise ServiceError(f"{name}_FILE is {file}: {error.strerror}.") from error
+
+
+def check_given() -> None:
+    """See that the services whose addresses are given answer. Raises ServiceError."""
+    if url := given("DATABASE_URL"):
+        import psycopg
+
+        try:
+            psycopg.connect(url, connect_timeout=5).close()
+        except psycopg.Error as error:
+            why = str(error).strip().splitlines()[0]
+            raise ServiceError(f"The database at DATABASE_URL can't be used: {why}") from error
+    if url := given("REDIS_URL"):
+        import redis
+
+        try:
+            with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as valkey:
+                valkey.ping()
+        except (redis.RedisError, ValueError) as error:
+            raise ServiceError(f"The broker at REDIS_URL can't be used: {error}") from error
+
+
 def database_url(var: Path) -> str:
     """The DSN of the embedded PostgreSQL, whether it runs or not."""
     return _dsn(var, "flowml", "flowml")

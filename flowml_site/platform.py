@@ -116,6 +116,7 @@ class Supervisor:
         self._end_leftovers()
         made = embedded.make_secrets(self.var)
         self._listen()
+        embedded.check_given()
         env = self._environment(made)
         began = time.monotonic()
         self._services = Services(
@@ -165,6 +166,8 @@ class Supervisor:
 
         It stays open here: while they are started again, callers wait and are not refused.
         """
+        if not 0 <= self.port < 65536:
+            raise ServiceError(f"There is no port {self.port}: choose one from 1 to 65535.")
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -32,11 +32,18 @@ def _positive(name: str, default: float) -> float:
     return value
 
 
+def _port(name: str, default: int) -> int:
+    text = env.str(name, default=str(default))
+    if not (text.isdecimal() and int(text) < 65536):
+        raise ImproperlyConfigured(f"{name} must be a number from 0 to 65535, not {text!r}.")
+    return int(text)
+
+
 # --- What an operator sets -----------------------------------------------------------------------
 
 DEBUG = env.bool("DEBUG", default=False)
 HOST = env.str("HOST", default="127.0.0.1")
-PORT = env.int("PORT", default=8000)
+PORT = _port("PORT", 8000)
 PUBLIC_URL = env.str("PUBLIC_URL", default=f"http://{HOST}:{PORT}").rstrip("/")
 # Where control reaches web: not through the proxy that PUBLIC_URL may name.
 INTERNAL_URL = env.str("INTERNAL_URL", default=f"http://{HOST}:{PORT}").rstrip("/")

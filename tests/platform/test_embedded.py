@@ -232,3 +232,21 @@ def test_root_does_not_run_postgresql_as_root(made):
         assert rights["CapPrm:"] == rights["CapEff:"]
         os.kill(services.children["postgres"].pid, signal.SIGINT)
         services.children["postgres"].wait(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "says"),
+    [
+        ("DATABASE_URL", "postgresql://x:a-secret@127.0.0.1:9/x", "The database at DATABASE_URL"),
+        ("REDIS_URL", "redis://:a-secret@127.0.0.1:9/0", "The broker at REDIS_URL"),
+    ],
+)
+def test_a_given_service_that_is_away_is_named(monkeypatch, tmp_path, name, url, says):
+    for given in ("DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(given, raising=False)
+    file = tmp_path / "url"
+    file.write_text(f"{url}\n")
+    monkeypatch.setenv(f"{name}_FILE", str(file))
+    with pytest.raises(ServiceError, match=f"{says} can't be used: .*refused") as caught:
+        embedded.check_given()
+    assert "a-secret" not in str(caught.value)
