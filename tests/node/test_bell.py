@@ -1,5 +1,6 @@
 """The doorbell: a real Celery worker on a real Valkey, and the rule that finds it deaf."""
 
+import contextlib
 import socket
 import subprocess
 import tempfile
@@ -79,8 +80,13 @@ def belled(broker: Broker) -> Iterator[Node]:
 
 def bells(node: Node) -> list[psutil.Process]:
     assert node.process is not None
-    children = psutil.Process(node.process.pid).children()
-    return [child for child in children if "workers.node.celery_app" in child.cmdline()]
+    found = []
+    for child in psutil.Process(node.process.pid).children():
+        # A child may end, or be a zombie for a moment, between the listing and the look.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "workers.node.celery_app" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_the_bell_brings_work_and_mends_itself(belled: Node, broker: Broker) -> None:
