@@ -99,7 +99,7 @@ def test_the_bell_brings_work_and_mends_itself(belled: Node, broker: Broker) -> 
     broker.ring()
     rung = time.monotonic()
     web.wait_end(task)
-    assert web.tasks[task]["claimed_at"] - rung < 0.5
+    assert web.tasks[task]["claimed_at"] - rung < 5  # no heartbeat tells of it: only the bell does
 
     # Doubled bells find nothing and do no harm.
     before = web.claims
