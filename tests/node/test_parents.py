@@ -114,6 +114,32 @@ def test_a_parent_that_died_or_grew_is_replaced(
     play(ours, scene)
 
 
+def test_engines_start_when_needed_and_those_that_nobody_uses_give_their_memory_back(
+    ours: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ours.venvs / "other").symlink_to(sys.prefix)
+    monkeypatch.setattr("workers.node.parents.IDLE_S", 0.0)
+
+    async def scene(parents: Parents) -> None:
+        assert parents.pids() == set()
+        folder = folder_for(ours, "toy.train")
+        used = await parents.warm("toy")
+        child = await parents.fork("toy", CHILD, folder, env={}, threads=1)
+        newer = await parents.warm("")
+        await parents.tend()
+        assert not used.gone.is_set()
+        await child.kill()
+        await child.exited
+        last = await parents.warm("other")
+        await parents.tend()
+        assert used.gone.is_set()
+        assert not newer.gone.is_set(), "the node's own parent stays"
+        assert not last.gone.is_set(), "so does the engine that was used last"
+        assert (await parents.warm("toy")).pid != used.pid
+
+    play(ours, scene)
+
+
 @pytest.mark.parametrize(
     ("engine", "why"), [("sick", "libsick.so.1 is not there"), ("nothere", "cannot be started")]
 )

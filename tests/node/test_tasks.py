@@ -28,7 +28,9 @@ def test_a_task_is_done_in_a_clean_process_of_its_own(shared_node: Node, kind: s
     assert data["payload"] == {"n": 1}
     assert data["inputs"] == {"data": "some rows"}
     assert data["sid"] == data["pid"] == web.of(task, "started")[0]["data"]["pid"]
-    assert not [name for name in data["env"] if "TOKEN" in name or "SECRET" in name]
+    whole = " ".join(f"{name}={value}" for name, value in data["env"].items())
+    for secret in ("TOKEN", "SECRET", "PASSWORD", "://", "hush"):
+        assert secret not in whole, "it may know no secret and no address"
     assert data["env"]["HOME"] == data["cwd"]
     assert web.artifacts[end["result"]["files"]["answer"]][0] == b"42"
     assert "hello from the child" in web.log(task)
@@ -102,7 +104,7 @@ def test_cancel_empties_the_whole_process_tree(shared_node: Node) -> None:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("how", ["pieces", "processes", "abort"])
+@pytest.mark.parametrize("how", ["pieces", "processes", "forks", "abort"])
 def test_running_out_of_memory_is_told_in_a_sentence(shared_node: Node, how: str) -> None:
     web = shared_node.web
     limits = {"time_s": 60, "ram_mib": 256}
@@ -110,6 +112,17 @@ def test_running_out_of_memory_is_told_in_a_sentence(shared_node: Node, how: str
     end = web.wait_end(task)
     assert (end["outcome"], end["code"], end["fault"]) == ("failed", "memory", "work"), end
     assert "more than 0.2 GiB" in end["error"]
+
+
+def test_who_prints_without_end_is_cut_but_for_its_last_words(shared_node: Node) -> None:
+    web = shared_node.web
+    task = web.add("toy.chatty", {"lines": 20_000})
+    assert web.wait_end(task)["outcome"] == "succeeded"
+    lines = web.log(task).splitlines()
+    assert lines[:2] == ["line 0", "line 1"]
+    assert lines[-1] == "the last word"
+    assert any("lines left out here: too many" in line for line in lines)
+    assert len(lines) < 15_000
 
 
 def test_the_time_limit_is_held_from_outside(shared_node: Node) -> None:

@@ -84,11 +84,26 @@ def hungry(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
         code = "b = bytearray(120 << 20); import time; time.sleep(600)"
         hoard = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
         time.sleep(600)
+    if how == "forks":  # what they share is nobody's own, and yet it is there
+        hoard = [bytearray(b"x" * (100 << 20))]
+        for _ in range(3):
+            if os.fork() == 0:
+                hoard.append(bytearray(b"x" * (80 << 20)))
+                time.sleep(600)
+        time.sleep(600)
     if how == "abort":
         print("terminate called after throwing an instance of 'std::bad_alloc'", flush=True)
         os.abort()
     while True:
         hoard.append(bytearray(32 << 20))
+
+
+def chatty(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Print more than anybody wants to read, then say the last word."""
+    for number in range(task["payload"]["lines"]):
+        print(f"line {number}")
+    print("the last word")
+    return {}
 
 
 def fail(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
@@ -146,9 +161,14 @@ HANDLERS = {
     "toy.train": Way(f"{TOY}:candidates", "engine", keeps=True),
     "toy.stubborn": Way(f"{TOY}:stubborn", "engine"),
     "toy.hungry": Way(f"{TOY}:hungry", "engine"),
+    "toy.chatty": Way(f"{TOY}:chatty", "engine", light=True),
     "toy.fail": Way(f"{TOY}:fail", "engine", light=True),
     "toy.network": Way(f"{TOY}:network", "node", light=True, network=False),
     "toy.missing": Way("tests.node.nowhere:run", "engine"),
 }
-ENGINES = {"toy": "tests.node.toy_engine", "sick": "tests.node.toy_sick"}
+ENGINES = {
+    "toy": "tests.node.toy_engine",
+    "other": "tests.node.toy_engine",
+    "sick": "tests.node.toy_sick",
+}
 TARGETS = {"predictor": f"{TOY}:load_predictor"}

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from workers.node import handlers, procs, spool
+from workers.node import handlers, spool
 from workers.node.api import Api, Gone, Refused
 from workers.node.channel import MAX_MESSAGE_BYTES
 from workers.node.delivery import deliver
+from workers.node.loglines import LogLines
 from workers.node.outcome import End, Seen, judge, should_start_again
 from workers.node.parents import Child, EngineBroken, Parents
 from workers.node.settings import Settings
@@ -27,7 +28,6 @@ Wish = Literal["ok", "stop", "cancel", "gone", "returned"]
 RANK: dict[Wish, int] = {"ok": 0, "stop": 1, "returned": 2, "cancel": 3, "gone": 4}
 
 MEMORY_CHECK_S = 1.0
-MAX_LOG_LINES = 5000
 MAX_LINE = 2000
 TAIL_BYTES = 8000
 
@@ -65,6 +65,7 @@ class Attempt:
         self._work = settings.folder / "work" / self._out.folder.name
         self._said: dict[str, Any] | None = None
         self._tail = ""
+        self._lines = LogLines()
         self._cpu_s = 0.0
         self._peak_mib = 0.0
         self._began = time.monotonic()
@@ -272,6 +273,7 @@ class Attempt:
             # Those that the child left behind hold copies of its channel, and burn processor time.
             await self._parents.clear_up_after(child)
             await asyncio.wait({listening, reading}, timeout=2)
+            self._say(self._lines.end())
         finally:
             for task in (listening, reading, guarding):
                 task.cancel()
@@ -401,17 +403,13 @@ class Attempt:
             self._log([rest.decode(errors="replace")])
 
     def _log(self, lines: list[str]) -> None:
-        if not lines:
-            return
-        self._tail = (self._tail + "\n" + "\n".join(lines))[-TAIL_BYTES:]
-        room = MAX_LOG_LINES - self._out.log_lines
-        if room <= 0:
-            return
-        kept = [line[:MAX_LINE] for line in lines[:room]]
-        self._out.log_lines += len(kept)
-        if self._out.log_lines >= MAX_LOG_LINES:
-            kept.append(f"... the log ends here: it has {MAX_LOG_LINES} lines")
-        self._out.add("log", {"lines": kept})
+        if lines:
+            self._tail = (self._tail + "\n" + "\n".join(lines))[-TAIL_BYTES:]
+            self._say(self._lines.take([line[:MAX_LINE] for line in lines], time.monotonic()))
+
+    def _say(self, lines: list[str]) -> None:
+        if lines:
+            self._out.add("log", {"lines": lines})
 
     async def _guard(self, child: Child) -> None:
         """Return once the child and its descendants together hold more memory than they may.
@@ -421,7 +419,7 @@ class Attempt:
         limit_mib = int(self.limits.get("ram_mib") or 0)
         while True:
             await asyncio.sleep(MEMORY_CHECK_S)
-            used = await asyncio.to_thread(lambda: procs.memory_mib(child.family()))
+            used = await asyncio.to_thread(child.memory_mib)
             self._peak_mib = max(self._peak_mib, used)
             if limit_mib and used > limit_mib * 1.05:
                 return

@@ -21,6 +21,7 @@ log = logging.getLogger("flowml.node.parents")
 START_TIMEOUT_S = 120.0
 FORK_TIMEOUT_S = 20.0
 GROWTH_MIB = 512.0  # a parent never computes; one that grew by this much is replaced
+IDLE_S = 900.0  # an engine that nobody used for so long gives its memory back
 
 
 class EngineBroken(Exception):
@@ -55,6 +56,7 @@ class Child:
     channel: socket.socket
     output: int
     exited: "asyncio.Future[Exit]"
+    shared_mib: float = 0.0  # what it shares with its warm parent, at most
     started_at: float = field(default_factory=time.monotonic)
 
     async def kill(self) -> bool:
@@ -65,6 +67,10 @@ class Child:
         """Its pid and those of its descendants, now."""
         return [self.pid, *procs.tree(procs.processes(), self.pid)]
 
+    def memory_mib(self) -> float:
+        """What it and its descendants hold, beside what its warm parent held before."""
+        return procs.memory_mib(self.family(), shared_mib=self.shared_mib)
+
 
 class WarmParent:
     """One warm parent process (see warm.py) and what it forked."""
@@ -74,7 +80,7 @@ class WarmParent:
         self.children: dict[int, Child] = {}
         self.ram_mib = 0.0
         self.import_s = 0.0
-        self.retired = False
+        self.used_at = time.monotonic()
         self._settings = settings
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[int, int]]] = {}
@@ -149,6 +155,7 @@ class WarmParent:
         """Fork a child that runs ``entry`` in ``folder``. Raises ParentLost if that failed."""
         if self._control is None or self.gone.is_set():
             raise ParentLost(self.engine)
+        self.used_at = time.monotonic()
         number = next(self._numbers)
         request = {
             "fork": number,
@@ -185,7 +192,7 @@ class WarmParent:
             os.close(output_write)
         ours.setblocking(False)
         os.set_blocking(output_read, False)
-        child = Child(pid, start, ours, output_read, loop.create_future())
+        child = Child(pid, start, ours, output_read, loop.create_future(), self.ram_mib)
         if pid in self._early:
             child.exited.set_result(self._early.pop(pid))
         elif self.gone.is_set():
@@ -335,7 +342,7 @@ class Parents:
         return parent
 
     async def tend(self) -> None:
-        """Replace parents that grew, let go of retired ones, end what dead tasks left behind."""
+        """Replace parents that grew, let go of those that nobody uses and of retired ones."""
         for engine, parent in list(self._parents.items()):
             if not parent.gone.is_set() and await asyncio.to_thread(parent.has_grown):
                 log.warning(
@@ -343,10 +350,22 @@ class Parents:
                     engine or "the node",
                 )
                 self._retired.append(self._parents.pop(engine))
+        for engine in self._idle():
+            log.info("%s was not used for a while; it starts again when it is needed", engine)
+            self._retired.append(self._parents.pop(engine))
         for parent in list(self._retired):
-            if parent.gone.is_set() or not parent.children:
+            if parent.gone.is_set() or not (parent.children or parent.is_forking):
                 self._retired.remove(parent)
                 await parent.stop()
+
+    def _idle(self) -> list[str]:
+        """Engines to let go of. The one that was used last stays warm, however long ago."""
+        for parent in self._parents.values():
+            if parent.children or parent.is_forking:
+                parent.used_at = time.monotonic()
+        engines = sorted((p.used_at, name) for name, p in self._parents.items() if name)
+        since = time.monotonic() - IDLE_S
+        return [name for used_at, name in engines[:-1] if used_at < since]
 
     async def clear_up_after(self, child: Child) -> None:
         """End what a dead child left behind: its session, and orphans that its reaper inherited."""

@@ -5,6 +5,7 @@ kernel offers and this leans on is in proc(5), prctl(2), setrlimit(2) and unshar
 """
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -156,18 +157,25 @@ def kill_marked(mark: str, *, timeout_s: float = 5.0) -> int:
     return count
 
 
-def memory_mib(pids: Iterable[int]) -> float:
-    """Memory (MiB) that is each process's own, summed: what ending them would give back."""
-    total = 0
+def memory_mib(pids: Iterable[int], *, shared_mib: float = math.inf) -> float:
+    """Memory (MiB) that these processes hold together: what ending them all would give back.
+
+    What only one of them maps is theirs for certain. What they share among themselves (a worker
+    pool that was forked after the table was read) shows in the proportional figures of proc(5),
+    which also hold a part of what they share with their warm parent: at most ``shared_mib``.
+    """
+    private = proportional = 0
     for pid in pids:
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += sum(
-            int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_")
-        )
-    return total / 1024
+        for line in rollup.splitlines():
+            if line.startswith("Private_"):
+                private += int(line.split()[1])
+            elif line.startswith(("Pss_Anon:", "Pss_Shmem:")):  # Linux 5.9 and later
+                proportional += int(line.split()[1])
+    return max(private / 1024, proportional / 1024 - shared_mib)
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:

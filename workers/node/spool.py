@@ -52,7 +52,6 @@ class Spool:
         self.claim = claim
         self.end: dict[str, Any] | None = None
         self.candidates: list[str] = list(claim.get("done") or [])
-        self.log_lines = 0
         self._pending: deque[Entry] = deque()
         self._taken = 0
         self._count = 0
