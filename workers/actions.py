@@ -151,18 +151,23 @@ def register_worker(
     address: str,
     concurrency: int,
     classes: Sequence[str] = (),
+    organization: Organization | None = None,
 ) -> tuple[Worker, str]:
     """A node joins, or joins again under its name: then the older process's token is void.
 
-    Returns the node and its token, which is stored only as a hash.
+    With an ``organization`` it works for that one alone. Names are each organization's own, so
+    nobody can take over another's node by its name. Returns the node and its token, which is
+    stored only as a hash.
     """
     token = secrets.token_urlsafe(32)
     worker, _ = Worker.objects.update_or_create(
         name=name,
+        organization=organization,
         defaults={
             "version": version,
             "capabilities": dict(capabilities),
             "queues": routing.narrowed(routing.queues_for(_capabilities(capabilities)), classes),
+            "classes": list(classes),
             "address": address,
             "concurrency": concurrency,
             "token_hash": Worker.hash_token(token),

@@ -9,6 +9,7 @@ from django.db import connection, models, transaction
 from django.utils import timezone
 
 from accounts.errors import Conflict
+from accounts.models import User
 from organizations.models import Organization, OrgOwned
 from workers import push
 
@@ -29,20 +30,46 @@ class Stream(models.Model):
 
 
 class Worker(models.Model):
-    """A node: one machine's supervisor."""
+    """A node: one machine's supervisor. It works for everybody, or for its organization alone."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    name = models.CharField(max_length=80, unique=True)
+    organization = models.ForeignKey(
+        Organization,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="workers",
+        help_text="Empty: the platform's own, which works for everybody.",
+    )
+    name = models.CharField(max_length=80)
     version = models.CharField(max_length=40, blank=True)
     capabilities = models.JSONField(default=dict)
     queues = models.JSONField(default=list)
     usage = models.JSONField(default=dict)
     address = models.CharField(max_length=255, blank=True, help_text="Where predictions go.")
     concurrency = models.PositiveSmallIntegerField(default=1)
+    classes = models.JSONField(default=list, help_text="Work that it asked for; empty: all.")
+    wanted = models.JSONField(
+        default=dict, help_text="What was set here (concurrency, queues) in place of its own wishes."
+    )
     draining = models.BooleanField(default=False)
+    restart_asked_at = models.DateTimeField(null=True, blank=True)
+    broker_hash = models.CharField(
+        max_length=64, blank=True, help_text="SHA-256 of its password at the broker, if it has one."
+    )
     token_hash = models.CharField(max_length=64, unique=True)
     registered_at = models.DateTimeField(auto_now_add=True)
     last_seen_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["name"],
+                condition=models.Q(organization=None),
+                name="worker_of_platform_unique",
+            ),
+            models.UniqueConstraint(fields=["organization", "name"], name="worker_unique"),
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -59,6 +86,32 @@ class Worker(models.Model):
     @property
     def is_alive(self) -> bool:
         return self.last_seen_at >= self.alive_since()
+
+
+class JoinToken(models.Model):
+    """Lets machines join for a short while: the platform's own, or one organization's."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organization = models.ForeignKey(
+        Organization, models.CASCADE, null=True, blank=True, related_name="join_tokens"
+    )
+    made_by = models.ForeignKey(User, models.SET_NULL, null=True, blank=True, related_name="+")
+    token_hash = models.CharField(max_length=64, unique=True)
+    max_uses = models.PositiveSmallIntegerField(default=1)
+    uses = models.PositiveSmallIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=models.Q(uses__lte=models.F("max_uses")), name="join_token_uses_left"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"for {self.organization or 'the platform'}, until {self.expires_at:%H:%M}"
 
 
 class IllegalMove(Conflict):
