@@ -17,6 +17,7 @@ from accounts.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
 from datasets import registry
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
+from organizations.audit import record
 from organizations.models import Membership
 from workers import actions as work
 from workers.actions import emit
@@ -112,6 +113,8 @@ def add_version(
         if stored.state == Dataset.State.FAILED:
             Dataset.objects.filter(pk=stored.pk).update(state=Dataset.State.INGESTING)
         filename = file.name or "table"
+        told = {"file": filename, "bytes": artifact.size, "version": newest + 1}
+        record("dataset.version-added", stored, by=by, changes=told)
         return _ingest(by, stored, artifact, filename=filename, number=newest + 1, options=options)
 
 
@@ -148,6 +151,8 @@ def _new_dataset(
             created_by=by.user,
         )
         _ingest(by, dataset, artifact, filename=filename, number=1, options=options)
+        told = {"file": filename, "bytes": artifact.size}
+        record("dataset.created", dataset, by=by, changes=told)
     return dataset
 
 
@@ -351,6 +356,9 @@ def change_dataset(
     Raises Invalid for a column that is not there or a role that is none.
     """
     stored = Dataset.objects.select_for_update(no_key=True, of=("self",)).get(pk=dataset.pk)
+    wishes = {"name": name, "description": description, "roles": roles}
+    told = {key: value for key, value in wishes.items() if value is not None}
+    record("dataset.changed", stored, by=by, changes=told)
     if name is not None:
         stored.name = name
     if description is not None:
@@ -399,6 +407,7 @@ def delete_dataset(by: str, dataset: Dataset) -> None:
             work.cancel_task(version.task, by=by)
     ids = {pk for v in versions for pk in (v.upload_id, v.data_id, v.rejects_id) if pk}
     artifacts = list(Artifact.objects.filter(pk__in=ids))
+    record("dataset.deleted", stored, by=by, changes={"versions": len(versions)})
     stored.delete()
     Stream.objects.filter(topic=dataset.topic, tasks__isnull=True).delete()
     _forget(artifacts)

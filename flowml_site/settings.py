@@ -123,6 +123,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "flowml_site.proxies.ProxyMiddleware",
     "flowml_site.logs.RequestIdMiddleware",
+    "organizations.audit.AuditMiddleware",
     "flowml_site.csp.PolicyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

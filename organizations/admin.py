@@ -5,7 +5,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
-from organizations.models import Membership, Organization
+from organizations.models import AuditEntry, Membership, Organization
 
 
 class MembershipInline(TabularInline):
@@ -26,3 +26,27 @@ class OrganizationAdmin(ModelAdmin):
     @admin.display(ordering="member_count")
     def members(self, organization: Any) -> int:
         return int(organization.member_count)
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ModelAdmin):
+    """To look at: the database itself refuses changes."""
+
+    list_display = (
+        "created_at", "organization", "actor", "actor_kind", "via", "verb", "object_name",
+        "address",
+    )  # fmt: skip
+    list_filter = ("verb", "actor_kind", "object_kind")
+    list_select_related = ("organization",)
+    search_fields = ("actor", "object_name", "object_id", "request_id", "organization__name")
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -42,6 +42,7 @@ class Membership(models.Model):
     user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
     role = models.PositiveSmallIntegerField(choices=Role, default=Role.VIEWER)
     joined_at = models.DateTimeField(auto_now_add=True)
+    cap = Role.ADMIN  # of one request: the most that the credential it came with may do
 
     class Meta:
         constraints: ClassVar = [
@@ -52,7 +53,7 @@ class Membership(models.Model):
         return f"{self.user} in {self.organization}"
 
     def may(self, role: int) -> bool:
-        return self.role >= role
+        return min(self.role, self.cap) >= role
 
 
 class OrgQuerySet(models.QuerySet[M]):
@@ -79,3 +80,50 @@ class OrgOwned(models.Model):
 
     class Meta:
         abstract = True
+
+
+class AuditEntry(OrgOwned):
+    """Something that somebody did. Appended by ``audit.record``; the database refuses changes.
+
+    Names stand here as they were then, and ids without a foreign key, so that an entry outlives
+    whom and what it tells of. Without an organization it is the installation's own.
+    """
+
+    class Kind(models.TextChoices):
+        PERSON = "person"
+        OPERATOR = "operator"  # staff, in the console
+        SERVICE = "service"  # a service token
+        SYSTEM = "system"  # FlowML itself
+
+    organization = models.ForeignKey(  # type: ignore[assignment]
+        Organization, models.CASCADE, null=True, blank=True, related_name="audit_entries"
+    )
+    actor_kind = models.CharField(max_length=12, choices=Kind)
+    actor_id = models.UUIDField(null=True, blank=True)
+    actor = models.CharField(max_length=160, blank=True, help_text="A name, as it was then.")
+    via = models.CharField(max_length=120, blank=True, help_text="The token that was used, if any.")
+    verb = models.CharField(max_length=60, help_text="For example dataset.deleted.")
+    object_kind = models.CharField(max_length=40, blank=True)
+    object_id = models.CharField(max_length=64, blank=True)
+    object_name = models.CharField(max_length=200, blank=True)
+    changes = models.JSONField(default=dict, blank=True)
+    address = models.GenericIPAddressField(null=True, blank=True)
+    request_id = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        verbose_name_plural = "audit entries"
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-created_at"], name="audit_newest"),
+            models.Index(fields=["organization", "verb", "-created_at"], name="audit_verb"),
+            models.Index(fields=["-created_at"], name="audit_all"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.verb} {self.object_name}"
+
+    @property
+    def words(self) -> str:
+        """The verb for people: "Data set deleted"."""
+        text = self.verb.replace(".", " ").replace("-", " ").replace("dataset", "data set")
+        return text[:1].upper() + text[1:]

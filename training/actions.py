@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.errors import Conflict, Invalid, NotFound, TooLarge
 from datasets.models import DatasetVersion
+from organizations.audit import record
 from organizations.models import Membership
 from training import catalog, scoring, serving
 from training.checks import Plan, Refused, Wish, check
@@ -194,6 +195,8 @@ def _start(
             time_limit_s=int(plan.budget_s * 1.1 + GRACE_S),
             priority=job.priority,
         )
+    told = {"dataset": version.dataset.name, "target": job.target, "engines": job.engines}
+    record("training.started", job, by=by, changes=told)
     return job
 
 
@@ -297,6 +300,8 @@ def _wish(job: TrainingJob, ask: Any, field: str, *, by: str) -> TrainingJob:
         stored.save(update_fields=[field])
         wish = "cancel" if field.startswith("cancel") else "stop"
         emit(stored.topic, f"job.{wish}_asked", {"by": by})
+        done = {"cancel": "cancelled", "stop": "stopped"}[wish]
+        record(f"training.{done}", stored, by=by)
     setattr(job, field, getattr(stored, field))
     job.state = stored.state
     return job
@@ -415,6 +420,7 @@ def _queue_file(
         time_limit_s=3600,
     )
     batch.save(update_fields=["task"])
+    record("prediction.started", batch, by=by, changes={"model": model.name})
     return batch
 
 
@@ -422,6 +428,7 @@ def download(model: TrainedModel) -> StreamingHttpResponse:
     """The model as a zip that works without FlowML."""
     if model.artifact is None:
         raise NotFound("The files of this model are gone.")
+    record("model.downloaded", model)
     return file_response(
         model.artifact.file, filename=model.download_name, content_type="application/zip"
     )
@@ -437,6 +444,7 @@ def download_result(batch: BatchPrediction, format: str = "csv") -> StreamingHtt
     result = batch.csv if format == "csv" else batch.parquet
     if result is None:
         raise Conflict(f"There is no result: the prediction is {batch.state}.", code="no-result")
+    record("prediction.downloaded", batch, changes={"as": format})
     kind = "text/csv; charset=utf-8" if format == "csv" else "application/vnd.apache.parquet"
     return file_response(result.file, filename=batch.result_name(format), content_type=kind)
 
