@@ -50,7 +50,8 @@ class Worker(models.Model):
     concurrency = models.PositiveSmallIntegerField(default=1)
     classes = models.JSONField(default=list, help_text="Work that it asked for; empty: all.")
     wanted = models.JSONField(
-        default=dict, help_text="What was set here (concurrency, queues) in place of its own wishes."
+        default=dict,
+        help_text="What was set here (concurrency, queues) in place of its own wishes.",
     )
     draining = models.BooleanField(default=False)
     restart_asked_at = models.DateTimeField(null=True, blank=True)
@@ -158,10 +159,13 @@ class Task(OrgOwned):
     inputs = models.JSONField(default=dict, help_text="Artifact ids by name.")
 
     engine = models.CharField(max_length=40, blank=True)
+    device = models.CharField(max_length=8, default="cpu", help_text="cpu, gpu or llm.")
     queue = models.CharField(max_length=80)
     light = models.BooleanField(default=False)
     cpu_millis = models.PositiveIntegerField(default=1000)
     ram_mib = models.PositiveIntegerField(default=2048)
+    gpus = models.PositiveSmallIntegerField(default=0, help_text="Whole devices.")
+    gpu_ram_mib = models.PositiveIntegerField(default=0, help_text="Needed on each device.")
     time_limit_s = models.PositiveIntegerField(default=600)
     priority = models.SmallIntegerField(default=0, help_text="Higher goes first.")
 
@@ -172,6 +176,18 @@ class Task(OrgOwned):
     worker = models.ForeignKey(Worker, models.SET_NULL, null=True, blank=True, related_name="tasks")
     lease_expires_at = models.DateTimeField(null=True, blank=True)
     queued_at = models.DateTimeField(default=timezone.now)
+    line_at = models.DateTimeField(
+        default=timezone.now,
+        help_text="Its place in its organization's line: when it was queued, or earlier.",
+    )
+    held_on = models.ForeignKey(
+        Worker,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="held",
+        help_text="The node that is kept free for it: it waited long and needs much.",
+    )
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
     spent_s = models.FloatField(default=0, help_text="Seconds that earlier attempts took.")
@@ -191,9 +207,10 @@ class Task(OrgOwned):
     class Meta:
         indexes: ClassVar = [
             models.Index(
-                fields=["organization", "queue", "light", "-priority", "queued_at"],
+                # All ascending: `actions._HEADS` hops from line to line by comparing rows.
+                fields=["queue", "light", "organization", "priority", "line_at"],
                 condition=models.Q(state="queued"),
-                name="task_waiting",
+                name="task_lines",
             ),
             models.Index(
                 fields=["lease_expires_at"],
@@ -365,11 +382,41 @@ class Allocation(models.Model):
     organization = models.ForeignKey(Organization, models.CASCADE, related_name="+")
     cpu_millis = models.PositiveIntegerField()
     ram_mib = models.PositiveIntegerField()
+    gpus = models.PositiveSmallIntegerField(default=0)
+    gpu_ram_mib = models.PositiveIntegerField(default=0)
     light = models.BooleanField(default=False)
     since = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
         return f"{self.task_id} on {self.worker_id}"
+
+
+class Pause(models.Model):
+    """An operator's word that nothing new starts: on one queue, of one organization, or at all."""
+
+    queue = models.CharField(max_length=80, blank=True, help_text="Empty: on every queue.")
+    organization = models.ForeignKey(
+        Organization,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="pauses",
+        help_text="Empty: of every organization.",
+    )
+    reason = models.CharField(max_length=200, blank=True, help_text="Those who wait read it.")
+    by = models.CharField(max_length=160, blank=True)
+    since = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["queue", "organization"], name="pause_unique", nulls_distinct=False
+            )
+        ]
+
+    def __str__(self) -> str:
+        what = f"the queue {self.queue}" if self.queue else "every queue"
+        return f"{what} of {self.organization}" if self.organization else what
 
 
 class Pulse(models.Model):
