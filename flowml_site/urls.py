@@ -10,6 +10,7 @@ from flowml_site import health
 from flowml_site.home import home
 
 api = [
+    path("", include("accounts.api.urls")),
     path("", include("organizations.api.urls")),
     path("", include("workers.api.urls")),
     path("", include("datasets.api.urls")),

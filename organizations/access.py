@@ -14,11 +14,13 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponseBase
 
+from accounts.authentication import scope_of
 from accounts.errors import Invalid, NotFound
-from accounts.models import User
-from organizations.models import Membership
+from accounts.models import Scope, User
+from organizations.models import Membership, Role
 
 SESSION_KEY = "organization"
+CAPS = {Scope.READ: Role.VIEWER, Scope.WRITE: Role.DEVELOPER, Scope.ADMIN: Role.ADMIN}
 P = ParamSpec("P")
 
 
@@ -29,10 +31,15 @@ class OrgRequest(HttpRequest):
 
 
 def active_membership(
-    user: User | AnonymousUser, *, header: str | None = None, chosen: str | None = None
+    user: User | AnonymousUser,
+    *,
+    auth: Any = None,
+    header: str | None = None,
+    chosen: str | None = None,
 ) -> Membership | None:
     """The membership that the request acts with; None for somebody without any.
 
+    ``auth`` is the request's credential: the scope of a token caps what the membership may do.
     Raises Invalid when ``header`` is no UUID, NotFound when the user isn't a member there.
     """
     if not isinstance(user, User):
@@ -55,6 +62,8 @@ def active_membership(
         membership = membership or mine.first()
     if membership is not None:
         membership.user = user  # spares a query whenever somebody asks who it was
+        if scope := scope_of(auth):
+            membership.cap = CAPS[scope]
     return membership
 
 

@@ -24,6 +24,7 @@ from django.urls import URLPattern, URLResolver, get_resolver, resolve
 from drf_spectacular.generators import SchemaGenerator
 from rest_framework_simplejwt.tokens import RefreshToken
 
+from accounts.models import PersonalToken
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
 from tests.factories import PASSWORD, WorkerFactory, make_task
@@ -86,6 +87,10 @@ GET     /health/live                                             200    200     
 POST    /api/auth/register                                       201    201     201     201     201
 POST    /api/auth/login                                          200    200     200     200     200
 POST    /api/auth/refresh                                        200    200     200     200     200
+GET     /api/auth/tokens                                         401    200     200     200     200
+POST    /api/auth/tokens                                         401    201     201     201     201
+GET     /api/auth/tokens/{token}                                 401    200     404     404     404
+DELETE  /api/auth/tokens/{token}                                 401    204     404     404     404
 POST    /api/live-ticket                                         401    201     201     201     201
 GET     /api/datasets                                            401    200     200     200     200
 POST    /api/datasets/upload                                     401    403     202     202     202
@@ -245,6 +250,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/auth/register": a_person,
     "POST /api/auth/login": a_password,
     "POST /api/auth/refresh": lambda world: {"refresh": world.refresh},
+    "POST /api/auth/tokens": lambda _: {"name": "mine"},
     "POST /data/upload": a_file,
     "POST /data/{dataset}/versions": a_file,
     "POST /data/{dataset}/role": lambda _: {"column": "petal_cm", "role": "categorical"},
@@ -299,6 +305,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "active": make.job(admin, of=version, name=f"{MARK} active").pk,
             "model": model.pk,
             "batch": batch.pk,
+            "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
         },
         {"member": version.dataset_id, "stranger": make.version(stranger).dataset_id},
         str(RefreshToken.for_user(viewer.user)),

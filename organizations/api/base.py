@@ -22,7 +22,9 @@ class HasOrgRole(BasePermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         action = getattr(view, "action", None) or (request.method or "").lower()
         needed = view.roles.get(action)
-        membership = active_membership(request.user, header=request.headers.get("X-Organization"))
+        membership = active_membership(
+            request.user, auth=request.auth, header=request.headers.get("X-Organization")
+        )
         if needed is None or membership is None:
             return False
         request.membership = membership  # type: ignore[attr-defined]
