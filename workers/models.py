@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.db import connection, models, transaction
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.errors import Conflict
@@ -410,7 +411,10 @@ class Pause(models.Model):
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["queue", "organization"], name="pause_unique", nulls_distinct=False
+                "queue",
+                # Two nulls are one: `nulls_distinct` would want PostgreSQL 15.
+                Coalesce("organization", models.Value(uuid.UUID(int=0))),
+                name="pause_unique",
             )
         ]
 
