@@ -42,6 +42,7 @@ class FakeWeb:
         self.registrations: list[dict[str, Any]] = []
         self.heartbeats: list[dict[str, Any]] = []
         self.claims = 0
+        self.rooms: list[dict[str, Any]] = []  # what the claims said is free
         self.hide_waiting = False
         self.refuse_candidates = False
         self.port = 0
@@ -204,6 +205,7 @@ class FakeWeb:
         self._worker(request)
         room = (await request.json())["room"]
         self.claims += 1
+        self.rooms.append(room)
         for task in self.queue:
             light = task["kind"] in ("toy.echo", "toy.bare", "toy.fail", "toy.network")
             if room["light_slots" if light else "slots"] > 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.node.channel import Channel, WorkError
+from workers.node.gpus import Device
 from workers.node.handlers import Way
 
 TOY = "tests.node.toy"
@@ -106,6 +107,22 @@ def chatty(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {}
 
 
+class OutOfMemoryError(RuntimeError):
+    """What PyTorch raises, by name."""
+
+
+def gpu(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Train with batches of payload["batch"] on a GPU that holds payload["holds"] rows."""
+    payload, size = task["payload"], task["payload"].get("batch", 1)
+    if task["smaller_batch"]:
+        size //= 2
+    if size > payload.get("holds", size):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    while payload.get("wait") and not channel.stopping:
+        time.sleep(0.02)
+    return {"data": {"batch": size, "devices": os.environ["CUDA_VISIBLE_DEVICES"]}}
+
+
 def fail(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Fail in the way that the payload names."""
     match task["payload"]["how"]:
@@ -161,6 +178,7 @@ HANDLERS = {
     "toy.train": Way(f"{TOY}:candidates", "engine", keeps=True),
     "toy.stubborn": Way(f"{TOY}:stubborn", "engine"),
     "toy.hungry": Way(f"{TOY}:hungry", "engine"),
+    "toy.gpu": Way(f"{TOY}:gpu", "engine"),
     "toy.chatty": Way(f"{TOY}:chatty", "engine", light=True),
     "toy.fail": Way(f"{TOY}:fail", "engine", light=True),
     "toy.network": Way(f"{TOY}:network", "node", light=True, network=False),
@@ -171,4 +189,13 @@ ENGINES = {
     "other": "tests.node.toy_engine",
     "sick": "tests.node.toy_sick",
 }
+
+
+def fake_gpus() -> list[Device]:
+    """The GPUs of a machine without any, as the file TOY_GPUS lists them; the test changes it."""
+    path = os.environ.get("TOY_GPUS")
+    return [Device(**row) for row in json.loads(Path(path).read_text())] if path else []
+
+
+NVML = {"read": fake_gpus}
 TARGETS = {"predictor": f"{TOY}:load_predictor"}

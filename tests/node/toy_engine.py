@@ -5,3 +5,4 @@ import os
 
 START_PID = os.getpid()
 IMPORTED = colorsys
+smaller_batch = True  # toy.gpu heeds it

@@ -91,7 +91,7 @@ class Api:
         """Renew the leases of what runs here and hear what to do with it."""
         return await self._json("POST", "/api/workers/heartbeat", body, auth=self._worker())
 
-    async def claim(self, room: Mapping[str, int]) -> dict[str, Any] | None:
+    async def claim(self, room: Mapping[str, Any]) -> dict[str, Any] | None:
         """The best task that fits ``room``, or None. After a lost answer the lease just ends."""
         body = {"room": room}
         return await self._json("POST", "/api/workers/claim", body, auth=self._worker()) or None

@@ -1,6 +1,7 @@
 """One attempt at a task, from the claim to the moment when the web side knows how it ended."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -15,8 +16,16 @@ from workers.node import handlers, spool
 from workers.node.api import Api, Gone, Refused
 from workers.node.channel import MAX_MESSAGE_BYTES
 from workers.node.delivery import deliver
+from workers.node.gpus import Gpus, NoRoom, need_of, visible
 from workers.node.loglines import LogLines
-from workers.node.outcome import End, Seen, judge, should_start_again
+from workers.node.outcome import (
+    DISK_FULL,
+    End,
+    Seen,
+    judge,
+    should_start_again,
+    wants_smaller_batch,
+)
 from workers.node.parents import Child, EngineBroken, Parents
 from workers.node.settings import Settings
 from workers.node.spool import Spool
@@ -41,6 +50,7 @@ class Attempt:
         *,
         api: Api,
         parents: Parents,
+        gpus: Gpus,
         settings: Settings,
         cores: int,
     ) -> None:
@@ -59,6 +69,7 @@ class Attempt:
         self._settings = settings
         self._api = api
         self._parents = parents
+        self._gpus = gpus
         self._cores = cores
         self._wish_changed = asyncio.Event()
         self._out = Spool.create(settings.folder / "spool", claim)
@@ -66,10 +77,16 @@ class Attempt:
         self._said: dict[str, Any] | None = None
         self._tail = ""
         self._lines = LogLines()
+        self._devices: list[str] = []
+        self._smaller_batch = False
         self._cpu_s = 0.0
         self._peak_mib = 0.0
         self._began = time.monotonic()
         self._started_at = 0.0
+
+    @property
+    def _holder(self) -> str:
+        return self._out.folder.name  # a task may be here twice: once ending, once begun anew
 
     def wish(self, wish: str) -> None:
         """Take in what the web side wants with this attempt. A weaker wish changes nothing."""
@@ -86,6 +103,8 @@ class Attempt:
                 end = await self._do()
             except Gone:
                 end = None
+            except NoRoom as why:
+                end = End("returned", error=str(why), code="gpu_busy")
             except EngineBroken as error:
                 text = f"The engine {self.engine or 'environment'} cannot run on this node: {error}"
                 end = End("failed", error=text, code="engine_broken", fault="platform")
@@ -95,12 +114,14 @@ class Attempt:
             except Exception as error:
                 log.exception("task %s: the node could not see it through", self.task)
                 text = f"The node could not do it: {type(error).__name__}: {error}"
-                if isinstance(error, OSError) and error.errno == 28:
-                    text = "The node's disk is full. Free some space there and try again."
-                end = End("failed", error=text, code="node", fault="platform")
+                code = "node"
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    text, code = DISK_FULL, "disk_full"
+                end = End("failed", error=text, code=code, fault="platform")
             finally:
                 if self.child is not None and not self.child.exited.done():
                     await self.child.kill()
+                self._gpus.give_back(self._holder)
                 self.working = False
                 freed()
             if end is not None and self.wished != "gone":
@@ -171,6 +192,13 @@ class Attempt:
         if not await self._unless_ended(fetching):
             return judge(Seen(reason="returned" if self.wished == "returned" else "cancel"))
         inputs = fetching.result()
+        need = need_of(self.claim)
+        if need is not None:
+            # Last of all before the start: what is free now is what it will find.
+            taking = asyncio.create_task(self._gpus.take(self._holder, need))
+            if not await self._unless_ended(taking):
+                return judge(Seen(reason="returned" if self.wished == "returned" else "cancel"))
+            self._devices = taking.result()
         starts = 0
         while True:
             starts += 1
@@ -181,6 +209,11 @@ class Attempt:
             if starts == 1:
                 self._out.add("started", {"pid": child.pid, "node": self._settings.name})
             seen, orphaned = await self._watch(child, self.way)
+            if not self._smaller_batch and wants_smaller_batch(seen):
+                self._smaller_batch = True
+                text = "The GPU ran out of memory; it is tried once more with a smaller batch."
+                self._out.add("notice", {"message": text, "level": "warning"})
+                continue
             if not should_start_again(seen, starts, orphaned=orphaned):
                 return None if self.wished == "gone" else judge(seen)
             done = len(self._out.candidates)
@@ -239,6 +272,7 @@ class Attempt:
             "inputs": inputs,
             "limits": self.limits,
             "done": self._out.candidates,
+            "smaller_batch": self._smaller_batch,
             "spent_s": float(self.claim.get("spent_s") or 0) + time.monotonic() - self._began,
         }
         (self._work / "task.json").write_text(json.dumps(task))
@@ -254,6 +288,7 @@ class Attempt:
                 "TMPDIR": str(scratch),
                 "JOBLIB_TEMP_FOLDER": str(scratch),
                 "FLOWML_TASK": f"{self.task}.{self.number}",
+                **visible(self._devices),
             },
             threads=threads,
             ram_mib=int(self.limits.get("ram_mib") or 0),

@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.node import handlers
 from workers.node.channel import Channel, WorkError
-from workers.node.outcome import memory_words
+from workers.node.outcome import DISK_FULL, GPU_MEMORY, is_gpu_memory, memory_words
 
 
 def main(sock: socket.socket) -> int:
@@ -30,25 +30,36 @@ def main(sock: socket.socket) -> int:
     except PlatformError as error:
         traceback.print_exc()
         channel.error(str(error), code="platform", fault="platform", data={})
-    except MemoryError:
-        traceback.print_exc()
-        channel.error(memory_sentence(task), code="memory", fault="work", data={})
-    except OSError as error:
-        traceback.print_exc()
-        if error.errno == errno.ENOSPC:
-            sentence = "The node's disk is full. Free some space there and try again."
-            channel.error(sentence, code="disk_full", fault="platform", data={})
-        elif error.errno == errno.ENOMEM:
-            channel.error(memory_sentence(task), code="memory", fault="work", data={})
-        else:
-            channel.error(crash_sentence(task, error), code="crash", fault="work", data={})
     except BaseException as error:  # SystemExit too: a handler must not end unheard
         traceback.print_exc()
-        channel.error(crash_sentence(task, error), code="crash", fault="work", data={})
+        _tell(task, channel, error)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     return 1
+
+
+def _tell(task: dict[str, Any], channel: Channel, error: BaseException) -> None:
+    """Say in a sentence what an exception means for who asked for the work."""
+    code, fault, data = "crash", "work", dict[str, Any]()
+    if is_gpu_memory(error):
+        sentence, code = GPU_MEMORY, "gpu_memory"
+        data = {"smaller_batch": _can_do_with_less(task)}
+    elif isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        sentence, code = memory_sentence(task), "memory"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sentence, code, fault = DISK_FULL, "disk_full", "platform"
+    else:
+        sentence = crash_sentence(task, error)
+    channel.error(sentence, code=code, fault=fault, data=data)
+
+
+def _can_do_with_less(task: dict[str, Any]) -> bool:
+    """Whether the task's engine heeds ``smaller_batch`` in its task, as its declaration says."""
+    if not task.get("engine"):
+        return False
+    module = sys.modules.get(handlers.engine_module(task["engine"]))
+    return bool(getattr(getattr(module, "ENGINE", module), "smaller_batch", False))
 
 
 class PlatformError(Exception):

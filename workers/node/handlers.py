@@ -40,17 +40,17 @@ NOT_ENGINES = frozenset({"base", "harness", "__init__"})
 
 def way_for(kind: str) -> Way | None:
     """How to do a task of this kind, or None when this node cannot."""
-    return _extra("HANDLERS").get(kind) or TABLE.get(kind)
+    return added("HANDLERS").get(kind) or TABLE.get(kind)
 
 
 def engine_module(engine: str) -> str:
     """The module that declares an engine (see training/engines/base.py)."""
-    return str(_extra("ENGINES").get(engine) or f"training.engines.{engine}")
+    return str(added("ENGINES").get(engine) or f"training.engines.{engine}")
 
 
 def predictor_target() -> str:
     """The "module:function" that turns an unpacked artifact folder into a predictor."""
-    return str(_extra("TARGETS").get("predictor") or PREDICTOR)
+    return str(added("TARGETS").get("predictor") or PREDICTOR)
 
 
 def load(target: str) -> Any:
@@ -59,7 +59,7 @@ def load(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _extra(name: str) -> Mapping[str, Any]:
+def added(name: str) -> Mapping[str, Any]:
     """What a test's own module adds. The variable is unset outside the node's tests."""
     module = os.environ.get("FLOWML_TEST_HANDLERS")
     return getattr(importlib.import_module(module), name, {}) if module else {}

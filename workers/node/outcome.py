@@ -15,6 +15,17 @@ MEMORY_WORDS = (
     "Unable to allocate",
     "out of memory",
 )
+GPU_MEMORY_WORDS = (
+    "CUDA out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "cudaErrorMemoryAllocation",
+    "OOM when allocating tensor",
+)
+GPU_MEMORY = (
+    "It needed more memory than its GPU has. Use a smaller batch or a smaller model, or a GPU with "
+    "more memory."
+)
+DISK_FULL = "The node's disk is full. Free some space there and try again."
 SIGNAL_WORDS = {
     signal.SIGSEGV: "it touched memory that is not its own (segmentation fault)",
     signal.SIGBUS: "a bus error",
@@ -96,6 +107,8 @@ def judge(seen: Seen) -> End:
     if seen.reason == "stop":
         sentence = f"{who} was stopped before a first result."
         return End("failed", kept, error=sentence, code="stopped", fault="work")
+    if seen.signal and any(word in seen.tail for word in GPU_MEMORY_WORDS):
+        return End("failed", kept, error=GPU_MEMORY, code="gpu_memory", fault="work")
     if seen.reason == "memory" or ran_out_of_memory(seen):
         return End(
             "failed",
@@ -133,6 +146,20 @@ def should_start_again(seen: Seen, starts: int, *, orphaned: bool) -> bool:
     if seen.said or seen.reason or starts >= 3:
         return False
     return orphaned or (seen.signal == signal.SIGKILL and starts < 2)
+
+
+def wants_smaller_batch(seen: Seen) -> bool:
+    """Whether it ran out of GPU memory, and says that it can do with less."""
+    said = seen.said or {}
+    fits = said.get("type") == "error" and said.get("code") == "gpu_memory"
+    return fits and not seen.reason and bool((said.get("data") or {}).get("smaller_batch"))
+
+
+def is_gpu_memory(error: BaseException) -> bool:
+    """Whether an exception means that a GPU's memory is full (PyTorch, TensorFlow, CuPy, CUDA)."""
+    if type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError"):
+        return True
+    return any(word in str(error) for word in GPU_MEMORY_WORDS)
 
 
 def memory_words(ram_mib: int) -> str:

@@ -18,6 +18,7 @@ from workers.node.attempt import Attempt
 from workers.node.bell import Bell
 from workers.node.cache import trim
 from workers.node.delivery import recover
+from workers.node.gpus import Gpus
 from workers.node.parents import EngineBroken, Parents
 from workers.node.serving import Serving
 from workers.node.settings import VERSION, Settings
@@ -47,6 +48,7 @@ class Supervisor:
         self.ram_mib = probe.ram_mib()
         self.api = Api(settings.url)
         self.parents = Parents(settings)
+        self.gpus = Gpus()
         self.attempts: dict[str, Attempt] = {}
         self.recovering: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.bell = Bell(settings, self._on_bell)
@@ -290,8 +292,8 @@ class Supervisor:
                 log.error("the claim was refused: %s", error)
                 await asyncio.sleep(POLL_S)
 
-    def room(self) -> dict[str, int]:
-        """What is free now: slots by class, processor (millicores) and memory (MiB)."""
+    def room(self) -> dict[str, Any]:
+        """What is free now: slots by class, processor (millicores), memory (MiB), GPUs (MiB)."""
         working = [a for a in self.attempts.values() if a.working]
         heavy = sum(not a.is_light for a in working)
         light = len(working) - heavy
@@ -304,6 +306,7 @@ class Supervisor:
             "light_slots": max(0, self.settings.light_slots - light),
             "cpu_millis": max(0, self.cores * 1000 - taken_cpu),
             "ram_mib": max(0, int(self.ram_mib * 0.9) - taken_mib),
+            "gpus": self.gpus.room(),
         }
 
     def _has_room(self) -> bool:
@@ -321,6 +324,7 @@ class Supervisor:
             claim,
             api=self.api,
             parents=self.parents,
+            gpus=self.gpus,
             settings=self.settings,
             cores=max(1, self.cores // self.settings.concurrency),
         )
