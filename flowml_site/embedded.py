@@ -573,6 +573,13 @@ def _make_database(var: Path) -> None:
     with psycopg.connect(_dsn(var, "postgres", "postgres"), autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'flowml'").fetchone():
             connection.execute("CREATE ROLE flowml LOGIN CREATEDB")
+        # The roles of organizations/rls.py, which `migrate` would make where it may.
+        for role in ("flowml_tenant", "flowml_platform"):
+            there = "SELECT 1 FROM pg_roles WHERE rolname = %s"
+            if not connection.execute(there, [role]).fetchone():
+                connection.execute(f"CREATE ROLE {role} NOLOGIN")
+                inherit = "TRUE" if role == "flowml_platform" else "FALSE"
+                connection.execute(f"GRANT {role} TO flowml WITH INHERIT {inherit}, SET TRUE")
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'flowml'").fetchone():
             connection.execute("CREATE DATABASE flowml OWNER flowml")
 

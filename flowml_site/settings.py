@@ -156,6 +156,10 @@ DATABASE_URL = env.str("DATABASE_URL", default="") or embedded.database_url(FLOW
 DATABASES = {"default": env.db_url_config(DATABASE_URL)}
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 DATABASES["default"].setdefault("OPTIONS", {})
+# The second line between tenants (organizations/rls.py). "auto": where the database has it.
+ROW_SECURITY = env.str("ROW_SECURITY", default="auto")
+if ROW_SECURITY not in {"auto", "require"}:
+    raise ImproperlyConfigured(f"ROW_SECURITY must be auto or require, not {ROW_SECURITY!r}.")
 # A pool and not CONN_MAX_AGE: under ASGI every request may come on another thread.
 DATABASES["default"]["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 12, "timeout": 10}
 

@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponseBase
 from accounts.authentication import scope_of
 from accounts.errors import Invalid, NotFound
 from accounts.models import Scope, User
+from organizations import rls
 from organizations.models import Membership, Role
 
 SESSION_KEY = "organization"
@@ -36,9 +37,11 @@ def active_membership(
     auth: Any = None,
     header: str | None = None,
     chosen: str | None = None,
+    acts: bool = False,
 ) -> Membership | None:
     """The membership that the request acts with; None for somebody without any.
 
+    ``acts``: the ``rls.request_transaction`` around it becomes the organization's.
     ``auth`` is the request's credential: the scope of a token caps what the membership may do.
     Raises Invalid when ``header`` is no UUID, NotFound when the user isn't a member there.
     """
@@ -49,6 +52,8 @@ def active_membership(
         .select_related("organization")
         .order_by("joined_at", "pk")
     )
+    if acts:
+        mine = rls.acting(mine)
     if header:
         try:
             wanted = UUID(header)
@@ -62,6 +67,8 @@ def active_membership(
         membership = membership or mine.first()
     if membership is not None:
         membership.user = user  # spares a query whenever somebody asks who it was
+        if acts:
+            rls.acts_for(membership)
         if scope := scope_of(auth):
             membership.cap = CAPS[scope]
     return membership
@@ -85,13 +92,15 @@ def org_role(
         def guarded(request: Any, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             if not request.user.is_authenticated:
                 return redirect_to_login(request.get_full_path())
-            membership = active_membership(request.user, chosen=request.session.get(SESSION_KEY))
-            if membership is None:
-                raise PermissionDenied("You belong to no organization yet: ask for an invite.")
-            request.membership = membership
-            if not membership.may(role):
-                raise PermissionDenied("Your role in this organization is too low for this.")
-            return view(request, *args, **kwargs)
+            chosen = request.session.get(SESSION_KEY)
+            with rls.request_transaction():
+                membership = active_membership(request.user, chosen=chosen, acts=True)
+                if membership is None:
+                    raise PermissionDenied("You belong to no organization yet: ask for an invite.")
+                request.membership = membership
+                if not membership.may(role):
+                    raise PermissionDenied("Your role in this organization is too low for this.")
+                return view(request, *args, **kwargs)
 
         return guarded
 

@@ -18,6 +18,7 @@ from django.http import HttpRequest, HttpResponseBase
 from structlog import contextvars
 
 from accounts.models import User
+from organizations import rls
 from organizations.models import AuditEntry, Membership, Organization
 
 Kind = AuditEntry.Kind
@@ -81,9 +82,11 @@ def record(
     who did it, by default who sent the request. Values of ``changes`` whose keys look like secrets
     are left out.
     """
-    AuditEntry.objects.create(
+    made = AuditEntry(
         **entry(verb, obj, organization=organization, by=by, name=name, changes=changes)
     )
+    with rls.writing_for(made.organization_id):
+        made.save(force_insert=True)
 
 
 def record_account(verb: str, user: User, *, changes: Mapping[str, Any] | None = None) -> None:
@@ -91,9 +94,10 @@ def record_account(verb: str, user: User, *, changes: Mapping[str, Any] | None =
     fields = entry(verb, user, by=None, changes=changes)
     if fields["actor_kind"] == Kind.SYSTEM:  # somebody who signs in is nobody yet
         fields |= {"actor_kind": Kind.PERSON, "actor_id": user.pk, "actor": user.get_username()}
-    homes = Membership.objects.filter(user=user).values_list("organization", flat=True)
-    entries = [AuditEntry(**{**fields, "organization_id": home}) for home in homes]
-    AuditEntry.objects.bulk_create(entries or [AuditEntry(**fields)])
+    with rls.platform():  # a person may be at work for one and belong to others
+        homes = Membership.objects.filter(user=user).values_list("organization", flat=True)
+        entries = [AuditEntry(**{**fields, "organization_id": home}) for home in homes]
+        AuditEntry.objects.bulk_create(entries or [AuditEntry(**fields)])
 
 
 def entry(

@@ -1,12 +1,15 @@
 """The base of every API view that serves objects of an organization."""
 
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
+from django.http import HttpRequest, HttpResponseBase
 from rest_framework.permissions import BasePermission, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
+from organizations import rls
 from organizations.access import active_membership
 from organizations.models import Membership
 
@@ -22,8 +25,12 @@ class HasOrgRole(BasePermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         action = getattr(view, "action", None) or (request.method or "").lower()
         needed = view.roles.get(action)
+        view.begin()
         membership = active_membership(
-            request.user, auth=request.auth, header=request.headers.get("X-Organization")
+            request.user,
+            auth=request.auth,
+            header=request.headers.get("X-Organization"),
+            acts=True,
         )
         if needed is None or membership is None:
             return False
@@ -34,6 +41,19 @@ class HasOrgRole(BasePermission):
 class _OrgView(APIView):
     permission_classes: Any = (IsAuthenticated, HasOrgRole)
     roles: ClassVar[dict[str, int]] = {}
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        with ExitStack() as self._transaction:
+            return super().dispatch(request, *args, **kwargs)
+
+    def begin(self) -> None:
+        """From here to the end of the request everything is one transaction, of one tenant.
+
+        Not before: who signs in may have a row of theirs locked (when a token was used last), and
+        another request with the same token must not wait for the end of this one. An error that is
+        answered keeps what was done before it, as actions mean it; one that isn't takes it back.
+        """
+        self._transaction.enter_context(rls.request_transaction())
 
     @property
     def membership(self) -> Membership:
