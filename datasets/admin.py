@@ -1,20 +1,21 @@
 from typing import Any
 
-from django.contrib import admin, messages
-from django.contrib.auth.models import AbstractUser
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import display
 
-from accounts.errors import FlowError
+from accounts.console import ReadOnly, acts, operator
 from datasets import actions
 from datasets.models import Dataset, DatasetVersion
-from workers.admin import ReadOnly
+from workers.admin import STATES
 
 
 @admin.register(Dataset)
 class DatasetAdmin(ReadOnly):
-    list_display = ("name", "organization", "state", "rows", "columns", "created_by", "created_at")
-    list_filter = ("state", "organization")
+    list_display = ("name", "organization", "is_now", "rows", "columns", "created_by", "created_at")
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
     list_select_related = ("organization", "latest", "created_by")
     search_fields = ("id", "name", "organization__name")
     date_hierarchy = "created_at"
@@ -22,6 +23,10 @@ class DatasetAdmin(ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Dataset]:
         return super().get_queryset(request).defer("latest__columns")
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, dataset: Dataset) -> str:
+        return str(dataset.state)
 
     @admin.display(ordering="latest__rows")
     def rows(self, dataset: Dataset) -> int | None:
@@ -31,27 +36,24 @@ class DatasetAdmin(ReadOnly):
     def columns(self, dataset: Dataset) -> int | None:
         return dataset.latest.column_count if dataset.latest else None
 
-    def has_remove_permission(self, request: HttpRequest) -> bool:
-        assert isinstance(request.user, AbstractUser)
-        return request.user.has_perm("datasets.delete_dataset")
-
-    @admin.action(description="Delete with all versions and files", permissions=["remove"])
-    def remove(self, request: HttpRequest, chosen: QuerySet[Dataset]) -> None:
-        for dataset in chosen:
-            try:
-                actions.delete_dataset(request.user.get_username(), dataset)
-                self.message_user(request, f"{dataset} is deleted.", messages.SUCCESS)
-            except FlowError as error:
-                self.message_user(request, f"{dataset}: {error.detail}", messages.ERROR)
+    @acts(
+        "Delete with all versions and files",
+        done="deleted",
+        consequence="The data sets go for good, with every version and file. Models that were "
+        "trained on them stay.",
+        permission="remove",
+    )
+    def remove(self, request: HttpRequest, dataset: Dataset) -> None:
+        actions.delete_dataset(operator(request), dataset)
 
 
 @admin.register(DatasetVersion)
 class DatasetVersionAdmin(ReadOnly):
     list_display = (
-        "dataset", "number", "organization", "state", "filename", "rows", "column_count",
+        "dataset", "number", "organization", "is_now", "filename", "rows", "column_count",
         "rejected", "size_bytes", "problem", "created_at", "ready_at",
     )  # fmt: skip
-    list_filter = ("state", "organization")
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
     list_select_related = ("organization", "dataset")
     search_fields = ("id", "dataset__name", "filename", "sha256")
     date_hierarchy = "created_at"
@@ -59,6 +61,10 @@ class DatasetVersionAdmin(ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DatasetVersion]:
         return super().get_queryset(request).defer("columns")
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, version: DatasetVersion) -> str:
+        return str(version.state)
 
     @admin.display(description="Error")
     def problem(self, version: Any) -> str:

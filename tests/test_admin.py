@@ -1,11 +1,19 @@
 """The operator's console: every table is there, loads, and its buttons do what they say."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
+from tests.training import make
 from workers.models import Pulse, Task
 
 OURS = ("accounts", "organizations", "workers", "datasets", "training")
@@ -18,56 +26,185 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def operator(client):
-    client.force_login(UserFactory(is_staff=True, is_superuser=True))
+    client.force_login(UserFactory(username="olga", is_staff=True, is_superuser=True))
     return client
+
+
+def staff(client, *permissions):
+    user = UserFactory(is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
+    return client
+
+
+def a_row_of_each() -> None:
+    """One more of everything that an installation has."""
+    member = MembershipFactory()
+    model = make.scored_model(member)
+    task = make_task(member.organization, engine="rare")
+    node = Task.objects.filter(worker__isnull=False).latest("started_at").worker
+    node.allocations.create(task=task, organization=member.organization, cpu_millis=1, ram_mib=1)
+    upload = make.version(member).data
+    apps.get_model("training.BatchPrediction").objects.create(
+        organization=member.organization, model=model, filename="rows.csv", upload=upload
+    )
+
+
+def address_of(model):
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+
+
+def queries(ask: Callable[[], Any]) -> int:
+    with CaptureQueriesContext(
+        connection,
+    ) as seen:
+        ask()
+    return len(seen)
 
 
 def test_every_table_is_in_the_console():
     assert {model for model in MODELS if model not in admin.site._registry} == ELSEWHERE
 
 
-@pytest.mark.parametrize(
-    "model", [m for m in MODELS if m not in ELSEWHERE], ids=lambda m: m.__name__
-)
-def test_every_list_loads_and_can_be_searched(operator, model):
-    MembershipFactory()
-    WorkerFactory()
-    make_task()
-    opts = model._meta
-    address = reverse(f"admin:{opts.app_label}_{opts.model_name}_changelist")
-    assert operator.get(address).status_code == 200
-    if admin.site._registry[model].search_fields:
-        assert operator.get(address, {"q": "x"}).status_code == 200
+SHOWN = [m for m in MODELS if m not in ELSEWHERE]
 
 
-def test_the_console_is_closed_to_members(client):
+@pytest.mark.parametrize("model", SHOWN, ids=lambda m: m.__name__)
+def test_every_list_loads_and_can_be_searched_and_filtered(operator, model):
+    a_row_of_each()
+    shown = admin.site._registry[model]
+    assert operator.get(address_of(model)).status_code == 200
+    if shown.search_fields:
+        assert operator.get(address_of(model), {"q": "x"}).status_code == 200
+    for one in shown.list_filter:
+        name = getattr(one, "parameter_name", None)
+        for value, _ in one.lookups(one, None, shown) if name else ():
+            answer = operator.get(address_of(model), {name: value})
+            assert answer.status_code == 200, (name, value)
+
+
+@pytest.mark.parametrize("model", SHOWN, ids=lambda m: m.__name__)
+def test_a_long_list_asks_no_more_questions_than_a_short_one(operator, model):
+    for _ in range(2):
+        a_row_of_each()
+    operator.get(address_of(model))  # what is remembered from now on (content types)
+    few = queries(lambda: operator.get(address_of(model)))
+    for _ in range(5):
+        a_row_of_each()
+    assert queries(lambda: operator.get(address_of(model))) == few
+
+
+@pytest.mark.parametrize("model", SHOWN, ids=lambda m: m.__name__)
+def test_a_row_of_every_table_can_be_opened_with_its_history(operator, model):
+    a_row_of_each()
+    row = model.objects.first()
+    if row is None:
+        pytest.skip("none is made by what runs here")
+    names = f"{model._meta.app_label}_{model._meta.model_name}"
+    for page in ("change", "history"):
+        assert operator.get(reverse(f"admin:{names}_{page}", args=[row.pk])).status_code == 200
+
+
+def test_no_secret_is_shown(operator):
+    node = WorkerFactory()
+    page = operator.get(f"/admin/workers/worker/{node.pk}/change/").content.decode()
+    assert node.name in page
+    assert node.token_hash not in page
+
+
+# --- Who may come in -----------------------------------------------------------------------------
+
+
+def test_the_console_is_closed_to_strangers_and_members(client):
+    assert client.get("/admin/workers/task/").status_code == 302
     client.force_login(MembershipFactory().user)
     assert client.get("/admin/workers/task/").status_code == 302
 
 
-def act(operator, action, *tasks):
-    return operator.post(
-        "/admin/workers/task/",
-        {"action": action, "_selected_action": [str(task.pk) for task in tasks]},
-        follow=True,
+def test_staff_see_and_do_what_they_were_given(client):
+    task = make_task()
+    assert staff(client).get("/admin/workers/task/").status_code == 403
+    looks = staff(client, "view_task")
+    page = looks.get(f"/admin/workers/task/{task.pk}/change/").content.decode()
+    assert "Queue again" not in page
+    act(looks, "cancel", task, confirmed=True)
+    task.refresh_from_db()
+    assert task.state == Task.State.QUEUED
+    does = staff(client, "view_task", "change_task")
+    page = does.get(f"/admin/workers/task/{task.pk}/change/").content.decode()
+    assert "Queue again" in page
+    act(does, "cancel", task, confirmed=True)
+    task.refresh_from_db()
+    assert task.state == Task.State.CANCELLED
+
+
+# --- Actions -------------------------------------------------------------------------------------
+
+
+def act(client, action, *tasks, confirmed, **more):
+    data = {"action": action, "_selected_action": [str(task.pk) for task in tasks], **more}
+    if confirmed:
+        data["confirmed"] = "yes"
+    return client.post("/admin/workers/task/", data, follow=True)
+
+
+def test_an_action_asks_before_it_does_anything(operator):
+    task = make_task()
+    page = act(operator, "cancel", task, confirmed=False).content.decode()
+    assert "kills the whole process tree" in page
+    assert str(task) in page
+    task.refresh_from_db()
+    assert task.state == Task.State.QUEUED
+
+
+def test_what_is_confirmed_is_what_was_shown(operator):
+    shown = [make_task() for _ in range(3)]
+    page = act(operator, "cancel", *shown[:1], confirmed=False, select_across="1")
+    later = make_task()
+    keys = page.context["keys"]
+    operator.post(
+        "/admin/workers/task/", {"action": "cancel", "_selected_action": keys, "confirmed": "yes"}
     )
+    assert set(Task.objects.filter(state="cancelled")) == set(shown)
+    later.refresh_from_db()
+    assert later.state == Task.State.QUEUED
 
 
 def test_an_operator_cancels_a_task_and_queues_it_again(operator):
     task = make_task()
-    act(operator, "cancel", task)
+    act(operator, "cancel", task, confirmed=True)
     task.refresh_from_db()
     assert task.state == Task.State.CANCELLED
-    act(operator, "requeue", task)
+    assert task.events.last().data["by"] == "olga"
+    act(operator, "requeue", task, confirmed=True)
     again = Task.objects.exclude(pk=task.pk).get()
     assert (again.subject, again.state) == (task.subject, Task.State.QUEUED)
+    told = LogEntry.objects.filter(object_id=str(task.pk)).order_by("pk")
+    assert [entry.change_message for entry in told] == [
+        "cancelled, or about to be",
+        f"queued again as {again}",
+    ]
+    history = operator.get(f"/admin/workers/task/{task.pk}/history/").content.decode()
+    assert "cancelled, or about to be" in history
 
 
 def test_what_cannot_be_queued_again_says_why(operator):
     task = make_task()
-    page = act(operator, "requeue", task).content.decode()
+    page = act(operator, "requeue", task, confirmed=True).content.decode()
     assert "Only a failed or cancelled task" in page
     assert Task.objects.count() == 1
+    assert not LogEntry.objects.exists()
+
+
+def test_what_left_the_list_meanwhile_is_told(operator):
+    task = make_task()
+    act(operator, "cancel", task, confirmed=True)
+    page = operator.post(
+        "/admin/workers/task/?state__exact=queued",
+        {"action": "cancel", "_selected_action": [str(task.pk)], "confirmed": "yes"},
+        follow=True,
+    ).content.decode()
+    assert "1 changed meanwhile" in page
 
 
 def test_no_state_can_be_edited_by_hand(operator):

@@ -1,24 +1,26 @@
-from collections.abc import Callable
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import display
 
-from accounts.errors import FlowError
+from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.models import BatchPrediction, TrainedModel, TrainingJob
-from workers.admin import ReadOnly
+from workers.admin import STATES
 
 
 @admin.register(TrainingJob)
 class TrainingJobAdmin(ReadOnly):
     list_display = (
-        "name", "organization", "task", "metric", "state", "stopped_early", "model_count",
+        "name", "organization", "task", "metric", "is_now", "stopped_early", "model_count",
         "best_score", "created_by", "created_at", "started_at", "finished_at",
     )  # fmt: skip
-    list_filter = ("state", "task", "metric", "stopped_early")
-    list_select_related = ("organization",)
+    list_filter = (
+        "state", "task", "metric", "stopped_early", ("organization", AutocompleteSelectFilter),
+    )  # fmt: skip
     search_fields = ("id", "name", "target", "organization__name", "error")
     date_hierarchy = "created_at"
     actions = ("cancel", "stop")
@@ -26,6 +28,10 @@ class TrainingJobAdmin(ReadOnly):
     def get_queryset(self, request: HttpRequest) -> QuerySet[TrainingJob]:
         jobs: QuerySet[TrainingJob] = TrainingJob.objects.for_list().select_related("organization")
         return jobs.order_by("-created_at")
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, job: TrainingJob) -> str:
+        return str(job.state)
 
     @admin.display(description="Models")
     def model_count(self, job: Any) -> int:
@@ -35,30 +41,21 @@ class TrainingJobAdmin(ReadOnly):
     def best_score(self, job: TrainingJob) -> float | None:
         return job.best_model.ranked_score if job.best_model else None
 
-    def has_act_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("training.change_trainingjob")
+    @acts(
+        "Cancel",
+        done="will be cancelled",
+        consequence="The jobs end now. Models that are stored already stay.",
+    )
+    def cancel(self, request: HttpRequest, job: TrainingJob) -> None:
+        actions.cancel_job(operator(request), job)
 
-    @admin.action(description="Cancel now; stored models stay", permissions=["act"])
-    def cancel(self, request: HttpRequest, jobs: QuerySet[TrainingJob]) -> None:
-        self._each(request, jobs, actions.cancel_job, "will be cancelled")
-
-    @admin.action(description="Stop now and keep the best", permissions=["act"])
-    def stop(self, request: HttpRequest, jobs: QuerySet[TrainingJob]) -> None:
-        self._each(request, jobs, actions.stop_job, "will be stopped")
-
-    def _each(
-        self,
-        request: HttpRequest,
-        jobs: QuerySet[TrainingJob],
-        act: Callable[..., Any],
-        done: str,
-    ) -> None:
-        for job in jobs:
-            try:
-                act(request.user.get_username(), job)
-                self.message_user(request, f"{job}: {done}.", messages.SUCCESS)
-            except FlowError as refusal:
-                self.message_user(request, f"{job}: {refusal.detail}", messages.ERROR)
+    @acts(
+        "Stop and keep the best",
+        done="will be stopped",
+        consequence="The jobs stop now, and the best model so far becomes the winner.",
+    )
+    def stop(self, request: HttpRequest, job: TrainingJob) -> None:
+        actions.stop_job(operator(request), job)
 
 
 @admin.register(TrainedModel)
@@ -67,11 +64,11 @@ class TrainedModelAdmin(ReadOnly):
         "name", "job", "organization", "engine", "family", "state", "score", "fit_s",
         "predict_ms_row", "created_at",
     )  # fmt: skip
-    list_filter = ("state", "engine", "family")
+    list_filter = ("state", "engine", "family", ("organization", AutocompleteSelectFilter))
     list_select_related = ("job", "organization")
     search_fields = ("id", "name", "key", "job__name", "organization__name")
+    date_hierarchy = "created_at"
     exclude = ("curves",)
-    show_full_result_count = False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[TrainedModel]:
         return super().get_queryset(request).defer("curves")
@@ -83,6 +80,7 @@ class BatchPredictionAdmin(ReadOnly):
         "filename", "model", "organization", "state", "rows", "created_by", "created_at",
         "finished_at",
     )  # fmt: skip
-    list_filter = ("state",)
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
     list_select_related = ("model", "organization", "created_by")
+    date_hierarchy = "created_at"
     search_fields = ("id", "filename", "organization__name", "error")

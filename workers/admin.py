@@ -1,106 +1,244 @@
-from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
-from django.contrib import admin, messages
-from django.db.models import Count, QuerySet
+from django.contrib import admin
+from django.db.models import Count, DurationField, ExpressionWrapper, F, QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
+from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import display
 
-from accounts.errors import FlowError
+from accounts.console import ReadOnly, acts, link, operator
 from workers import actions
-from workers.models import Allocation, Artifact, Event, Stream, Task, Worker
+from workers.models import Allocation, Artifact, Event, JoinToken, Pause, Stream, Task, Worker
+from workers.served import unserved
+
+STATES = {
+    "queued": "info", "running": "primary", "ingesting": "primary", "lost": "warning",
+    "succeeded": "success", "ready": "success", "failed": "danger",
+}  # fmt: skip
+__all__ = ["ReadOnly"]
 
 
-class ReadOnly(ModelAdmin):
-    """For rows that a state machine owns: to look at, never to edit."""
+class AliveFilter(admin.SimpleListFilter):
+    """Nodes by whether they were heard of lately."""
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+    title = _("how it is")
+    parameter_name = "is"
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("alive", "Alive"), ("draining", "Draining"), ("gone", "Gone")]
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Worker]) -> QuerySet[Worker]:
+        alive = queryset.filter(last_seen_at__gte=Worker.alive_since())
+        if self.value() == "gone":
+            return queryset.filter(last_seen_at__lt=Worker.alive_since())
+        if self.value() == "draining":
+            return alive.filter(draining=True)
+        return alive if self.value() == "alive" else queryset
 
 
 @admin.register(Worker)
 class WorkerAdmin(ReadOnly):
-    list_display = ("name", "alive", "running", "version", "last_seen_at", "registered_at")
-    search_fields = ("name",)
-    exclude = ("token_hash",)
+    list_display = (
+        "name", "how", "owner", "running", "concurrency", "load", "version", "last_seen_at",
+        "registered_at",
+    )  # fmt: skip
+    list_filter = (AliveFilter, ("organization", AutocompleteSelectFilter), "version")
+    list_select_related = ("organization",)
+    search_fields = ("name", "id", "address", "organization__name")
+    exclude = ("token_hash", "broker_hash")
+    ordering = ("name",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Worker]:
         return super().get_queryset(request).annotate(running_count=Count("allocations"))
 
-    @admin.display(boolean=True)
-    def alive(self, worker: Worker) -> bool:
-        return worker.is_alive
+    @display(description="Is", label={"alive": "success", "draining": "warning", "gone": "danger"})
+    def how(self, worker: Worker) -> str:
+        if not worker.is_alive:
+            return "gone"
+        return "draining" if worker.draining else "alive"
+
+    @admin.display(description="For", ordering="organization__name")
+    def owner(self, worker: Worker) -> str:
+        return str(worker.organization or "everybody")
 
     @admin.display(ordering="running_count")
     def running(self, worker: Any) -> int:
         return int(worker.running_count)
 
+    @admin.display(description="CPU, memory, disk free")
+    def load(self, worker: Worker) -> str:
+        cpu, used = worker.usage.get("cpu_percent"), worker.usage.get("ram_used_mib")
+        free, memory = worker.usage.get("disk_free_mib"), worker.capabilities.get("ram_mib")
+        parts = [
+            "" if cpu is None else f"{cpu:.0f}%",
+            f"{used / memory:.0%}" if used is not None and memory else "",
+            "" if free is None else f"{free / 1024:.0f} GiB",
+        ]
+        return ", ".join(part or "?" for part in parts) if any(parts) else "—"
+
+
+@admin.register(JoinToken)
+class JoinTokenAdmin(ReadOnly):
+    list_display = ("id", "owner", "made_by", "uses", "max_uses", "created_at", "expires_at")
+    list_filter = ("expires_at",)
+    list_select_related = ("organization", "made_by")
+    search_fields = ("id", "organization__name", "made_by__username")
+    exclude = ("token_hash",)
+    date_hierarchy = "created_at"
+
+    @admin.display(description="For", ordering="organization__name")
+    def owner(self, token: JoinToken) -> str:
+        return str(token.organization or "the platform")
+
+
+class WaitsFilter(admin.SimpleListFilter):
+    """Tasks by what an operator looks for: who is stuck, and how."""
+
+    title = _("trouble")
+    parameter_name = "trouble"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("unserved", "Waits and nobody serves its queue"),
+            ("overdue", "Runs past its time limit"),
+            ("unhandled", "Ended, and nothing reacted"),
+            ("failed-today", "Failed in the last 24 hours"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Task]) -> QuerySet[Task]:
+        now = timezone.now()
+        match self.value():
+            case "unserved":
+                return unserved(queryset)
+            case "overdue":
+                limit = ExpressionWrapper(
+                    F("time_limit_s") * timedelta(seconds=1), output_field=DurationField()
+                )
+                return queryset.filter(state=Task.State.RUNNING, started_at__lt=now - limit)
+            case "unhandled":
+                since = now - timedelta(minutes=1)
+                return queryset.filter(handled_at=None, finished_at__lt=since)
+            case "failed-today":
+                since = now - timedelta(days=1)
+                return queryset.filter(state=Task.State.FAILED, finished_at__gte=since)
+        return queryset
+
 
 @admin.register(Task)
 class TaskAdmin(ReadOnly):
     list_display = (
-        "id", "kind", "engine", "organization", "state", "attempt", "progress", "queue",
-        "worker", "queued_at", "started_at", "finished_at", "fault",
+        "id", "kind", "engine", "organization", "is_now", "attempt", "progress", "queue",
+        "priority", "worker", "queued_at", "started_at", "finished_at", "fault", "code",
     )  # fmt: skip
-    list_filter = ("state", "kind", "queue", "fault", "worker")
+    list_filter = (
+        WaitsFilter, "state", "fault", "kind", "engine", "queue", "code",
+        ("worker", AutocompleteSelectFilter), ("organization", AutocompleteSelectFilter),
+    )  # fmt: skip
     list_select_related = ("organization", "worker")
     search_fields = ("id", "subject", "organization__name", "error")
     date_hierarchy = "queued_at"
-    actions = ("cancel", "requeue")
+    ordering = ("-queued_at",)
+    readonly_fields = ("its_events", "its_files")
+    actions = ("cancel", "stop", "requeue")
 
-    def has_act_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("workers.change_task")
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, task: Task) -> str:
+        return str(task.state)
 
-    @admin.action(description="Cancel", permissions=["act"])
-    def cancel(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
-        self._each(request, tasks, actions.cancel_task, "cancelled")
+    @admin.display(description="Events")
+    def its_events(self, task: Task) -> str:
+        return _filtered("event", f"task__id__exact={task.pk}", "Its events")
 
-    @admin.action(description="Queue again as a new task", permissions=["act"])
-    def requeue(self, request: HttpRequest, tasks: QuerySet[Task]) -> None:
-        self._each(request, tasks, actions.requeue_task, "queued again")
+    @admin.display(description="Files")
+    def its_files(self, task: Task) -> str:
+        return _filtered("artifact", f"task__id__exact={task.pk}", "Its files")
 
-    def _each(
-        self, request: HttpRequest, tasks: QuerySet[Task], act: Callable[..., Any], done: str
-    ) -> None:
-        for task in tasks:
-            try:
-                act(task, by=request.user.get_username())
-                self.message_user(request, f"{task}: {done}.", messages.SUCCESS)
-            except FlowError as refusal:
-                self.message_user(request, f"{task}: {refusal.detail}", messages.ERROR)
+    @acts(
+        "Cancel",
+        done="cancelled, or about to be",
+        consequence="Waiting tasks are cancelled at once; of running ones the node kills the "
+        "whole process tree within seconds. What they have stored stays.",
+    )
+    def cancel(self, request: HttpRequest, task: Task) -> None:
+        actions.cancel_task(task, by=operator(request))
+
+    @acts(
+        "Stop and keep what it has",
+        done="asked to stop",
+        consequence="Running tasks end now and keep what they have; waiting ones are cancelled.",
+    )
+    def stop(self, request: HttpRequest, task: Task) -> None:
+        actions.stop_task(task, by=operator(request))
+
+    @acts(
+        "Queue again",
+        done="queued again, as a new task",
+        consequence="Each failed or cancelled task is done once more, as a new task with the same "
+        "input. Whatever its owner saw of the old one stays as it is.",
+    )
+    def requeue(self, request: HttpRequest, task: Task) -> str:
+        again = actions.requeue_task(task, by=operator(request))
+        return f"queued again as {again}"
+
+
+def _filtered(model: str, query: str, text: str) -> str:
+    address = reverse(f"admin:workers_{model}_changelist")
+    return format_html('<a href="{}?{}">{}</a>', address, query, text)
 
 
 @admin.register(Event)
 class EventAdmin(ReadOnly):
-    list_display = ("stream", "seq", "type", "at", "task", "attempt", "handled_at", "tries")
-    list_filter = ("type",)
+    list_display = ("stream_id", "seq", "type", "at", "its_task", "attempt", "handled_at", "tries")
+    list_filter = ("type", ("handled_at", admin.EmptyFieldListFilter))
     list_select_related = ("task",)
     search_fields = ("stream__topic", "key")
-    show_full_result_count = False
+    ordering = ("-id",)
+
+    @admin.display(description="Task")
+    def its_task(self, event: Event) -> str:
+        return link(event.task)
 
 
 @admin.register(Stream)
 class StreamAdmin(ReadOnly):
     list_display = ("topic", "organization", "last_seq")
+    list_filter = (("organization", AutocompleteSelectFilter),)
     list_select_related = ("organization",)
     search_fields = ("topic",)
 
 
 @admin.register(Artifact)
 class ArtifactAdmin(ReadOnly):
-    list_display = ("name", "organization", "size", "sha256", "task", "created_at")
+    list_display = ("name", "organization", "bytes", "sha256", "task", "created_at")
+    list_filter = (("organization", AutocompleteSelectFilter),)
     list_select_related = ("organization", "task")
     search_fields = ("name", "sha256", "id")
-    show_full_result_count = False
+    date_hierarchy = "created_at"
+    ordering = ("-created_at",)
+
+    @admin.display(description="Size", ordering="size")
+    def bytes(self, artifact: Artifact) -> str:
+        return filesizeformat(artifact.size)
 
 
 @admin.register(Allocation)
 class AllocationAdmin(ReadOnly):
     list_display = ("worker", "task", "organization", "cpu_millis", "ram_mib", "light", "since")
+    list_filter = (
+        "light", ("worker", AutocompleteSelectFilter), ("organization", AutocompleteSelectFilter),
+    )  # fmt: skip
     list_select_related = ("worker", "task", "organization")
+    search_fields = ("worker__name", "organization__name")
+
+
+@admin.register(Pause)
+class PauseAdmin(ReadOnly):
+    list_display = ("__str__", "reason", "by", "since")
+    list_select_related = ("organization",)
+    search_fields = ("queue", "organization__name", "reason", "by")
