@@ -460,7 +460,7 @@ def test_operators_can_cancel_a_job(admin_client, by):
     job = make.job(by)
     answer = admin_client.post(
         reverse("admin:training_trainingjob_changelist"),
-        {"action": "cancel", "_selected_action": [str(job.pk)]},
+        {"action": "cancel", "_selected_action": [str(job.pk)], "confirmed": "yes"},
         follow=True,
     )
     assert b"will be cancelled" in answer.content
