@@ -1,6 +1,7 @@
 """HTTP and WebSocket, both through daphne."""
 
 import os
+from typing import Any
 
 from django.core.asgi import get_asgi_application
 
@@ -9,14 +10,30 @@ http = get_asgi_application()  # before anything that imports a model
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import OriginValidator  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from flowml_site.bodies import guard_bodies  # noqa: E402
-from flowml_site.origins import own_origins_only  # noqa: E402
-from workers.consumers import LiveConsumer  # noqa: E402
+from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
 
-sockets = AuthMiddlewareStack(URLRouter([path("ws", LiveConsumer.as_asgi())]))
+
+class OurOrigin(OriginValidator):
+    """A browser's socket must come from a page of ours.
+
+    No browser leaves the Origin out, so programs may: LiveConsumer heeds no cookie of theirs.
+    """
+
+    def valid_origin(self, parsed_origin: Any) -> bool:
+        return parsed_origin is None or super().valid_origin(parsed_origin)
+
+
+sockets = URLRouter(
+    [
+        path("ws/node", NodeConsumer.as_asgi()),
+        path("ws", AuthMiddlewareStack(LiveConsumer.as_asgi())),
+    ]
+)
 
 
 def most_bytes(path: str) -> int:
@@ -28,6 +45,6 @@ def most_bytes(path: str) -> int:
 application = ProtocolTypeRouter(
     {
         "http": guard_bodies(http, most_bytes),
-        "websocket": own_origins_only(sockets),
+        "websocket": OurOrigin(sockets, settings.ALLOWED_HOSTS),
     }
 )

@@ -1,7 +1,8 @@
 """Asking a node's model server for predictions: HTTP over the node's Unix socket, kept alive.
 
 Each web process keeps a few idle connections per node. A prediction changes nothing, so a request
-that met a closed connection or a dying node is simply sent again.
+that met a closed connection or a dying node is simply sent again. A node on another machine has no
+socket that web can open; it is asked over the one that it opened itself (``workers.relay``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import socket
+import stat
 import threading
 import time
 from collections import defaultdict
@@ -18,9 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from accounts.errors import Invalid, Unavailable
+from django.db.models import Q
+
+from accounts.errors import Invalid, TooLarge, Unavailable
 from organizations.models import Organization
 from training.models import TrainedModel
+from workers import relay
 from workers.models import Worker
 
 K = TypeVar("K")
@@ -29,6 +35,7 @@ V = TypeVar("V")
 CONNECT_S = 2.0
 ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
 KEPT_PER_NODE = 8
+PATIENT_TRIES = 6  # of half a second each: a node that connects anew is back within
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,10 @@ class Answer:
 
 class NodeFailed(Exception):
     """This node could not answer; another one may."""
+
+
+class NotConnected(NodeFailed):
+    """This node has no connection to web just now."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -128,7 +139,7 @@ class _Kept(Generic[K, V]):
 
 
 _models: _Kept[tuple[UUID, UUID], TrainedModel | None] = _Kept(10, 200)
-_nodes: _Kept[str, list[Worker]] = _Kept(1, 50)
+_nodes: _Kept[tuple[str, UUID], list[Worker]] = _Kept(1, 200)
 
 
 def servable(organization: Organization, model: UUID) -> TrainedModel | None:
@@ -139,11 +150,16 @@ def servable(organization: Organization, model: UUID) -> TrainedModel | None:
 
 
 def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
-    """Live nodes that can answer for ``model``, in an order that keeps a model on the same node."""
+    """Live nodes that can answer for ``model``, in an order that keeps a model on the same node.
+
+    The platform's and those of the model's organization; another organization's never.
+    """
     alive = Worker.objects.filter(
-        last_seen_at__gte=Worker.alive_since(), capabilities__engines__contains=[engine]
-    ).exclude(address="")
-    found = _nodes.get(engine, lambda: list(alive))
+        Q(organization=None) | Q(organization=model.organization_id),
+        last_seen_at__gte=Worker.alive_since(),
+        capabilities__engines__contains=[engine],
+    )
+    found = _nodes.get((engine, model.organization_id), lambda: list(alive))
     return sorted(found, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
 
 
@@ -177,24 +193,54 @@ def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any
         },
         allow_nan=False,
     ).encode()
-    reasons = []
-    for node in nodes:
+    reasons = {}
+    # First whoever is there at once; then, with patience, who may just be connecting anew.
+    for tries in (1, PATIENT_TRIES):
+        for node in list(nodes):
+            try:
+                return _ask_node(node, body, tries)
+            except NodeFailed as failure:
+                _nodes.clear()
+                reasons[node.name] = str(failure)
+                if not isinstance(failure, NotConnected):
+                    nodes.remove(node)
+    told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    raise Unavailable(f"No node could answer with this model ({told}).", code="no-answer")
+
+
+def _post(node: Worker, body: bytes, tries: int) -> tuple[int, bytes]:
+    """Status and body of the node's answer, by the quickest way there is."""
+    path = node.address.removeprefix("unix:")
+    if _is_socket_of_ours(path):
         try:
-            return _ask_node(node, body)
-        except NodeFailed as failure:
-            _nodes.clear()
-            reasons.append(f"{node.name}: {failure}")
-    raise Unavailable(
-        f"No node could answer with this model ({'; '.join(reasons)}).", code="no-answer"
-    )
+            return _pool.post(path, "/predict", body)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass  # what a node that has ended left behind; it may be back elsewhere
+    return relay.ask(node.pk, body, tries=tries, timeout_s=ANSWER_S)
 
 
-def _ask_node(node: Worker, body: bytes) -> Answer:
+def _is_socket_of_ours(path: str) -> bool:
+    """Whether the node listens on this machine, as this user. A path alone is only its word."""
     try:
-        status, raw = _pool.post(node.address.removeprefix("unix:"), "/predict", body)
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _ask_node(node: Worker, body: bytes, tries: int) -> Answer:
+    try:
+        status, raw = _post(node, body, tries)
         answer = json.loads(raw)
     except TimeoutError:
         raise NodeFailed(f"gave no answer within {ANSWER_S:.0f} s") from None
+    except relay.NotConnected:
+        raise NotConnected("is not connected") from None
+    except relay.TooLarge:
+        raise TooLarge(
+            "These rows are too many for one request to a node on another machine. Send them as a "
+            "file: then they become a task, and the answer a file."
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         raise NodeFailed(f"cannot be reached ({error.__class__.__name__})") from None
     except ValueError:
@@ -210,6 +256,8 @@ def _ask_node(node: Worker, body: bytes) -> Answer:
     answer = answer if isinstance(answer, dict) else {}
     detail = str(answer.get("detail") or f"answered {status}")
     code = str(answer.get("code") or "bad-rows").replace("_", "-")
+    if status == 413:
+        raise TooLarge(detail)
     if status in (400, 422) and code != "not-trusted":
         # The rows are at fault: another node would say the same.
         columns = answer.get("columns") or {}

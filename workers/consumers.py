@@ -1,4 +1,4 @@
-"""The live socket ``/ws``: listen to topics, with replay.
+"""The live socket ``/ws``: listen to topics, with replay; and ``/ws/node``, which nodes open.
 
 The client sends ``{"subscribe": topic, "after": seq}`` or ``{"unsubscribe": topic}``; it gets the
 topic's events above ``after`` and then each new one, in order, none left out: whatever is pushed
@@ -7,19 +7,26 @@ only says "there is news", and the events are read from the database by sequence
 
 import asyncio
 import contextlib
+import json
+import logging
+import time
 from typing import Any
 from urllib.parse import parse_qs
 
 from channels.db import database_sync_to_async
-from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 
 from accounts.models import User
-from workers import live
+from workers import live, relay
+from workers.models import Worker
 from workers.push import group_name
+
+log = logging.getLogger(__name__)
 
 MAX_TOPICS = 50
 POLL_S = 10  # how soon a lost push is made up for
 UNAUTHENTICATED = 4401
+REPLACED = 4409
 
 
 class LiveConsumer(AsyncJsonWebsocketConsumer):
@@ -97,3 +104,100 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
                     else:
                         self.seen.pop(topic, None)
                         await self.send_json({"error": "not-found", "topic": topic})
+
+
+class NodeConsumer(AsyncWebsocketConsumer):
+    """``/ws/node``: a node's own socket, on which it is asked what web cannot ask it directly.
+
+    Binary messages, a line of head and then the body: ``<id>`` with a prediction request to the
+    node, ``<id> <status>`` with its answer back. Text to the node is JSON: {"forget": id}.
+    """
+
+    async def connect(self) -> None:
+        self.asked: dict[str, str] = {}  # who waits for which answer
+        self.node: Any = None
+        self._check: asyncio.Task[None] | None = None
+        headers = dict(self.scope["headers"])
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        self.token_hash = Worker.hash_token(token)
+        self.node = await self._owner() if scheme == "Worker" and token else None
+        if self.node is None:
+            await self.close(UNAUTHENTICATED)
+            return
+        group = relay.group(self.node)
+        await self.channel_layer.group_add(group, self.channel_name)
+        # An older socket of the same node may look alive for a while: it must not take questions.
+        self.opened_at = time.time()
+        await self.channel_layer.group_send(group, {"type": "relay.opened", "at": self.opened_at})
+        await self.accept()
+        self._check = asyncio.create_task(self._checking())
+
+    @database_sync_to_async
+    def _owner(self) -> Any:
+        """The id of the node whose token this is, if it is any node's."""
+        found = Worker.objects.filter(token_hash=self.token_hash)
+        return found.values_list("pk", flat=True).first()
+
+    async def _checking(self) -> None:
+        """Close when the token is void: the node was removed, or joined again."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            with contextlib.suppress(Exception):  # the database may be away for a while
+                if await self._owner() is None:
+                    await self._end(UNAUTHENTICATED)
+                    return
+
+    async def _end(self, code: int) -> None:
+        """Take no more questions, and close."""
+        await self.channel_layer.group_discard(relay.group(self.node), self.channel_name)
+        await self.close(code)
+
+    async def disconnect(self, code: int) -> None:
+        if self._check is not None:
+            self._check.cancel()
+        if self.node is not None:
+            await self.channel_layer.group_discard(relay.group(self.node), self.channel_name)
+            self.node = None
+        for number in list(self.asked):
+            await self._answer(number, 503, b'{"detail": "lost its connection"}')
+
+    async def relay_opened(self, message: dict[str, Any]) -> None:
+        if message["at"] > self.opened_at:
+            await self._end(REPLACED)
+
+    async def relay_check(self, message: dict[str, Any]) -> None:
+        if await self._owner() is None:
+            await self._end(UNAUTHENTICATED)
+
+    async def relay_ask(self, message: dict[str, Any]) -> None:
+        number = message["id"]
+        if number in self.asked:
+            return
+        self.asked[number] = message["reply"]
+        if len(self.asked) > relay.MAX_IN_FLIGHT:
+            await self._answer(number, 503, b'{"detail": "has too many requests waiting"}')
+            return
+        await self.send(bytes_data=number.encode() + b"\n" + message["body"])
+        await self._reply(message["reply"], {"type": "relay.taken", "id": number})
+
+    async def relay_forget(self, message: dict[str, Any]) -> None:
+        if self.asked.pop(message["id"], None) is not None:
+            await self.send(text_data=json.dumps({"forget": message["id"]}))
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        head, _, body = (bytes_data or b"").partition(b"\n")
+        number, _, status = head.decode("latin-1").partition(" ")
+        if status.isdigit():
+            await self._answer(number, int(status), body)
+
+    async def _answer(self, number: str, status: int, body: bytes) -> None:
+        # A node can only answer what it was asked.
+        if reply := self.asked.pop(number, None):
+            answer = {"type": "relay.answer", "id": number, "status": status, "body": body}
+            await self._reply(reply, answer)
+
+    async def _reply(self, channel: str, message: dict[str, Any]) -> None:
+        try:
+            await self.channel_layer.send(channel, message)
+        except Exception as problem:
+            log.warning("asker not answered", extra={"problem": str(problem)})

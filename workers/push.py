@@ -29,15 +29,21 @@ class _Pusher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: dict[str, int] = {}
 
-    def notify(self, topic: str, seq: int) -> None:
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The kept loop, started when it is first needed."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="push", daemon=True).start()
+            return self._loop
+
+    def notify(self, topic: str, seq: int) -> None:
+        with self._lock:
             first = not self._pending
             self._pending[topic] = max(seq, self._pending.get(topic, 0))
-            if first:
-                asyncio.run_coroutine_threadsafe(self._flush(), self._loop)
+        if first:
+            asyncio.run_coroutine_threadsafe(self._flush(), self.loop)
 
     async def _flush(self) -> None:
         await asyncio.sleep(COALESCE_S)
@@ -60,6 +66,11 @@ _pusher = _Pusher()
 def notify(topic: str, seq: int) -> None:
     """Push "``topic`` has events up to ``seq``". Returns at once, never raises."""
     _pusher.notify(topic, seq)
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    """The process's kept event loop, in which other threads may run what talks to the layer."""
+    return _pusher.loop
 
 
 def _forget() -> None:

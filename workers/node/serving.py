@@ -241,15 +241,20 @@ class Serving:
         return web.json_response({"status": "ok", "model_servers": servers})
 
     async def _predict(self, request: web.Request) -> web.Response:
+        status, body = await self.answer(await request.read())
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    async def answer(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a prediction request. Never raises."""
         began = time.perf_counter()
         try:
-            answer = await self._answer(await request.read())
+            answer = await self._answer(request)
         except Failed as problem:
-            return web.json_response(problem.body, status=problem.status)
+            return problem.status, json.dumps(problem.body).encode()
         except Exception as error:
             log.exception("a prediction failed")
             detail = f"The node could not answer: {type(error).__name__}: {error}"
-            return web.json_response({"detail": detail}, status=500)
+            return 500, json.dumps({"detail": detail}).encode()
         total_ms = (time.perf_counter() - began) * 1000
         body = {
             "probabilities": None,
@@ -257,7 +262,7 @@ class Serving:
             **answer["answer"],
             "ms": {"model": answer["ms"], "node": round(total_ms, 3)},
         }
-        return web.json_response(body)
+        return 200, json.dumps(body).encode()
 
     async def _answer(self, body: bytes) -> dict[str, Any]:
         try:

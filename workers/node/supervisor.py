@@ -20,6 +20,7 @@ from workers.node.cache import trim
 from workers.node.delivery import recover
 from workers.node.gpus import Gpus
 from workers.node.parents import EngineBroken, Parents
+from workers.node.relay import Relay
 from workers.node.serving import Serving
 from workers.node.settings import VERSION, Settings
 from workers.node.spool import Spool
@@ -53,6 +54,7 @@ class Supervisor:
         self.recovering: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.bell = Bell(settings, self._on_bell)
         self.serving = Serving(settings, self.api, self.parents, self.register_again)
+        self.relay = Relay(self.api, self.serving.answer)
         self.engines: list[str] = []
         self.heartbeat_s = 5.0
         self.broker_url: str | None = None
@@ -110,7 +112,7 @@ class Supervisor:
                 joined.cancel()
                 return self._status
             joined.result()
-            works = (self._heartbeats, self._claims, self._tending)
+            works = (self._heartbeats, self._claims, self._tending, self.relay.run)
             loops += [asyncio.create_task(self._for_ever(work)) for work in works]
             await self._stopping.wait()
         finally:
