@@ -61,7 +61,7 @@ def active_membership(
             raise Invalid("X-Organization must be the id of an organization.") from None
         membership = mine.filter(organization=wanted).first()
         if membership is None:
-            raise NotFound("You are not a member of the organization in X-Organization.")
+            raise NotFound("You are not a member of an organization with this id.")
     else:
         membership = mine.filter(organization_id=chosen).first() if chosen else None
         membership = membership or mine.first()

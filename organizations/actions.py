@@ -1,18 +1,31 @@
 """What people do with organizations."""
 
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, transaction
 
-from accounts.errors import FlowError, Invalid
+from accounts.errors import Conflict, FlowError, Invalid, NotFound
 from accounts.models import User
-from organizations import rls
+from organizations import invites, rls
+from organizations.audit import record
 from organizations.models import Membership, Organization, Role
+
+MOST_ORGANIZATIONS = 50  # that one person can belong to by making them
 
 
 class SignupClosed(FlowError):
     code = "signup-closed"
+    status = 403
+
+
+class LastAdmin(Conflict):
+    code = "last-admin"
+
+
+class NotAllowed(FlowError):
+    code = "permission-denied"
     status = 403
 
 
@@ -56,13 +69,132 @@ def register(*, username: str, email: str, password: str, allowed: bool) -> User
     if errors:
         raise Invalid(" ".join(m for ms in errors.values() for m in ms), errors=errors)
     user = User.objects.create_user(username=username, email=email, password=password)
-    make_organization(user, name=f"{username}'s organization")
+    make_organization(user, name=f"{username[:100]}'s organization")
     return user
+
+
+# --- Organizations and who is in them -------------------------------------------------------------
 
 
 @transaction.atomic
 def make_organization(by: User, *, name: str) -> Membership:
     """A new organization with ``by`` as its admin."""
     with rls.platform():  # whoever asks may be at work for another one
-        organization = Organization.objects.create(name=name)
-        return Membership.objects.create(organization=organization, user=by, role=Role.ADMIN)
+        if Membership.objects.filter(user=by, role=Role.ADMIN).count() >= MOST_ORGANIZATIONS:
+            sentence = f"You are admin of {MOST_ORGANIZATIONS} organizations already: leave some."
+            raise Conflict(sentence)
+        organization = Organization.objects.create(name=_name(name))
+        membership = Membership.objects.create(organization=organization, user=by, role=Role.ADMIN)
+    record("organization.created", organization, by=membership)
+    return membership
+
+
+@transaction.atomic
+def rename(by: Membership, name: str) -> Organization:
+    organization = locked(by.organization)
+    before, organization.name = organization.name, _name(name)
+    if before != organization.name:
+        organization.save(update_fields=["name"])
+        told = {"from": before, "to": organization.name}
+        record("organization.renamed", organization, by=by, changes=told)
+    return organization
+
+
+def _name(text: str) -> str:
+    name = " ".join(text.split())
+    if not name or not name.isprintable() or len(name) > 120:
+        sentence = "An organization's name has 1 to 120 characters that can be printed."
+        raise Invalid(sentence, errors={"name": [sentence]})
+    return name
+
+
+def locked(organization: Organization) -> Organization:
+    """The organization with its row locked: who changes members or quotas takes turns."""
+    return Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)
+
+
+def _member(by: Membership, user: UUID) -> Membership:
+    members = Membership.objects.filter(organization=by.organization_id)
+    # Another admin may have been quicker: what holds is the stored role, not the request's.
+    if not members.filter(user=by.user_id, role=Role.ADMIN).exists():
+        raise NotAllowed("You are no admin of this organization any more.")
+    found = members.select_related("user", "organization").filter(user=user).first()
+    if found is None:
+        raise NotFound("This person is not a member of the organization.")
+    return found
+
+
+def _keep_an_admin(leaving: Membership, sentence: str) -> None:
+    admins = Membership.objects.filter(
+        organization=leaving.organization_id, role=Role.ADMIN, user__is_active=True
+    )
+    if leaving.role == Role.ADMIN and not admins.exclude(pk=leaving.pk).exists():
+        raise LastAdmin(sentence)
+
+
+@transaction.atomic
+def change_role(by: Membership, user: UUID, role: int) -> Membership:
+    """Give a member another role. Raises LastAdmin rather than leave nobody in charge."""
+    locked(by.organization)
+    member = _member(by, user)
+    before, member.role = Role(member.role), Role(role)
+    if before == member.role:
+        return member
+    if member.role < Role.ADMIN:
+        stands = Membership(pk=member.pk, organization_id=member.organization_id, role=before)
+        _keep_an_admin(
+            stands, "This is the last admin: make somebody else one first, then change this role."
+        )
+    member.save(update_fields=["role"])
+    told = {"from": before.label, "to": Role(member.role).label}
+    record("member.role-changed", member.user, organization=by.organization, by=by, changes=told)
+    if before == Role.ADMIN:
+        invites.forget_known(by)
+    return member
+
+
+@transaction.atomic
+def remove_member(by: Membership, user: UUID) -> None:
+    """Take somebody out. The invite code goes too: they may know it. Raises LastAdmin."""
+    locked(by.organization)
+    member = _member(by, user)
+    _keep_an_admin(member, "This is the last admin: make somebody else one first.")
+    member.delete()
+    told = {"role": Role(member.role).label}
+    record("member.removed", member.user, organization=by.organization, by=by, changes=told)
+    invites.forget_known(by)
+
+
+@transaction.atomic
+def leave(by: Membership) -> None:
+    """Leave the organization. Raises LastAdmin: it would be nobody's."""
+    locked(by.organization)
+    member = Membership.objects.select_related("user").filter(pk=by.pk).first()
+    if member is None:
+        raise NotFound("You are not a member of this organization any more.")
+    _keep_an_admin(
+        member,
+        "You are its last admin: hand the organization over to another member first, or delete it.",
+    )
+    told = {"role": Role(member.role).label}
+    record("member.left", member.user, organization=by.organization, by=by, changes=told)
+    member.delete()
+
+
+@transaction.atomic
+def transfer(by: Membership, user: UUID) -> Membership:
+    """Hand the organization over: another member becomes admin, and ``by`` developer."""
+    locked(by.organization)
+    member = _member(by, user)
+    if member.user_id == by.user_id:
+        raise Invalid("Choose another member.", errors={"user": ["This is you."]})
+    if not member.user.is_active:
+        raise Conflict("This account is switched off: choose another member.")
+    Membership.objects.filter(pk=member.pk).update(role=Role.ADMIN)
+    Membership.objects.filter(organization=by.organization_id, user=by.user_id).update(
+        role=Role.DEVELOPER
+    )
+    told = {"from": by.user.get_username(), "to": member.user.get_username()}
+    record("organization.transferred", by.organization, by=by, changes=told)
+    member.role = Role.ADMIN
+    return member

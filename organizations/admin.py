@@ -5,7 +5,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
-from organizations.models import AuditEntry, Membership, Organization
+from organizations.models import AuditEntry, Invite, Membership, Organization
 
 
 class MembershipInline(TabularInline):
@@ -28,9 +28,36 @@ class OrganizationAdmin(ModelAdmin):
         return int(organization.member_count)
 
 
+class ReadOnly(ModelAdmin):
+    """To look at, never to edit."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Invite)
+class InviteAdmin(ReadOnly):
+    """Which codes are about; the codes themselves are the organizations' matter."""
+
+    list_display = (
+        "organization", "role", "uses", "max_uses", "expires_at", "withdrawn_at", "created_by",
+        "created_at",
+    )  # fmt: skip
+    list_filter = ("role", ("withdrawn_at", admin.EmptyFieldListFilter))
+    list_select_related = ("organization", "created_by")
+    search_fields = ("organization__name", "created_by__username")
+    exclude = ("code_hash",)
+
+
 @admin.register(AuditEntry)
-class AuditEntryAdmin(ModelAdmin):
-    """To look at: the database itself refuses changes."""
+class AuditEntryAdmin(ReadOnly):
+    """The database itself refuses changes."""
 
     list_display = (
         "created_at", "organization", "actor", "actor_kind", "via", "verb", "object_name",
@@ -41,12 +68,3 @@ class AuditEntryAdmin(ModelAdmin):
     search_fields = ("actor", "object_name", "object_id", "request_id", "organization__name")
     date_hierarchy = "created_at"
     show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

@@ -1,9 +1,13 @@
+import base64
+import hashlib
 import uuid
 from typing import ClassVar, Self, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.db import models
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
 from accounts.models import User
 
@@ -42,6 +46,7 @@ class Membership(models.Model):
     user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
     role = models.PositiveSmallIntegerField(choices=Role, default=Role.VIEWER)
     joined_at = models.DateTimeField(auto_now_add=True)
+    joined = False  # just now, by an invite: see invites.accept
     cap = Role.ADMIN  # of one request: the most that the credential it came with may do
 
     class Meta:
@@ -80,6 +85,69 @@ class OrgOwned(models.Model):
 
     class Meta:
         abstract = True
+
+
+# Crockford's base 32: no letter that could be read as another, or as a digit.
+_LETTERS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+_MISREAD = str.maketrans("OIL", "011")
+
+
+class Invite(OrgOwned):
+    """A code by which people join. An organization has at most one that isn't withdrawn.
+
+    The code is made from the row's id and SECRET_KEY: an admin can look at it again, yet whoever
+    reads the table can't use it. Found it is by its hash.
+    """
+
+    role = models.PositiveSmallIntegerField(choices=Role, default=Role.VIEWER)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    max_uses = models.PositiveIntegerField(null=True, blank=True)
+    uses = models.PositiveIntegerField(default=0)
+    withdrawn_at = models.DateTimeField(null=True, blank=True)
+    code_hash = models.CharField(max_length=64, unique=True, editable=False)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, blank=True, related_name="+")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["organization"],
+                condition=models.Q(withdrawn_at=None),
+                name="invite_one_is_open",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(max_uses=None) | models.Q(uses__lte=models.F("max_uses")),
+                name="invite_not_used_too_often",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"invite to {self.organization_id}"
+
+    def save(self, *args: object, **kwargs: object) -> None:
+        self.code_hash = self.code_hash or self.hash_of(self.code)
+        super().save(*args, **kwargs)  # type: ignore[arg-type]
+
+    @property
+    def code(self) -> str:
+        """Sixteen letters and digits in fours: 80 bits."""
+        key = salted_hmac("organizations.invite", str(self.pk), algorithm="sha256").digest()
+        text = base64.b32encode(key[:10]).decode().translate(_LETTERS)
+        return "-".join(text[i : i + 4] for i in range(0, 16, 4))
+
+    @staticmethod
+    def hash_of(code: str) -> str:
+        """The hash of a code, however it was typed: case, spaces and hyphens don't matter."""
+        typed = "".join(c for c in code.upper() if c.isascii() and c.isalnum())
+        return hashlib.sha256(typed.translate(_MISREAD).encode()).hexdigest()
+
+    @property
+    def problem(self) -> str:
+        """Why nobody can join by it any more: "withdrawn", "expired", "used-up"; else ""."""
+        if self.withdrawn_at is not None:
+            return "withdrawn"
+        if self.expires_at is not None and self.expires_at <= timezone.now():
+            return "expired"
+        return "used-up" if self.max_uses is not None and self.uses >= self.max_uses else ""
 
 
 class AuditEntry(OrgOwned):

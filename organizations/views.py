@@ -1,13 +1,16 @@
 """Pages of organizations. The guard of every page is ``org_role``."""
 
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login
 from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -15,10 +18,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts import limits
 from accounts.errors import FlowError
 from accounts.forms import styled
-from organizations import actions
+from accounts.models import User
+from organizations import actions, invites
 from organizations.access import SESSION_KEY, OrgRequest, org_role
 from organizations.forms import RegisterForm
-from organizations.models import Membership, Role
+from organizations.models import Invite, Membership, Role
 
 __all__ = ["OrgRequest", "org_role"]
 
@@ -77,6 +81,45 @@ def detail(request: OrgRequest) -> HttpResponse:
         ),
     }
     return render(request, "organizations/detail.html", context)
+
+
+def join_link(invite: Invite) -> str:
+    """The address to send to those who shall join. The code is in the query, which no log keeps."""
+    return (
+        f"{settings.PUBLIC_URL}{reverse('organizations:join')}?{urlencode({'code': invite.code})}"
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def join(request: HttpRequest) -> HttpResponse:
+    """Join an organization by a code: typed in, or out of an invite link.
+
+    Who isn't signed in sees who invites, and comes back here afterwards.
+    """
+    code = (request.POST if request.method == "POST" else request.GET).get("code", "")[:64].strip()
+    user = request.user if isinstance(request.user, User) else None
+    context: dict[str, object] = {"code": code, "open": settings.ALLOW_SIGNUP}
+    status = 200
+    try:
+        if request.method == "POST":
+            if user is None:
+                return redirect_to_login(f"{request.path}?{urlencode({'code': code})}")
+            membership = invites.accept(user, code)
+            request.session[SESSION_KEY] = str(membership.organization_id)
+            word = "You have joined" if membership.joined else "You are already a member of"
+            messages.success(request, f"{word} {membership.organization}.")
+            return redirect("home")
+        if code:
+            invite = invites.look(code, user)
+            context["invite"] = invite
+            context["member"] = (
+                user is not None and invite.organization.memberships.filter(user=user).exists()
+            )
+    except FlowError as problem:
+        context["problem"] = problem.detail
+        status = problem.status
+    here = f"{request.path}?{urlencode({'code': code})}" if code else request.path
+    return render(request, "organizations/join.html", context | {"here": here}, status=status)
 
 
 @require_POST

@@ -25,6 +25,7 @@ from drf_spectacular.generators import SchemaGenerator
 from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts.models import PersonalToken
+from organizations import invites
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
 from tests.factories import PASSWORD, WorkerFactory, make_task
@@ -46,6 +47,8 @@ POST    /sign-in                                                 302    302     
 POST    /sign-out                                                302    302     302     302     302
 GET     /sign-up                                                 200    302     302     302     302
 POST    /sign-up                                                 302    302     302     302     302
+GET     /join                                                    200    200     200     200     200
+POST    /join                                                   sign    302     302     302     302
 GET     /organization                                           sign    200     200     200     200
 POST    /organization/choose/{organization}                     sign    302     302     302     404
 GET     /data                                                   sign    200     200     200     200
@@ -91,6 +94,19 @@ GET     /api/auth/tokens                                         401    200     
 POST    /api/auth/tokens                                         401    201     201     201     201
 GET     /api/auth/tokens/{token}                                 401    200     404     404     404
 DELETE  /api/auth/tokens/{token}                                 401    204     404     404     404
+GET     /api/organizations                                       401    200     200     200     200
+POST    /api/organizations                                       401    201     201     201     201
+POST    /api/organizations/join                                  401    201     201     201     201
+GET     /api/organizations/{organization}                        401    200     200     200     404
+PATCH   /api/organizations/{organization}                        401    403     403     200     404
+GET     /api/organizations/{organization}/members                401    200     200     200     404
+PATCH   /api/organizations/{organization}/members/{member}       401    403     403     200     404
+DELETE  /api/organizations/{organization}/members/{member}       401    403     403     204     404
+POST    /api/organizations/{organization}/leave                  401    204     204     204     404
+POST    /api/organizations/{organization}/transfer               401    403     403     200     404
+GET     /api/organizations/{organization}/invite-code            401    403     403     200     404
+POST    /api/organizations/{organization}/invite-code            401    403     403     201     404
+DELETE  /api/organizations/{organization}/invite-code            401    403     403     204     404
 POST    /api/live-ticket                                         401    201     201     201     201
 GET     /api/datasets                                            401    200     200     200     200
 POST    /api/datasets/upload                                     401    403     202     202     202
@@ -143,6 +159,7 @@ GET     /api/workers/artifacts/{artifact}                       401     200     
 
 ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
+    "api/organizations/": "the list of organizations, as some write its address",
     "api/schema": "the API's description, the same for everybody",
     "api/docs": "draws the description",
     "api/redoc": "draws the description",
@@ -182,6 +199,7 @@ class World:
     ids: dict[str, Any]
     own: dict[str, Any]
     refresh: str
+    code: str  # joins a third organization
     count: int = 0
     cookies: dict[str, Any] = field(default_factory=dict)
 
@@ -239,6 +257,10 @@ def a_password(world: World) -> dict[str, Any]:
     return {"username": member.user.get_username(), "password": PASSWORD}
 
 
+def a_code(world: World) -> dict[str, Any]:
+    return {"code": world.code}
+
+
 def a_wish(world: World) -> dict[str, Any]:
     return {"dataset": str(world.ids["dataset"]), "target": "kind"}
 
@@ -247,6 +269,15 @@ ROW = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
 BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /sign-in": a_password,
     "POST /sign-up": a_person,
+    "POST /join": a_code,
+    "POST /api/organizations": lambda _: {"name": "new"},
+    "POST /api/organizations/join": a_code,
+    "PATCH /api/organizations/{organization}": lambda _: {"name": "new"},
+    "PATCH /api/organizations/{organization}/members/{member}": lambda _: {"role": "viewer"},
+    "POST /api/organizations/{organization}/transfer": lambda world: {
+        "user": str(world.ids["member"])
+    },
+    "POST /api/organizations/{organization}/invite-code": lambda _: {"role": "developer"},
     "POST /api/auth/register": a_person,
     "POST /api/auth/login": a_password,
     "POST /api/auth/refresh": lambda world: {"refresh": world.refresh},
@@ -298,6 +329,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         people,
         {
             "organization": admin.organization_id,
+            "member": make.member(Role.ADMIN, organization=admin.organization).user_id,
             "dataset": version.dataset_id,
             "version": version.pk,
             "spare": spare.dataset_id,
@@ -309,6 +341,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         },
         {"member": version.dataset_id, "stranger": make.version(stranger).dataset_id},
         str(RefreshToken.for_user(viewer.user)),
+        invites.renew(make.member(Role.ADMIN)).code,
     )
     serving_node.stop()
     scoring._kept.clear()

@@ -27,15 +27,18 @@ class HasOrgRole(BasePermission):
         needed = view.roles.get(action)
         view.begin()
         membership = active_membership(
-            request.user,
-            auth=request.auth,
-            header=request.headers.get("X-Organization"),
-            acts=True,
+            request.user, auth=request.auth, header=named(request, view), acts=True
         )
         if needed is None or membership is None:
             return False
         request.membership = membership  # type: ignore[attr-defined]
         return membership.may(needed)
+
+
+def named(request: Request, view: Any) -> str | None:
+    """The organization that a request names: in its path, or else in its header."""
+    in_path = view.kwargs.get("organization")
+    return str(in_path) if in_path else request.headers.get("X-Organization")
 
 
 class _OrgView(APIView):

@@ -1,0 +1,84 @@
+"""Shapes of organizations in JSON. Roles are words here and numbers inside."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from organizations import invites
+from organizations.models import Membership, Role
+
+
+@extend_schema_field({"type": "string", "enum": list(Role.labels)})
+class RoleField(serializers.ChoiceField):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(choices=[(label, label) for label in Role.labels], **kwargs)
+
+    def to_representation(self, value: Any) -> str:
+        return str(Role(value).label)
+
+    def to_internal_value(self, data: Any) -> Any:
+        word = super().to_internal_value(data)
+        return next(role for role in Role if role.label == word)
+
+
+class OrganizationName(serializers.Serializer[Any]):
+    name = serializers.CharField(max_length=120)
+
+
+class OrganizationOut(serializers.Serializer[Membership]):
+    """An organization, seen by a member."""
+
+    id = serializers.UUIDField(source="organization_id")
+    name = serializers.CharField(source="organization.name")
+    role = RoleField(help_text="Your role in it.")
+    joined_at = serializers.DateTimeField()
+    created_at = serializers.DateTimeField(source="organization.created_at")
+
+
+class Member(serializers.Serializer[Membership]):
+    user = serializers.UUIDField(source="user_id")
+    username = serializers.CharField(source="user.username")
+    email = serializers.EmailField(source="user.email")
+    role = RoleField()
+    joined_at = serializers.DateTimeField()
+
+
+class RoleChange(serializers.Serializer[Any]):
+    role = RoleField()
+
+
+class Transfer(serializers.Serializer[Any]):
+    user = serializers.UUIDField(help_text="The member who becomes admin in your place.")
+
+
+class InviteOut(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    url = serializers.SerializerMethodField(help_text="A page that joins by the code.")
+    role = RoleField(help_text="What those who join become.")
+    expires_at = serializers.DateTimeField(allow_null=True)
+    max_uses = serializers.IntegerField(allow_null=True)
+    uses = serializers.IntegerField()
+    problem = serializers.CharField(help_text="Empty, or why it opens nothing: expired, used-up.")
+    created_at = serializers.DateTimeField()
+
+    def get_url(self, invite: Any) -> str:
+        from organizations.views import join_link
+
+        return join_link(invite)
+
+
+class InviteWish(serializers.Serializer[Any]):
+    role = RoleField(default=Role.VIEWER)
+    valid_days = serializers.IntegerField(
+        default=invites.DAYS, allow_null=True, min_value=1, max_value=invites.MOST_DAYS,
+        help_text="Null: until it is withdrawn.",
+    )  # fmt: skip
+    max_uses = serializers.IntegerField(
+        default=None, allow_null=True, min_value=1, max_value=invites.MOST_USES,
+        help_text="Null: for any number of people.",
+    )  # fmt: skip
+
+
+class Join(serializers.Serializer[Any]):
+    code = serializers.CharField(max_length=64)

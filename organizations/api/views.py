@@ -1,0 +1,166 @@
+"""Organizations, their members and invites, for programs."""
+
+from typing import Any, ClassVar, cast
+from uuid import UUID
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import Serializer
+from rest_framework.views import APIView
+
+from accounts.models import User
+from accounts.pagination import Page
+from organizations import actions, invites
+from organizations.access import active_membership
+from organizations.api import serializers as said
+from organizations.api.base import OrgAPIView
+from organizations.models import Membership, Role
+
+
+def read(serializer: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+    """What a request says, by the fields of a serializer alone: anything else is ignored."""
+    form = serializer(data=request.data)
+    form.is_valid(raise_exception=True)
+    return dict(form.validated_data)
+
+
+class Paged:
+    """Answers page by page, as lists of view sets do."""
+
+    def page(
+        self, request: Request, found: QuerySet[Any], shape: type[Serializer[Any]]
+    ) -> Response:
+        pages = Page()
+        rows = pages.paginate_queryset(found, request)
+        return pages.get_paginated_response(shape(rows, many=True).data)
+
+
+class _PersonView(APIView):
+    """For whoever is signed in, in an organization or not."""
+
+    @property
+    def person(self) -> User:
+        return cast("User", self.request.user)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if header := request.headers.get("X-Organization"):
+            active_membership(request.user, header=header)  # one's own, or it is an error
+
+
+@extend_schema(tags=["organizations"])
+class OrganizationsView(Paged, _PersonView):
+    @extend_schema(responses=said.OrganizationOut(many=True))
+    def get(self, request: Request) -> Response:
+        """The organizations that you belong to, in the order in which you joined them."""
+        mine = Membership.objects.filter(user=self.person).select_related("organization")
+        return self.page(request, mine.order_by("joined_at", "pk"), said.OrganizationOut)
+
+    @extend_schema(request=said.OrganizationName, responses={201: said.OrganizationOut})
+    def post(self, request: Request) -> Response:
+        """Make an organization. You are its admin."""
+        wish = read(said.OrganizationName, request)
+        made = actions.make_organization(self.person, name=wish["name"])
+        return Response(said.OrganizationOut(made).data, 201)
+
+
+@extend_schema(tags=["organizations"])
+class JoinView(_PersonView):
+    @extend_schema(
+        request=said.Join, responses={200: said.OrganizationOut, 201: said.OrganizationOut}
+    )
+    def post(self, request: Request) -> Response:
+        """Join by an invite code. 200 when you were a member already."""
+        joined = invites.accept(self.person, read(said.Join, request)["code"])
+        return Response(said.OrganizationOut(joined).data, 201 if joined.joined else 200)
+
+
+@extend_schema(tags=["organizations"])
+class OrganizationView(OrgAPIView):
+    roles: ClassVar = {"get": Role.VIEWER, "patch": Role.ADMIN}
+
+    @extend_schema(responses=said.OrganizationOut)
+    def get(self, request: Request, organization: UUID) -> Response:
+        """One of your organizations."""
+        return Response(said.OrganizationOut(self.membership).data)
+
+    @extend_schema(request=said.OrganizationName, responses=said.OrganizationOut)
+    def patch(self, request: Request, organization: UUID) -> Response:
+        """Rename it."""
+        wish = read(said.OrganizationName, request)
+        self.membership.organization = actions.rename(self.membership, wish["name"])
+        return Response(said.OrganizationOut(self.membership).data)
+
+
+@extend_schema(tags=["organizations"])
+class MembersView(Paged, OrgAPIView):
+    roles: ClassVar = {"get": Role.VIEWER}
+
+    @extend_schema(responses=said.Member(many=True))
+    def get(self, request: Request, organization: UUID) -> Response:
+        """Who is in it, with which role."""
+        members = Membership.objects.filter(organization=organization).select_related("user")
+        return self.page(request, members.order_by("joined_at", "pk"), said.Member)
+
+
+@extend_schema(tags=["organizations"])
+class MemberView(OrgAPIView):
+    roles: ClassVar = {"patch": Role.ADMIN, "delete": Role.ADMIN}
+
+    @extend_schema(request=said.RoleChange, responses=said.Member)
+    def patch(self, request: Request, organization: UUID, user: UUID) -> Response:
+        """Change a member's role. 409 for the last admin."""
+        role = read(said.RoleChange, request)["role"]
+        return Response(said.Member(actions.change_role(self.membership, user, role)).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, organization: UUID, user: UUID) -> Response:
+        """Take a member out. The invite code goes too, since they may know it."""
+        actions.remove_member(self.membership, user)
+        return Response(status=204)
+
+
+@extend_schema(tags=["organizations"])
+class LeaveView(OrgAPIView):
+    roles: ClassVar = {"post": Role.VIEWER}
+
+    @extend_schema(request=None, responses={204: None})
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Leave. 409 for the last admin."""
+        actions.leave(self.membership)
+        return Response(status=204)
+
+
+@extend_schema(tags=["organizations"])
+class TransferView(OrgAPIView):
+    roles: ClassVar = {"post": Role.ADMIN}
+
+    @extend_schema(request=said.Transfer, responses=said.Member)
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Hand it over: another member becomes admin, and you developer."""
+        user = read(said.Transfer, request)["user"]
+        return Response(said.Member(actions.transfer(self.membership, user)).data)
+
+
+@extend_schema(tags=["organizations"])
+class InviteView(OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN, "post": Role.ADMIN, "delete": Role.ADMIN}
+
+    @extend_schema(responses=said.InviteOut)
+    def get(self, request: Request, organization: UUID) -> Response:
+        """The code by which people join. 404 when it was withdrawn."""
+        return Response(said.InviteOut(invites.current(self.membership)).data)
+
+    @extend_schema(request=said.InviteWish, responses={201: said.InviteOut})
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Make a new code in place of the one before, which opens nothing from then on."""
+        made = invites.renew(self.membership, **read(said.InviteWish, request))
+        return Response(said.InviteOut(made).data, 201)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, organization: UUID) -> Response:
+        """Withdraw the code."""
+        invites.withdraw(self.membership)
+        return Response(status=204)
