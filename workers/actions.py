@@ -361,11 +361,17 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
             task=held,
             files=said.get("files"),
             key=key,
-            at=said.get("at"),
+            at=_at(held, said.get("at")),
         )
         if event.handled_at is None:
             _hasten("workers.tasks.handle_event", event.pk)
     return _word(held)
+
+
+def _at(task: Task, said: datetime | None) -> datetime:
+    """When it happened, as far as the node's clock can be believed: while the attempt runs."""
+    now = timezone.now()
+    return min(now, max(said, task.started_at or said)) if said else now
 
 
 def _fraction(data: Mapping[str, Any]) -> float:
@@ -402,7 +408,7 @@ def end_task(
     elif outcome == "succeeded":
         held.move_to(State.SUCCEEDED, by="node", progress=1.0, lease_expires_at=None)
     elif outcome == "returned":
-        _again(held, reason="its node handed it back", lost=False)
+        _again(held, reason=error or "its node handed it back", lost=False)
         return held
     elif outcome == "failed" and fault == Task.Fault.PLATFORM:
         _lose(held, reason=error or "the node could not do it")
@@ -439,8 +445,9 @@ def _lose(task: Task, *, reason: str) -> None:
             reason=reason,
             code="lost-too-often",
             fault=Task.Fault.PLATFORM,
-            error=f"The node that worked on this was lost {task.losses} times, the last time "
-            f"{node}. Nothing is wrong with your data as far as we know: ask the operator.",
+            error=f"The platform tried this {task.losses} times and failed each time; the last "
+            f"time on {node}: {reason.rstrip('.')}. "
+            "Nothing is wrong with your data as far as we know: ask the operator.",
         )
         _ended(task)
     else:
