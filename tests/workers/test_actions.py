@@ -132,7 +132,7 @@ def test_a_task_that_is_lost_too_often_fails_by_fault_of_the_platform():
         if task.state == State.QUEUED:
             assert actions.claim(WorkerFactory(), ROOM) == task
     assert (task.state, task.fault) == (State.FAILED, Task.Fault.PLATFORM)
-    assert "was lost 3 times" in task.error
+    assert "tried this 3 times and failed each time" in task.error
 
 
 @pytest.mark.parametrize("deafness", ["the sweep was away", "web does not answer"])
