@@ -166,6 +166,17 @@ def test_the_next_attempt_learns_what_is_done():
     assert answer["spent_s"] > 0
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_an_event_is_dated_within_its_attempt_whatever_the_nodes_clock_says(hours):
+    task = claimed()
+    said = {"type": "notice", "data": {}, "at": timezone.now() + timedelta(hours=hours)}
+    actions.record_events(task.pk, 1, [said])
+    assert task.started_at <= task.events.get(type="notice").at <= timezone.now()
+    honest = timezone.now()
+    actions.record_events(task.pk, 1, [{**said, "type": "candidate", "key": "m", "at": honest}])
+    assert task.events.get(type="candidate").at == honest
+
+
 def test_progress_never_goes_back():
     task = claimed()
     for fraction in (0.5, 0.2):
@@ -191,6 +202,14 @@ def test_a_task_that_was_handed_back_waits_again_and_is_not_counted_as_lost():
     actions.end_task(task.pk, 1, outcome="returned", result={})
     task.refresh_from_db()
     assert (task.state, task.attempt, task.losses) == (State.QUEUED, 2, 0)
+
+
+def test_a_task_that_was_handed_back_says_why():
+    task = claimed()
+    actions.end_task(task.pk, 1, outcome="returned", result={}, error="It needs a GPU.")
+    task.refresh_from_db()
+    assert (task.state, task.losses) == (State.QUEUED, 0)
+    assert task.events.get(type="task.queued", attempt=2).data["why"] == "It needs a GPU."
 
 
 def test_a_waiting_task_is_cancelled_at_once_and_a_running_one_by_its_node():
