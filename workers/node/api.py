@@ -18,6 +18,10 @@ import aiohttp
 log = logging.getLogger("flowml.node.api")
 
 CHUNK = 256 * 1024
+# After a cut network an old connection may stay silent for ever. A heartbeat that is late is worth
+# nothing, and must be tried on another connection before the lease is over.
+JSON_TIMEOUT_S = 30.0
+BEAT_TIMEOUT_S = 4.0
 # Words of the protocol for "this attempt is not yours any more": 401 is a revoked task token.
 GONE = frozenset({401, 404, 409, 410})
 TRANSIENT = frozenset({408, 425, 429})
@@ -89,7 +93,10 @@ class Api:
 
     async def heartbeat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Renew the leases of what runs here and hear what to do with it."""
-        return await self._json("POST", "/api/workers/heartbeat", body, auth=self._worker())
+        path = "/api/workers/heartbeat"
+        return await self._json(
+            "POST", path, body, auth=self._worker(), timeout_s=BEAT_TIMEOUT_S
+        )
 
     async def claim(self, room: Mapping[str, Any]) -> dict[str, Any] | None:
         """The best task that fits ``room``, or None. After a lost answer the lease just ends."""
@@ -195,12 +202,14 @@ class Api:
         *,
         auth: str | None,
         patience_s: float | None = 0.0,
+        timeout_s: float = JSON_TIMEOUT_S,
     ) -> dict[str, Any]:
         """One call with a JSON body, repeated for ``patience_s`` seconds (None: for ever)."""
         began, failures = time.monotonic(), 0
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(5, timeout_s))
         while True:
             try:
-                return await self._once(method, path, auth, json=body)
+                return await self._once(method, path, auth, json=body, timeout=timeout)
             except Unreachable as error:
                 failures += 1
                 if patience_s is not None and time.monotonic() - began >= patience_s:

@@ -30,6 +30,8 @@ class Settings:
     queues: tuple[str, ...] | None = None
     engines: tuple[str, ...] | None = None
     cache_mib: int = 8192
+    # With less than this free, nothing more is taken on: it could not be kept until it is delivered.
+    min_disk_mib: int = 256
     # How long someone who is told to stop may take to end well before being killed.
     grace_s: float = 10.0
     model_server_mib: int = 2048
@@ -119,6 +121,7 @@ def read(env: Mapping[str, str], cores: int, **flags: object) -> Settings:
         queues=_names(given.get("queues")),
         engines=_names(given.get("engines")),
         cache_mib=int(env.get("FLOWML_NODE_CACHE_MIB") or 8192),
+        min_disk_mib=int(env.get("FLOWML_NODE_MIN_DISK_MIB") or 256),
         grace_s=float(env.get("FLOWML_STOP_GRACE_S") or 10),
         model_server_mib=int(env.get("FLOWML_MODEL_SERVER_MIB") or 2048),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.node import probe, procs
-from workers.node.api import Api, Refused, Unauthorized, Unreachable, backoff_s
+from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable, backoff_s
 from workers.node.attempt import Attempt
 from workers.node.bell import Bell
 from workers.node.cache import trim
@@ -70,6 +70,7 @@ class Supervisor:
         self._working: set[asyncio.Task[None]] = set()
         # What the claim loop was last woken by: the watchdog of the bell wants to know.
         self._woken_by_heartbeat = False
+        self._disk_is_full = False
 
     def stop(self, status: int = 0) -> None:
         """End soon: what runs is handed back, children are killed."""
@@ -312,6 +313,13 @@ class Supervisor:
         }
 
     def _has_room(self) -> bool:
+        if probe.disk_free_mib(self.settings.folder) < self.settings.min_disk_mib:
+            if not self._disk_is_full:
+                log.error("the disk is nearly full: no more work until there is room")
+                trim(self.settings.folder / "cache", 0)
+            self._disk_is_full = True
+            return False
+        self._disk_is_full = False
         room = self.room()
         return room["slots"] > 0 or room["light_slots"] > 0
 
@@ -322,14 +330,19 @@ class Supervisor:
             if old.number == int(claim["attempt"]) and old.working:
                 return  # the same claim, answered twice
             old.wish("gone")
-        attempt = Attempt(
-            claim,
-            api=self.api,
-            parents=self.parents,
-            gpus=self.gpus,
-            settings=self.settings,
-            cores=max(1, self.cores // self.settings.concurrency),
-        )
+        try:
+            attempt = Attempt(
+                claim,
+                api=self.api,
+                parents=self.parents,
+                gpus=self.gpus,
+                settings=self.settings,
+                cores=max(1, self.cores // self.settings.concurrency),
+            )
+        except OSError as error:
+            log.error("task %s cannot be kept here: %s", task, error)
+            self._run(self._hand_back(claim, f"The node cannot write to its disk: {error}"))
+            return
         self.attempts[task] = attempt
         log.info(
             "task %s attempt %d: %s %s",
@@ -341,6 +354,14 @@ class Supervisor:
         run = self._run(self._see_through(attempt))
         self._working.add(run)
         run.add_done_callback(self._working.discard)
+
+    async def _hand_back(self, claim: dict[str, Any], why: str) -> None:
+        body = {"attempt": claim["attempt"], "outcome": "returned", "error": why}
+        try:
+            await self.api.end(str(claim["task"]), str(claim["token"]), body)
+        except (Gone, Refused) as error:
+            log.warning("task %s: %s", claim["task"], error)
+        await asyncio.sleep(POLL_S)  # or it would come again at once
 
     async def _see_through(self, attempt: Attempt) -> None:
         try:
