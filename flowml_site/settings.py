@@ -176,6 +176,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_keepalive": True,
     "health_check_interval": 10,
     "socket_connect_timeout": 3,
+    "socket_timeout": 5,  # a broker may be frozen, or behind a cut network, and refuse nobody
 }
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_max": 0.2}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -189,9 +190,9 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 CELERY_BEAT_SCHEDULE = {
     "workers-sweep": {
         "task": "workers.tasks.sweep",
-        "schedule": 2.0,
+        "schedule": LEASE_S / 5,
         # A sweep that waited longer than this is worthless: the next one does its work.
-        "options": {"expires": 6},
+        "options": {"expires": 0.6 * LEASE_S},
     },
 }
 

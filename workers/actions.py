@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q, Sum
@@ -475,13 +474,7 @@ def _again(task: Task, *, reason: str, lost: bool) -> None:
 def _hasten(name: str, pk: Any) -> None:
     """Ask control to react now. The sweep would, a little later, if this message got lost."""
 
-    def send() -> None:
-        try:
-            current_app.send_task(name, args=[str(pk)], queue="control", retry=False)
-        except Exception as problem:
-            log.warning("control not hastened", extra={"task": name, "problem": str(problem)})
-
-    transaction.on_commit(send)
+    transaction.on_commit(lambda: bells.send(name, args=[str(pk)], queue="control"))
 
 
 def expire_leases(now: datetime, *, web_answers: bool) -> int:

@@ -5,25 +5,43 @@ doubled one finds nothing to claim.
 """
 
 import logging
+import time
+from typing import Any
 
 import redis
 from celery import current_app as app
 from django.conf import settings
-from kombu.exceptions import OperationalError
 
 log = logging.getLogger(__name__)
 
 BELL = "workers.ring"
+AWAY_S = 5.0
+
+_away_until = 0.0
 
 
 def ring(queue: str) -> None:
     """Ring ``queue``. Never raises: without a broker, nodes find work by their heartbeats."""
-    if settings.SCHEDULER_BACKEND != "celery":
-        return
+    if settings.SCHEDULER_BACKEND == "celery":
+        send(BELL, queue=queue, expires=30)
+
+
+def send(name: str, **how: Any) -> bool:
+    """Send a message that only hastens something. Never raises; returns whether it was sent.
+
+    A broker that did not answer is left alone for a moment: it costs a timeout to find out, and
+    those who report their work meanwhile must not pay it each.
+    """
+    global _away_until
+    if time.monotonic() < _away_until:
+        return False
     try:
-        app.send_task(BELL, queue=queue, expires=30, ignore_result=True, retry=False)
-    except (OperationalError, redis.RedisError, OSError) as problem:
-        log.warning("bell not rung", extra={"queue": queue, "problem": str(problem)})
+        app.send_task(name, ignore_result=True, retry=False, **how)
+    except Exception as problem:  # whatever the broker, its transport or the network makes of it
+        _away_until = time.monotonic() + AWAY_S
+        log.warning("broker not reached", extra={"task": name, "problem": str(problem)})
+        return False
+    return True
 
 
 def unanswered(queues: set[str]) -> set[str]:

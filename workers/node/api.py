@@ -94,9 +94,7 @@ class Api:
     async def heartbeat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Renew the leases of what runs here and hear what to do with it."""
         path = "/api/workers/heartbeat"
-        return await self._json(
-            "POST", path, body, auth=self._worker(), timeout_s=BEAT_TIMEOUT_S
-        )
+        return await self._json("POST", path, body, auth=self._worker(), timeout_s=BEAT_TIMEOUT_S)
 
     async def claim(self, room: Mapping[str, Any]) -> dict[str, Any] | None:
         """The best task that fits ``room``, or None. After a lost answer the lease just ends."""

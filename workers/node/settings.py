@@ -30,7 +30,7 @@ class Settings:
     queues: tuple[str, ...] | None = None
     engines: tuple[str, ...] | None = None
     cache_mib: int = 8192
-    # With less than this free, nothing more is taken on: it could not be kept until it is delivered.
+    # With less free, nothing more is taken on: it could not be kept until it is delivered.
     min_disk_mib: int = 256
     # How long someone who is told to stop may take to end well before being killed.
     grace_s: float = 10.0
