@@ -328,6 +328,7 @@ UNFOLD = {
     "SITE_TITLE": "FlowML",
     "SITE_HEADER": "FlowML",
     "SHOW_HISTORY": True,
+    "DASHBOARD_CALLBACK": "flowml_site.console.dashboard",
     "SITE_FAVICONS": [
         {
             "rel": "icon",
