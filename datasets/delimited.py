@@ -47,15 +47,23 @@ class Block:
 Job = Callable[[], Block]
 
 
+class NotUtf8(Exception):
+    """The text, which began as UTF-8, goes on as something else."""
+
+
 @dataclass(frozen=True)
 class DelimitedText:
-    """A UTF-8 file of ``width`` columns, from offset ``start`` on, which is line ``line``."""
+    """A UTF-8 file of ``width`` columns, from offset ``start`` on, which is line ``line``.
+
+    ``hasty``: nobody has looked yet whether all of it is UTF-8; jobs raise NotUtf8 where it isn't.
+    """
 
     path: Path
     dialect: Dialect
     names: Sequence[str]
     start: int
     line: int
+    hasty: bool = False
 
     def jobs(self) -> Iterator[Job]:
         """The blocks in order. A job reads nothing but its own bytes and may run on any thread."""
@@ -75,6 +83,7 @@ class DelimitedText:
                 else:
                     # Where quotes are wrong, only a careful reading knows where a record ends.
                     read, used = self.read_slowly(block, line, final=final)
+                    self.check(block[:used])
                     lines = block.count(b"\n", 0, used)
                     read.share = (at + used) / end
                     room = BLOCK if used else max(BLOCK, 2 * room)
@@ -88,9 +97,18 @@ class DelimitedText:
                     yield _Done(read)
                 at, line = at + used, line + lines
 
+    def check(self, piece: bytes) -> None:
+        """Raise NotUtf8 if the piece, of whole lines, isn't UTF-8 and nobody knew."""
+        if self.hasty and not _is_utf8(piece):
+            raise NotUtf8
+
     def read_fast(self, piece: bytes, line: int) -> Block | None:
         """The rows of records that have been examined, by Polars; None where it can't be."""
-        if b"\0" in piece or piece.startswith(b"\xef\xbb\xbf") or not _is_utf8(piece):
+        if (
+            b"\0" in piece
+            or piece.startswith(b"\xef\xbb\xbf")
+            or not (self.hasty or _is_utf8(piece))
+        ):
             return None
         if self.dialect.escape and b"\\" in piece:
             return None
@@ -153,6 +171,7 @@ class _Piece:
     rows: int | None  # None: some record has too few fields or too many
 
     def __call__(self) -> Block:
+        self.text.check(self.piece)
         block = None
         if self.rows is not None:
             block = self.text.read_fast(self.piece, self.line)

@@ -271,16 +271,20 @@ def _read_likely(frame: pl.DataFrame, wishes: Mapping[str, Wish]) -> dict[str, S
         if wish.near_kind or (wish.asked and len(wish.alive) > 1):
             continue
         if kind in ("integer", "float"):
-            # A zero in front is a code's, unless a fraction follows: the careful way looks closer.
-            zero = text.str.starts_with("0") & (text.str.len_bytes() > 1)
-            if kind == "float":
-                zero &= text.str.starts_with("0.").not_()
-            doubt = zero.any() | (text.str.len_bytes().max() > 16)
+            # A zero before a digit is a code's: the careful way looks closer. (Comparing only those
+            # that begin with a zero takes half the time of comparing all.)
+            zero = text.filter(text.str.starts_with("0")).max() >= "00"
+            doubt = zero.fill_null(value=False) | (text.str.len_bytes().max() > 16)
             typed = text.cast(DTYPES[kind], strict=False)
         elif kind == "string":
             missing = text.is_in(MISSING)
             doubt = (text.str.starts_with(" ") | text.str.ends_with(" ")).any()
             typed = pl.when(missing.not_()).then(text)
+        elif kind == "boolean" and len(wish.alive) <= 2:  # at first it may be anything
+            # As they are mostly written; any other spelling is for the careful way.
+            false = pl.when(text.is_in(("false", "False", "FALSE"))).then(False)
+            typed = pl.when(text.is_in(("true", "True", "TRUE"))).then(True).otherwise(false)
+            doubt = pl.lit(value=False)
         elif kind in _DATES or kind in _TIMES:
             if any(_rivals(kind, other) for other in wish.alive):
                 continue  # two ways of reading it are open as yet

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import polars as pl
 
 from datasets import formats, infer, sniff
-from datasets.delimited import Block, DelimitedText, Job, Reject
+from datasets.delimited import Block, DelimitedText, Job, NotUtf8, Reject
 from datasets.profile import profile
 from datasets.sniff import BadFile
 from workers.node.channel import WorkError
@@ -112,7 +112,12 @@ class Ingest:
             data, dtypes, rows = self.parquet(path)
             rejects: list[Reject] = []
         else:
-            table = self.text_table(path, kind)
+            told = list(self.notices)
+            try:
+                table = self.text_table(path, kind, hasty=kind == "delimited")
+            except NotUtf8:
+                self.notices = told
+                table = self.text_table(path, kind)
             data, rows, rejects = table.scan(), table.rows, table.rejects
             dtypes = {column.name: infer.dtype_of(column.kind) for column in table.columns}
             for column in table.columns:
@@ -136,7 +141,11 @@ class Ingest:
         self.notices += told
         return data, dtypes, rows
 
-    def text_table(self, path: Path, kind: str) -> Table:
+    def text_table(self, path: Path, kind: str, *, hasty: bool = False) -> Table:
+        """Read text or a sheet. ``hasty``: find out while reading whether all of it is UTF-8.
+
+        Raises NotUtf8 then, if it isn't.
+        """
         source: Source
         names: Sequence[str] = ()
         if kind == "xlsx":
@@ -145,7 +154,8 @@ class Ingest:
             names = source.frame.columns
             self.notices += told
         else:
-            path, start = self.plain_text(path)
+            hasty = hasty and not self.options.get("encoding")
+            path, start = self.plain_text(path, hasty=hasty)
             sample = formats.first_bytes(path)[start:]
             if kind == "jsonl":
                 self.source["format"] = "jsonl"
@@ -153,7 +163,7 @@ class Ingest:
                 reader = formats.JsonArray if array else formats.JsonLines
                 source = reader(path, start, self.max_columns)
             else:
-                source, names = self.delimited(path, start, sample)
+                source, names = self.delimited(path, start, sample, hasty=hasty)
         asked = self.asked_types(names)
         table = self.read(source, [infer.Column(name, asked.get(name)) for name in names], asked)
         if any(not column.settled for column in table.columns) or self.hold_to_previous(table):
@@ -168,9 +178,9 @@ class Ingest:
             sniff.clean_names(names, max_columns=self.max_columns)
         return table
 
-    def plain_text(self, path: Path) -> tuple[Path, int]:
+    def plain_text(self, path: Path, *, hasty: bool) -> tuple[Path, int]:
         """The text as UTF-8 with line feeds, and the offset behind its mark."""
-        encoding = sniff.find_encoding(path)
+        encoding = sniff.find_encoding(path, whole=not hasty)
         if wanted := self.options.get("encoding"):
             encoding = sniff.Encoding(str(wanted), encoding.skip)
         self.source["encoding"] = encoding.codec
@@ -188,7 +198,7 @@ class Ingest:
         return path, encoding.skip
 
     def delimited(
-        self, path: Path, start: int, sample: bytes
+        self, path: Path, start: int, sample: bytes, *, hasty: bool
     ) -> tuple[DelimitedText, Sequence[str]]:
         header = self.options.get("header")
         layout = sniff.find_layout(
@@ -207,7 +217,8 @@ class Ingest:
             "header": layout.header,
         }
         self.notices += layout.notices
-        text = DelimitedText(path, layout.dialect, layout.names, start + layout.start, layout.line)
+        start += layout.start
+        text = DelimitedText(path, layout.dialect, layout.names, start, layout.line, hasty)
         return text, layout.names
 
     def asked_types(self, names: Sequence[str]) -> dict[str, str]:
@@ -322,14 +333,7 @@ class Ingest:
         self.tell(0.6, f"Storing and describing {rows:,} rows", rows=rows)
         target = self.work / "data.parquet"
         with ThreadPoolExecutor(1) as writer:
-            # The weakest compression: half the time, and files a fifth larger.
-            written = writer.submit(
-                data.sink_parquet,
-                target,
-                row_group_size=ROW_GROUP,
-                compression="zstd",
-                compression_level=1,
-            )
+            written = writer.submit(_write, data, target)
             try:
                 described = profile(
                     lambda names: data.select(names).collect(),
@@ -341,7 +345,7 @@ class Ingest:
                     ),
                     threads=THREADS,
                 )
-                written.result()
+                sha256 = written.result()
             except pl.exceptions.PolarsError as error:  # a Parquet upload is read only now
                 raise BadFile(
                     f"The file's values can't be read ({str(error).splitlines()[0][:200]}).",
@@ -365,8 +369,6 @@ class Ingest:
             )
         for notice in self.notices[:20]:
             self.channel.notice(notice)
-        with target.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "data": {
                 "rows": rows,
@@ -379,6 +381,14 @@ class Ingest:
             },
             "files": files,
         }
+
+
+def _write(data: pl.LazyFrame, target: Path) -> str:
+    """Store the table as Parquet; the file's SHA-256."""
+    # The weakest compression: half the time, and files a fifth larger.
+    data.sink_parquet(target, row_group_size=ROW_GROUP, compression="zstd", compression_level=1)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bounded(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -417,14 +427,13 @@ def _too_many_rejects(table: Table) -> BadFile:
 def _in_order(work: Callable[[Job, int], T], jobs: Iterable[Job], threads: int) -> Iterator[T]:
     """Do the jobs on a few threads, a few ahead, and give their results in order.
 
-    The first is done alone, since the others learn from it.
+    The first is done before any other begins, since the others learn from it.
     """
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[T]] = deque()
         for number, job in enumerate(jobs):
-            if number == 0:
-                yield work(job, number)
-                continue
+            if number == 1:  # meanwhile the second was made ready
+                yield waiting.popleft().result()
             waiting.append(pool.submit(work, job, number))
             while len(waiting) > threads:
                 yield waiting.popleft().result()

@@ -3,6 +3,7 @@
 Imports no Django: it runs on nodes.
 """
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -130,8 +131,12 @@ def _utf16_without_mark(head: bytes) -> str | None:
     return None
 
 
-def find_encoding(path: Path) -> Encoding:
-    """The encoding of a text file. UTF-8 is checked over the whole file, not guessed."""
+def find_encoding(path: Path, *, whole: bool = True) -> Encoding:
+    """The encoding of a text file. UTF-8 is checked over the whole file, not guessed.
+
+    Without ``whole``, text that begins as UTF-8 is taken for it: for those who check every byte as
+    they read on.
+    """
     with path.open("rb") as file:
         head = file.read(1 << 16)
         for mark, codec in (
@@ -146,7 +151,7 @@ def find_encoding(path: Path) -> Encoding:
         skip = 3 if head.startswith(b"\xef\xbb\xbf") else 0
         if wide := _utf16_without_mark(head):
             return Encoding(wide)
-        if _is_utf8(path):
+        if is_utf8(path, SAMPLE if not whole else None):
             return Encoding("utf-8", skip)
         lines = valid = invalid = 0
         undefined = False
@@ -165,17 +170,19 @@ def find_encoding(path: Path) -> Encoding:
     return Encoding("latin-1" if undefined else "cp1252")
 
 
-def _is_utf8(path: Path) -> bool:
-    import codecs
-
+def is_utf8(path: Path, most: int | None = None) -> bool:
+    """Whether the text is UTF-8, or its first ``most`` bytes are."""
     decoder = codecs.getincrementaldecoder("utf-8")()
+    left = path.stat().st_size if most is None else min(most, path.stat().st_size)
+    final = left == path.stat().st_size
     with path.open("rb") as file:
         try:
-            while block := file.read(1 << 22):
+            while left > 0 and (block := file.read(min(left, 1 << 18))):  # as a cache likes it
+                left -= len(block)
                 pending = decoder.getstate()[0]
                 if pending or not block.isascii():
                     decoder.decode(block)
-            decoder.decode(b"", final=True)
+            decoder.decode(b"", final=final)
         except UnicodeDecodeError:
             return False
     return True

@@ -59,6 +59,31 @@ def test_line_ends(tmp_path, ending):
 
 
 @pytest.mark.parametrize(
+    ("late", "found", "names", "rejected"),
+    [
+        ("Jörg,1".encode(), "utf-8", {"Ann", "Jörg"}, 0),
+        ("Jörg,1".encode("cp1252"), "cp1252", {"Ann", "Jörg"}, 0),
+        (
+            "Jörg,1\nZoë,2\n".encode() + "Jörg,1".encode("cp1252"),
+            "utf-8",
+            {"Ann", "Jörg", "Zoë"},
+            1,
+        ),
+        ('Jörg" x,1'.encode("cp1252"), "cp1252", {"Ann", 'Jörg" x'}, 0),  # read with care
+    ],
+)
+def test_every_byte_has_a_say_in_the_encoding(tmp_path, late, found, names, rejected):
+    """Text is read as if it went on as it began. Where it does not, nothing of that stays."""
+    early = b"name,n\n" + b"Ann,1\n" * 400_000
+    result = read(tmp_path, early + late + b"\n")
+    assert result.data["source"]["encoding"] == found
+    assert set(result.frame["name"]) == names
+    assert result.data["rows"] == 400_000 + len(late.splitlines()) - rejected
+    assert result.data["rejected"] == rejected
+    assert len(set(result.data["notices"])) == len(result.data["notices"])
+
+
+@pytest.mark.parametrize(
     ("encoding", "found"),
     [
         ("utf-8", "utf-8"),
