@@ -8,13 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import Q, Sum
+from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.errors import Conflict
 from organizations.models import Organization
-from workers import bells, fairshare, routing
+from workers import bells, routing
+from workers.claiming import claim
 from workers.files import store_artifact
 from workers.keys import task_token
 from workers.models import (
@@ -28,7 +29,7 @@ from workers.models import (
     emit,
 )
 
-__all__ = ["emit", "store_artifact"]
+__all__ = ["claim", "emit", "store_artifact"]
 log = logging.getLogger(__name__)
 State = Task.State
 
@@ -55,6 +56,7 @@ def add_task(
     light: bool = False,
     cpu_millis: int = 1000,
     ram_mib: int = 2048,
+    gpu_ram_mib: int = 0,
     time_limit_s: int = 600,
     priority: int = 0,
 ) -> Task:
@@ -64,8 +66,11 @@ def add_task(
     """
     stream = open_stream(topic, organization)
     queue = routing.queue_for(
-        routing.Requirements(engine=engine, device=device, urgent=priority > 0)
+        routing.Requirements(
+            engine=engine, device=device, gpu_ram_mib=gpu_ram_mib, urgent=priority > 0
+        )
     )
+    now = timezone.now()
     task = Task.objects.create(
         organization=organization,
         stream=stream,
@@ -74,10 +79,15 @@ def add_task(
         payload=dict(payload),
         inputs={name: str(artifact.pk) for name, artifact in (inputs or {}).items()},
         engine=engine,
+        device=device,
         queue=queue,
         light=light,
+        queued_at=now,
+        line_at=now,
         cpu_millis=cpu_millis,
         ram_mib=ram_mib,
+        gpus=int(device == "gpu"),
+        gpu_ram_mib=gpu_ram_mib,
         time_limit_s=time_limit_s,
         priority=priority,
     )
@@ -131,9 +141,11 @@ def requeue_task(task: Task, *, by: str) -> Task:
             name: Artifact.objects.get(pk=artifact) for name, artifact in stored.inputs.items()
         },
         engine=stored.engine,
+        device=stored.device,
         light=stored.light,
         cpu_millis=stored.cpu_millis,
         ram_mib=stored.ram_mib,
+        gpu_ram_mib=stored.gpu_ram_mib,
         time_limit_s=stored.time_limit_s,
         priority=stored.priority,
     )
@@ -213,85 +225,6 @@ def _word(task: Task) -> str:
     return "stop" if task.stop_requested_at else "ok"
 
 
-def claim(worker: Worker, room: fairshare.Room) -> Task | None:
-    """Give the node the best-ranked waiting task that fits into ``room``, with a lease, or None."""
-    if worker.draining:
-        return None
-    with transaction.atomic():
-        heads = _heads(worker.queues)
-        while heads:
-            best = fairshare.choose(heads, _shares(), room) if len(heads) > 1 else heads[0]
-            if best is None or not best.fits(room):
-                return None
-            task = (
-                Task.objects.select_for_update(no_key=True, skip_locked=True)
-                .filter(pk=best.task, state=State.QUEUED)
-                .first()
-            )
-            if task is not None:
-                break
-            heads.remove(best)  # another node was quicker
-        else:
-            return None
-        now = timezone.now()
-        task.move_to(
-            State.RUNNING,
-            by=worker.name,
-            worker=worker,
-            started_at=now,
-            lease_expires_at=now + timedelta(seconds=settings.LEASE_S),
-        )
-        Allocation.objects.create(
-            worker=worker,
-            task=task,
-            organization_id=task.organization_id,
-            cpu_millis=task.cpu_millis,
-            ram_mib=task.ram_mib,
-            light=task.light,
-        )
-    return task
-
-
-# The oldest and most urgent task of each organization on each queue, in one index scan per line.
-# An organization at its limit of concurrent work shows no heavy head: its line waits.
-_HEADS = """
-SELECT DISTINCT ON (t.organization_id, t.queue, t.light)
-       t.id, t.organization_id, t.priority, t.queued_at, t.light, t.cpu_millis, t.ram_mib
-  FROM workers_task t
-  JOIN organizations_organization o ON o.id = t.organization_id
- WHERE t.state = 'queued' AND t.queue = ANY(%(queues)s)
-   AND (t.light OR (SELECT count(DISTINCT r.subject) FROM workers_task r
-                     WHERE r.organization_id = t.organization_id AND r.state = 'running'
-                       AND NOT r.light AND r.subject <> t.subject)
-                   < COALESCE(o.max_concurrent_jobs, %(limit)s))
- ORDER BY t.organization_id, t.queue, t.light, t.priority DESC, t.queued_at
-"""
-
-
-def _heads(queues: Sequence[str]) -> list[fairshare.Waiting[UUID]]:
-    with connection.cursor() as cursor:
-        cursor.execute(_HEADS, {"queues": list(queues), "limit": settings.MAX_CONCURRENT_JOBS})
-        return [fairshare.Waiting(*row) for row in cursor.fetchall()]
-
-
-def _shares() -> dict[UUID, float]:
-    """The dominant share of each organization that uses something now."""
-    total: dict[str, int] = {"cpu_millis": 0, "ram_mib": 0}
-    alive = Worker.objects.filter(last_seen_at__gte=Worker.alive_since())
-    for has in alive.values_list("capabilities", flat=True):
-        total["cpu_millis"] += int(1000 * has.get("cpu", 0))
-        total["ram_mib"] += int(has.get("ram_mib", 0))
-    used = Allocation.objects.values("organization").annotate(
-        cpu_millis=Sum("cpu_millis"), ram_mib=Sum("ram_mib")
-    )
-    return {
-        row["organization"]: fairshare.dominant_share(
-            {"cpu_millis": row["cpu_millis"], "ram_mib": row["ram_mib"]}, total
-        )
-        for row in used
-    }
-
-
 def claim_answer(task: Task) -> dict[str, Any]:
     """All that a node needs to do a task that it has just claimed."""
     artifacts = Artifact.objects.filter(pk__in=task.inputs.values()).in_bulk()
@@ -311,6 +244,8 @@ def claim_answer(task: Task) -> dict[str, Any]:
         "limits": {"time_s": task.time_limit_s, "ram_mib": task.ram_mib},
         "light": task.light,
         "cpu_millis": task.cpu_millis,
+        "gpus": task.gpus,
+        "gpu_ram_mib": task.gpu_ram_mib,
         "done": list(done) if task.attempt > 1 else [],
         "spent_s": task.spent_s,
         "token": task_token(task.pk, task.attempt),

@@ -1,58 +1,167 @@
 """Which waiting task a node gets next. Pure: from a snapshot to a decision.
 
-Priority goes first; among equals the organization that uses least of what is scarce to it (its
-dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); then age.
+Urgency goes first; among equals the organization that uses least of what is scarce to it, for its
+weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); then
+age. Two rules keep everybody's wait finite, whatever others send:
+
+* a line from which nothing was started for longer than `PATIENCE` goes before all of that, the
+  oldest first, whatever its urgency and share;
+* if its task fits the node only when that is empty, the node is held for it: heavy work does not
+  start there any more, so that small tasks can't slip past a large one forever.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
+
+PATIENCE = timedelta(minutes=15)
+LIGHT_SLOTS = 2
+USABLE_RAM = 0.9  # the rest is the operating system's and the node's own
+FORGIVEN = 0.95  # a card sold as 8 GB reports a little less than 8 GiB
+MILLIS_PER_GPU = 1000  # kept free of other work for each idle GPU: it needs feeding
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a node has left: whole slots, CPU in thousandths of a core, memory in MiB."""
+    """What a node has left: slots, CPU in thousandths of a core, memory and each free GPU's in MiB.
+
+    ``gpu_slots`` and ``gpu_millis`` are the part of ``slots`` and ``cpu_millis`` that only work for
+    a GPU may use.
+    """
 
     slots: int
     light_slots: int
     cpu_millis: int
     ram_mib: int
+    gpus: tuple[int, ...] = ()
+    gpu_slots: int = 0
+    gpu_millis: int = 0
+
+    @classmethod
+    def of_empty(cls, has: Mapping[str, Any], slots: int) -> "Room":
+        """The room of a node with nothing to do, from its capabilities."""
+        return cls(
+            slots=slots,
+            light_slots=LIGHT_SLOTS,
+            cpu_millis=int(1000 * has.get("cpu", 0)),
+            ram_mib=int(has.get("ram_mib", 0) * USABLE_RAM),
+            gpus=tuple(int(gpu.get("memory_mib", 0)) for gpu in has.get("gpus", ())),
+        )
+
+    def with_reserve(self, empty: "Room") -> "Room":
+        """This room with a part kept for the GPUs that are idle.
+
+        At most half the cores, and never the node's only slot: a node with a GPU does serve the
+        queues without.
+        """
+        idle = len(self.gpus)
+        return replace(
+            self,
+            gpu_slots=min(idle, empty.slots - 1),
+            gpu_millis=min(idle * MILLIS_PER_GPU, empty.cpu_millis // 2),
+        )
+
+    def without_reserve(self) -> "Room":
+        return replace(self, gpu_slots=0, gpu_millis=0)
 
 
-@dataclass(frozen=True)
-class Waiting(Generic[K]):
-    """The head of one organization's line on one queue."""
+class Waiting(NamedTuple, Generic[K]):
+    """The head of one line: of one organization, on one queue, of one class and urgency."""
 
     task: K
     organization: K
+    queue: str
+    light: bool
     priority: int
     queued_at: datetime
-    light: bool
+    line_at: datetime
     cpu_millis: int
     ram_mib: int
+    gpus: int = 0
+    gpu_ram_mib: int = 0
+    held_on: K | None = None  # the live node that is held for it
+
+    @property
+    def line(self) -> tuple[K, str, bool, int]:
+        return self.organization, self.queue, self.light, self.priority
 
     def fits(self, room: Room) -> bool:
+        """Whether it can start in ``room`` now."""
         # Light work has slots of its own, so that a long race never blocks a preview.
-        if (room.light_slots if self.light else room.slots) <= 0:
+        if self.light:
+            return room.light_slots > 0
+        if self.ram_mib > room.ram_mib:
             return False
-        return self.light or (self.cpu_millis <= room.cpu_millis and self.ram_mib <= room.ram_mib)
+        if self.gpus:
+            good = sum(ram >= self.gpu_ram_mib * FORGIVEN for ram in room.gpus)
+            return room.slots > 0 and self.cpu_millis <= room.cpu_millis and good >= self.gpus
+        return room.slots > room.gpu_slots and self.cpu_millis <= room.cpu_millis - room.gpu_millis
 
 
-def dominant_share(used: Mapping[str, int], total: Mapping[str, int]) -> float:
-    """The largest fraction of any one resource that is in use; 0 where nothing is there at all."""
-    return max((used.get(name, 0) / size for name, size in total.items() if size > 0), default=0.0)
+class Choice(NamedTuple, Generic[K]):
+    """What to start now, and what to hold the node for. Either may be None."""
+
+    start: Waiting[K] | None = None
+    hold: Waiting[K] | None = None
+
+
+def dominant_share(
+    used: Mapping[str, float], total: Mapping[str, float], weight: float = 1.0
+) -> float:
+    """The largest fraction of any one resource that is in use, for its weight.
+
+    0 where nothing is there at all.
+    """
+    most = max((used.get(name, 0) / size for name, size in total.items() if size > 0), default=0.0)
+    return most / weight
 
 
 def choose(
-    waiting: Iterable[Waiting[K]], shares: Mapping[K, float], room: Room
-) -> Waiting[K] | None:
-    """The task to start on a node with this room, or None when none of them fits."""
-    fitting = [head for head in waiting if head.fits(room)]
-    return min(
-        fitting,
-        key=lambda head: (-head.priority, shares.get(head.organization, 0.0), head.queued_at),
-        default=None,
-    )
+    waiting: Iterable[Waiting[K]],
+    shares: Mapping[K, float],
+    room: Room,
+    *,
+    node: K | None = None,
+    empty: Room | None = None,
+    overdue: datetime | None = None,
+    started: Mapping[tuple[K, str, bool, int], datetime] | None = None,
+) -> Choice[K]:
+    """The task to start on ``node`` with this ``room``; neither start nor hold when none fits.
+
+    ``shares`` has the weighted dominant share of each organization that uses something. A line is
+    overdue when its head was queued before ``overdue`` and nothing of it that still runs
+    (``started``: the newest start per line) started after. ``empty`` is the node's room when it
+    has nothing to do: without it no node is held.
+    """
+    heads = list(waiting)
+    late: list[Waiting[K]] = []
+    if overdue is not None:
+        since = started or {}
+        late = [h for h in heads if h.queued_at < overdue]
+        late = [h for h in late if since.get(h.line, overdue) <= overdue]
+    hold: Waiting[K] | None = None
+    whole = room.without_reserve()
+    for head in sorted(late, key=lambda h: h.queued_at):
+        if head.fits(whole) and (hold is None or head.light):
+            return Choice(head, hold)
+        free = head.held_on is None or head.held_on == node
+        if hold is None and free and empty is not None and head.fits(empty.without_reserve()):
+            hold = head
+    best: Waiting[K] | None = None
+    best_rank: tuple[int, float, datetime] | None = None
+    for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
+        share = shares.get(head.organization, 0.0)
+        rank = (-head.priority, share, head.line_at)
+        if best_rank is not None and rank >= best_rank:
+            continue
+        if (hold is None or head.light) and head.fits(room):
+            best, best_rank = head, rank
+    return Choice(best, hold)
+
+
+def full_organizations(running: Mapping[K, int], limits: Mapping[K, int]) -> set[K]:
+    """The organizations that run as many jobs as they may: only light work of theirs starts."""
+    return {one for one, count in running.items() if count >= limits.get(one, count + 1)}

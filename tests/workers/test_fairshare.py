@@ -1,21 +1,57 @@
+"""Who goes next. The four properties of the paper (Ghodsi et al., NSDI 2011, section 3) hold for
+divisible work; tasks come whole, so each is held to within the size of a few tasks, as said there.
+"""
+
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.fairshare import Room, Waiting, choose, dominant_share
+from workers.fairshare import (
+    LIGHT_SLOTS,
+    PATIENCE,
+    Choice,
+    Room,
+    Waiting,
+    choose,
+    dominant_share,
+    full_organizations,
+)
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def head(task=1, organization="a", **fields) -> Waiting:
+    at = fields.pop("queued_at", T0)
+    plain = {
+        "queue": "cpu",
+        "light": False,
+        "priority": 0,
+        "queued_at": at,
+        "line_at": at,
+        "cpu_millis": 1000,
+        "ram_mib": 1024,
+    }
+    return Waiting(task=task, organization=organization, **(plain | fields))
+
+
+def times(within_s: int):
+    return st.integers(0, within_s).map(lambda s: T0 + timedelta(seconds=s))
+
+
 heads = st.lists(
     st.builds(
-        Waiting,
+        head,
         task=st.uuids(),
         organization=st.sampled_from("abc"),
         priority=st.integers(-1, 1),
-        queued_at=st.integers(0, 99).map(lambda s: T0 + timedelta(seconds=s)),
+        queued_at=times(99),
         light=st.booleans(),
         cpu_millis=st.integers(0, 4000),
         ram_mib=st.integers(0, 8192),
+        gpus=st.integers(0, 1),
+        gpu_ram_mib=st.sampled_from([0, 6144, 8192]),
     ),
     max_size=8,
 )
@@ -25,34 +61,310 @@ rooms = st.builds(
     light_slots=st.integers(0, 2),
     cpu_millis=st.integers(0, 4000),
     ram_mib=st.integers(0, 8192),
+    gpus=st.lists(st.integers(4000, 24_000), max_size=2).map(tuple),
 )
 shares = st.dictionaries(st.sampled_from("abc"), st.floats(0, 1))
 
 
+# --- One choice ---
+
+
 @given(heads, shares, rooms)
 def test_what_is_chosen_fits_and_nothing_is_chosen_only_when_nothing_fits(waiting, used, room):
-    best = choose(waiting, used, room)
+    best = choose(waiting, used, room).start
     if best is None:
-        assert not any(head.fits(room) for head in waiting)
+        assert not any(one.fits(room) for one in waiting)
     else:
         assert best.fits(room)
 
 
 @given(heads, shares, rooms)
-def test_nothing_that_fits_goes_before_a_higher_priority_that_fits(waiting, used, room):
-    best = choose(waiting, used, room)
+def test_urgency_then_the_smallest_share_then_age(waiting, used, room):
+    best = choose(waiting, used, room).start
     if best is not None:
-        assert best.priority == max(head.priority for head in waiting if head.fits(room))
+        rivals = [one for one in waiting if one.fits(room)]
+        assert best.priority == max(one.priority for one in rivals)
+        rivals = [one for one in rivals if one.priority == best.priority]
+        least = min(used.get(one.organization, 0) for one in rivals)
+        assert used.get(best.organization, 0) == least
+        rivals = [one for one in rivals if used.get(one.organization, 0) == least]
+        assert best.line_at == min(one.line_at for one in rivals)
 
 
-@given(heads, shares, rooms)
-def test_among_equal_priorities_the_smallest_share_goes_first(waiting, used, room):
-    best = choose(waiting, used, room)
-    if best is not None:
-        rivals = [h for h in waiting if h.fits(room) and h.priority == best.priority]
-        assert used.get(best.organization, 0) == min(used.get(h.organization, 0) for h in rivals)
+@given(heads, shares, rooms, st.randoms())
+def test_the_order_of_the_list_does_not_matter(waiting, used, room, random):
+    distinct = [one._replace(line_at=T0 + timedelta(hours=n)) for n, one in enumerate(waiting)]
+    shuffled = random.sample(distinct, len(distinct))
+    assert choose(shuffled, used, room) == choose(distinct, used, room)
 
 
-def test_the_dominant_share_is_that_of_the_scarcest_resource():
+def test_the_dominant_share_is_that_of_the_scarcest_resource_for_the_weight():
     assert dominant_share({"cpu": 1, "ram": 6}, {"cpu": 10, "ram": 10}) == 0.6
+    assert dominant_share({"cpu": 1, "ram": 6}, {"cpu": 10, "ram": 10}, weight=2) == 0.3
     assert dominant_share({"gpu": 1}, {}) == 0
+
+
+def test_an_organization_at_its_limit_is_full_and_one_without_limit_never():
+    assert full_organizations({"a": 4, "b": 3, "c": 9}, {"a": 4, "b": 4}) == {"a"}
+
+
+# --- Slots and reserves ---
+
+nodes = st.builds(
+    lambda cores, ram, gpus, slots: Room.of_empty(
+        {"cpu": cores, "ram_mib": ram, "gpus": [{"memory_mib": size} for size in gpus]}, slots
+    ),
+    st.integers(1, 32),
+    st.integers(2048, 65_536),
+    st.lists(st.sampled_from([6144, 8192, 24_576]), max_size=4),
+    st.integers(1, 16),
+)
+
+
+def less(room: Room, one: Waiting) -> Room:
+    """What is left once ``one`` has started."""
+    if one.light:
+        return Room(**{**vars(room), "light_slots": room.light_slots - 1})
+    gpus = sorted(room.gpus)
+    for _ in range(one.gpus):
+        gpus.remove(next(size for size in gpus if size >= one.gpu_ram_mib * 0.95))
+    return Room(
+        slots=room.slots - 1,
+        light_slots=room.light_slots,
+        cpu_millis=room.cpu_millis - one.cpu_millis,
+        ram_mib=room.ram_mib - one.ram_mib,
+        gpus=tuple(gpus),
+    )
+
+
+def fill(room: Room, empty: Room, work: list[Waiting]) -> Room:
+    while (best := choose(work, {}, room.with_reserve(empty)).start) is not None:
+        room = less(room, best)
+    return room
+
+
+@given(nodes, heads)
+def test_however_full_of_long_work_a_node_starts_a_short_task(empty, work):
+    heavy = [one for one in work if not one.light]
+    full = fill(empty, empty, heavy)
+    assert full.light_slots == LIGHT_SLOTS
+    assert choose([head(light=True)], {}, full.with_reserve(empty)).start is not None
+
+
+@given(nodes, heads)
+def test_however_full_of_other_work_a_node_feeds_its_idle_gpus(empty, work):
+    others = [one for one in work if not one.gpus and one.cpu_millis and not one.light]
+    full = fill(empty, empty, others)
+    kept = min(len(empty.gpus) * 1000, empty.cpu_millis // 2)
+    assert full.cpu_millis >= kept
+    assert full.slots >= min(len(empty.gpus), empty.slots - 1)
+
+
+@given(nodes)
+def test_a_node_with_gpus_still_does_work_without(empty):
+    small = head(cpu_millis=500, ram_mib=1024)
+    assert choose([small], {}, empty.with_reserve(empty)).start == small
+
+
+# --- The paper's properties, by progressive filling of one large node ---
+
+SIZE = 100_000  # of each resource: a task of 1,000 takes one hundredth
+demands = st.tuples(st.integers(500, 4000), st.integers(500, 4000))
+tenants = st.lists(st.tuples(demands, st.sampled_from([1.0, 1.0, 2.0])), min_size=2, max_size=4)
+
+
+def share_of(demand, tasks: float = 1) -> float:
+    return max(demand) * tasks / SIZE
+
+
+def allocate(organizations) -> list[int]:
+    """Let everybody queue without end, and start tasks until nothing fits. Tasks by organization.
+
+    ``organizations``: (cores, memory) of each task, and weight.
+    """
+    tasks = [0] * len(organizations)
+    left = [SIZE, SIZE]
+    while True:
+        used = {
+            n: dominant_share(
+                {"cpu": count * demand[0], "ram": count * demand[1]},
+                {"cpu": SIZE, "ram": SIZE},
+                weight,
+            )
+            for n, ((demand, weight), count) in enumerate(zip(organizations, tasks, strict=True))
+        }
+        line = [
+            head(n, n, cpu_millis=demand[0], ram_mib=demand[1])
+            for n, (demand, _) in enumerate(organizations)
+        ]
+        room = Room(slots=1, light_slots=0, cpu_millis=left[0], ram_mib=left[1])
+        best = choose(line, used, room).start
+        if best is None:
+            return tasks
+        tasks[best.organization] += 1
+        left = [left[0] - best.cpu_millis, left[1] - best.ram_mib]
+
+
+def whole_tasks(bundle, demand) -> float:
+    """How many tasks of ``demand`` an amount of each resource is worth."""
+    return min(has / need for has, need in zip(bundle, demand, strict=True))
+
+
+@given(tenants)
+def test_sharing_incentive(organizations):
+    """Nobody is worse off than with a part of the fleet, by weight, of their own.
+
+    To within one task of the largest kind for each organization: the last of each that did not fit.
+    """
+    weights = sum(weight for _, weight in organizations)
+    largest = max(share_of(demand) for demand, _ in organizations)
+    for (demand, weight), tasks in zip(organizations, allocate(organizations), strict=True):
+        due = weight / weights * (1 - len(organizations) * largest)
+        assert share_of(demand, tasks) >= due - 1e-9
+
+
+@given(tenants)
+def test_envy_freeness(organizations):
+    """Nobody would do more with what another has, scaled by weight; to within two tasks."""
+    tasks = allocate(organizations)
+    for (demand, weight), mine in zip(organizations, tasks, strict=True):
+        for (other, their_weight), theirs in zip(organizations, tasks, strict=True):
+            scale = weight / their_weight
+            bundle = [theirs * amount * scale for amount in other]
+            slack = share_of(demand) * max(1, scale) + share_of(other) * scale
+            envied = whole_tasks(bundle, demand)
+            assert share_of(demand, envied) <= share_of(demand, mine) + slack + 1e-9
+
+
+@given(tenants)
+def test_pareto_efficiency(organizations):
+    """Nobody could have more without another having less: exactly, with whole tasks too."""
+    tasks = allocate(organizations)
+    left = [
+        SIZE - sum(n * demand[r] for n, (demand, _) in zip(tasks, organizations, strict=True))
+        for r in (0, 1)
+    ]
+    assert min(left) >= 0
+    assert all(whole_tasks(left, demand) < 1 for demand, _ in organizations)
+
+
+@given(tenants, demands)
+def test_strategy_proofness_on_reported_demands(organizations, lie):
+    """Asking for other amounts than one needs gives no more of what one needs.
+
+    To within one task of the largest kind for each organization and one more.
+    """
+    (needs, weight), *others = organizations
+    honest, *_ = allocate(organizations)
+    lying, *_ = allocate([(lie, weight), *others])
+    useful = whole_tasks([lying * amount for amount in lie], needs)
+    largest = max(share_of(demand) for demand, _ in [*organizations, (lie, weight)])
+    slack = (len(organizations) + 1) * largest
+    assert share_of(needs, useful) <= share_of(needs, honest) + slack
+
+
+# --- Nobody waits forever ---
+
+
+def test_a_line_that_waited_long_goes_before_urgency_and_shares():
+    old = head("old", "a", priority=-1, queued_at=T0)
+    urgent = head("urgent", "b", priority=1, queued_at=T0 + PATIENCE)
+    room = Room(slots=1, light_slots=0, cpu_millis=1000, ram_mib=4096)
+    later = T0 + timedelta(seconds=1)
+    assert choose([old, urgent], {"a": 0.9}, room, overdue=T0).start == urgent
+    assert choose([old, urgent], {"a": 0.9}, room, overdue=later).start == old
+    # One of its line was started since: it does not go first twice in a row.
+    just = {old.line: later + timedelta(seconds=1)}
+    assert choose([old, urgent], {}, room, overdue=later, started=just).start == urgent
+
+
+def test_a_node_is_held_for_large_work_that_waited_long():
+    large = head("large", "a", cpu_millis=4000, queued_at=T0)
+    small = head("small", "b", queued_at=T0)
+    short = head("short", "b", light=True)
+    room = Room(slots=3, light_slots=1, cpu_millis=3000, ram_mib=8192)
+    empty = Room(slots=4, light_slots=2, cpu_millis=4000, ram_mib=8192)
+    ask = {"overdue": T0 + timedelta(seconds=1), "empty": empty, "node": "n1"}
+    small = small._replace(queued_at=T0 + timedelta(hours=1))
+    assert choose([large, small], {}, room, empty=empty, node="n1").start == small
+    assert choose([large, small], {}, room, **ask) == Choice(None, large)
+    # Short work has slots of its own, another node goes on, and a node too small is not held.
+    short = short._replace(queued_at=small.queued_at)
+    assert choose([large, small, short], {}, room, **ask) == Choice(short, large)
+    elsewhere = large._replace(held_on="n2")
+    assert choose([elsewhere, small], {}, room, **ask) == Choice(small, None)
+    huge = large._replace(cpu_millis=5000)
+    assert choose([huge, small], {}, room, **ask) == Choice(small, None)
+
+
+MINUTE = timedelta(minutes=1)
+LONGEST = 20  # minutes that a task may take
+
+
+@given(
+    nodes=st.lists(st.integers(2, 8), min_size=1, max_size=3),
+    wants=st.lists(st.tuples(st.floats(0.1, 1.0), st.integers(-1, 1)), min_size=1, max_size=3),
+    flood=st.lists(
+        st.tuples(st.integers(1, 2), st.integers(-1, 1), st.integers(1, LONGEST)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_every_task_that_fits_an_empty_fleet_starts_in_bounded_time(nodes, wants, flood):
+    """Whatever others send without end: small, urgent, short or long.
+
+    The bound: patience, and for it and each task as old the time that a node takes to get empty and
+    to do a task.
+    """
+    empties = [Room(cores * 4, 0, cores * 1000, 8192) for cores in nodes]
+    waiting = {
+        n: head(
+            n,
+            f"victim {n}",
+            priority=priority,
+            cpu_millis=int(part * max(nodes) * 1000),
+            queued_at=T0,
+        )
+        for n, (part, priority) in enumerate(wants)
+    }
+    running: list[list[tuple[Waiting, int]]] = [[] for _ in nodes]  # with the minute of its end
+    starts: dict[tuple, datetime] = {}
+    bound = PATIENCE // MINUTE + (len(wants) + 1) * 2 * LONGEST + 2
+    for minute in range(bound + 1):
+        now = T0 + minute * MINUTE
+        for n, empty in enumerate(empties):
+            running[n] = [(one, end) for one, end in running[n] if end > minute]
+            while True:
+                room = empty
+                for one, _ in running[n]:
+                    room = less(room, one)
+                fresh = [
+                    head(f"flood {k}", f"flood {k}", priority=p, cpu_millis=c * 1000, queued_at=now)
+                    for k, (c, p, _) in enumerate(flood)
+                ]
+                live = {one.line: starts[one.line] for held in running for one, _ in held}
+                used: dict = {}
+                for one, _ in (pair for held in running for pair in held):
+                    used[one.organization] = used.get(one.organization, 0) + one.cpu_millis
+                choice = choose(
+                    [*waiting.values(), *fresh],
+                    used,
+                    room,
+                    node=n,
+                    empty=empty,
+                    overdue=now - PATIENCE,
+                    started=live,
+                )
+                if choice.hold is not None:
+                    task = choice.hold.task
+                    waiting[task] = waiting[task]._replace(held_on=n)
+                if choice.start is None:
+                    break
+                one = choice.start
+                lasts = LONGEST if one.task in waiting else flood[int(str(one.task)[6:])][2]
+                waiting.pop(one.task, None)
+                starts[one.line] = now
+                running[n].append((one, minute + lasts))
+        if not waiting:
+            return
+    pytest.fail(f"still waiting after {bound} minutes: {waiting}")

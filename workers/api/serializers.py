@@ -43,6 +43,10 @@ class RoomLeft(serializers.Serializer[Any]):
     light_slots = serializers.IntegerField(min_value=0)
     cpu_millis = serializers.IntegerField(min_value=0)
     ram_mib = serializers.IntegerField(min_value=0)
+    # MiB of each device that no task holds. Left out: the ledger tells how many are free.
+    gpus = serializers.ListField(
+        child=serializers.IntegerField(min_value=0), max_length=64, default=None, allow_null=True
+    )
 
 
 class Claim(serializers.Serializer[Any]):

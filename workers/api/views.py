@@ -89,7 +89,11 @@ class HeartbeatView(NodeView):
 
 class ClaimView(NodeView):
     def post(self, request: Request) -> Response:
-        room = Room(**_read(said.Claim, request)["room"])
+        left = _read(said.Claim, request)["room"]
+        gpus = left.pop("gpus")
+        if gpus is None:
+            gpus = Room.of_empty(self.node.capabilities, 1).gpus
+        room = Room(**left, gpus=tuple(gpus))
         task = actions.claim(self.node, room)
         if task is None:
             return Response(status=204)
