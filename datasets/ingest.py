@@ -359,6 +359,10 @@ class Ingest:
                 schema={"line": pl.Int64, "reason": pl.String, "raw": pl.String},
                 orient="row",
             )
+            # A line that a spreadsheet would run as a formula gets a quote in front.
+            raw = pl.col("raw")
+            risky = raw.str.contains(r"^[=+@\t\r-]")
+            kept = kept.with_columns(pl.when(risky).then("'" + raw).otherwise(raw).alias("raw"))
             kept.write_csv(self.work / "rejects.csv")
             files["rejects"] = "rejects.csv"
             plural = "row does" if len(rejects) == 1 else "rows do"

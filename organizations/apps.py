@@ -7,7 +7,8 @@ class OrganizationsConfig(AppConfig):
     name = "organizations"
 
     def ready(self) -> None:
-        from organizations import rls
+        from organizations import reactions, rls
 
         post_migrate.connect(rls.protect, sender=self, dispatch_uid="organizations.rls")
         checks.register(rls.check_database, checks.Tags.database)
+        reactions.connect()

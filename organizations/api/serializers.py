@@ -1,12 +1,12 @@
 """Shapes of organizations in JSON. Roles are words here and numbers inside."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from organizations import invites
-from organizations.models import Membership, Role
+from organizations.models import AuditEntry, Membership, Role
 
 
 @extend_schema_field({"type": "string", "enum": list(Role.labels)})
@@ -82,3 +82,12 @@ class InviteWish(serializers.Serializer[Any]):
 
 class Join(serializers.Serializer[Any]):
     code = serializers.CharField(max_length=64)
+
+
+class AuditLine(serializers.ModelSerializer[AuditEntry]):
+    class Meta:
+        model = AuditEntry
+        fields: ClassVar = [
+            "id", "created_at", "actor", "actor_kind", "actor_id", "via", "verb", "object_kind",
+            "object_id", "object_name", "changes", "address", "request_id",
+        ]  # fmt: skip

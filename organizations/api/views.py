@@ -4,6 +4,7 @@ from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django.db.models import QuerySet
+from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -12,7 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from accounts.pagination import Page
-from organizations import actions, invites
+from organizations import actions, invites, trail
 from organizations.access import active_membership
 from organizations.api import serializers as said
 from organizations.api.base import OrgAPIView
@@ -164,3 +165,25 @@ class InviteView(OrgAPIView):
         """Withdraw the code."""
         invites.withdraw(self.membership)
         return Response(status=204)
+
+
+@extend_schema(tags=["organizations"])
+class AuditView(Paged, OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN}
+
+    @extend_schema(parameters=trail.PARAMETERS, responses=said.AuditLine(many=True))
+    def get(self, request: Request, organization: UUID) -> Response:
+        """What was done in the organization, by whom, from where and when; newest first."""
+        return self.page(
+            request, trail.found(self.membership, request.query_params), said.AuditLine
+        )
+
+
+@extend_schema(tags=["organizations"])
+class AuditExportView(OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN}
+
+    @extend_schema(parameters=trail.PARAMETERS, responses={(200, "text/csv"): bytes})
+    def get(self, request: Request, organization: UUID) -> HttpResponse:
+        """The same as CSV: the newest 50,000 that the filters leave."""
+        return trail.as_csv(self.membership, request.query_params)

@@ -4,8 +4,10 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
+from accounts.signals import account_changed
 from datasets import actions as data
 from organizations.audit import record, record_account
+from organizations.csvs import defused
 from organizations.models import AuditEntry, Role
 from tests.factories import MembershipFactory, UserFactory
 from tests.training import make
@@ -97,3 +99,94 @@ def test_entries_outlive_whom_they_tell_of():
     name = ada.user.username
     ada.user.delete()
     assert AuditEntry.objects.get().actor == name
+
+
+# --- Reading it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ask(client):
+    admin = make.member(Role.ADMIN)
+    client.force_login(admin.user)
+    for verb, name in (("dataset.created", "cars"), ("dataset.deleted", "iris"), ("a.b", "=1+1")):
+        record(verb, None, organization=admin.organization, by=admin, name=name)
+    record("dataset.created", None, organization=make.member().organization, name="not theirs")
+
+    def ask(path="", **query):
+        return client.get(f"/api/organizations/{admin.organization_id}/audit{path}", query)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({}, ["=1+1", "iris", "cars"]),
+        ({"verb": "dataset"}, ["iris", "cars"]),
+        ({"verb": "dataset.created"}, ["cars"]),
+        ({"search": "RIS"}, ["iris"]),
+        ({"since": "2001-01-01", "verb": "a"}, ["=1+1"]),
+        ({"until": "2001-01-01"}, []),
+        ({"actor": "nobody of this name"}, []),
+    ],
+)
+def test_the_log_is_filtered_and_newest_first(ask, query, names):
+    assert [row["object_name"] for row in ask(**query).json()["results"]] == names
+
+
+@pytest.mark.parametrize("moment", ["yesterday", "2026-13-01", "9999-12-31T23:00:00-12:00"])
+def test_a_time_that_is_none_is_refused(ask, moment):
+    answer = ask(since=moment)
+    assert (answer.status_code, list(answer.json()["errors"])) == (400, ["since"])
+
+
+def test_the_log_costs_the_same_whatever_its_length(ask, django_assert_max_num_queries):
+    ask()
+    with django_assert_max_num_queries(5):
+        ask()
+
+
+def test_as_csv_no_cell_is_a_formula(ask):
+    answer = ask("/export")
+    assert answer["Content-Type"].startswith("text/csv")
+    table = answer.content.decode().splitlines()
+    assert table[0].startswith("created_at,actor")
+    assert ",'=1+1," in table[1]
+    assert len(table) == 4
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [("=1", "'=1"), ("@a", "'@a"), ("+a", "'+a"), ("-a", "'-a"), ("\ta", "'\ta"),
+     ("-1.5e3", "-1.5e3"), ("+4", "+4"), (-4, -4), ("a=1", "a=1"), (None, None), ("", "")],
+)  # fmt: skip
+def test_formulas_are_defused_and_numbers_are_not(cell, written):
+    assert defused(cell) == written
+
+
+def test_what_an_operator_does_in_the_console_is_told(client):
+    admin = make.member(Role.ADMIN)
+    root = UserFactory(is_staff=True, is_superuser=True)
+    client.force_login(root)
+    organization = admin.organization
+    form = {
+        "name": "Renamed", "memberships-TOTAL_FORMS": "0", "memberships-INITIAL_FORMS": "0",
+    }  # fmt: skip
+    address = f"/admin/organizations/organization/{organization.pk}/change/"
+    assert client.post(address, form).status_code == 302
+    entry = AuditEntry.objects.get()
+    assert (entry.verb, entry.actor_kind, entry.actor) == (
+        "console.changed", "operator", root.username,
+    )  # fmt: skip
+    assert entry.organization == organization
+    assert "Name" in entry.changes["what"]
+
+
+def test_a_change_of_an_account_reaches_the_log_by_its_signal():
+    ada = make.member()
+    account_changed.send(
+        sender=type(ada.user), user=ada.user, verb="account.token-made", name="ci", request=None
+    )
+    entry = AuditEntry.objects.get()
+    assert (entry.organization, entry.verb) == (ada.organization, "account.token-made")
+    assert (entry.actor, entry.changes) == (ada.user.username, {"name": "ci"})

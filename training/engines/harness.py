@@ -361,6 +361,33 @@ def predict_file(task: Mapping[str, Any], channel: Channel) -> Answer:
     return {"data": {"rows": n_rows, "columns": names}, "files": dict(SCORED_FILES)}
 
 
+_RISKY = r"^[=+@\t\r-]"
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+def _defused(table: Any) -> Any:
+    """Texts that a spreadsheet would run as formulas, with a quote in front; so column names too.
+
+    The Parquet file beside the CSV has them as they are.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def mended(column: Any) -> Any:
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            return column
+        number = pc.match_substring_regex(column, _NUMBER)
+        risky = pc.and_(pc.match_substring_regex(column, _RISKY), pc.invert(number))
+        if not pc.any(risky).as_py():
+            return column
+        quote, nothing = (pa.scalar(text, column.type) for text in ("'", ""))
+        quoted = pc.binary_join_element_wise(quote, column, nothing)
+        return pc.if_else(risky, quoted, column)
+
+    names = [f"'{name}" if re.match(_RISKY, name) else name for name in table.column_names]
+    return pa.table([mended(column) for column in table.columns], names=names)
+
+
 SCORED_FILES = {"parquet": "predictions.parquet", "csv": "predictions.csv"}
 
 
@@ -399,6 +426,7 @@ def _write_scored(
             added.append(add(f"probability_{label}", shares))
     scored = pa.table(columns)
     pq.write_table(scored, SCORED_FILES["parquet"])
+    scored = _defused(scored)
     try:
         pc.write_csv(scored, SCORED_FILES["csv"])
     except pa.ArrowException:  # nested columns and their like have no CSV form
