@@ -303,9 +303,9 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
 
 
 def _at(task: Task, said: datetime | None) -> datetime:
-    """When it happened, as far as the node's clock can be believed: while the attempt runs."""
+    """When it happened: as the node says, if that lies within its attempt; else now."""
     now = timezone.now()
-    return min(now, max(said, task.started_at or said)) if said else now
+    return said if said and (task.started_at or said) <= said <= now else now
 
 
 def _fraction(data: Mapping[str, Any]) -> float:
