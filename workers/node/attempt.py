@@ -1,6 +1,7 @@
 """One attempt at a task, from the claim to the moment when the web side knows how it ended."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -181,7 +182,17 @@ class Attempt:
             "task %s attempt %d: %s %s",
             *(self.task, self.number, end.outcome, end.error or ""),
         )
-        self._out.finish(body, files)
+        try:
+            self._out.finish(body, files)
+        except OSError as error:
+            # What the work left takes the room that its end needs.
+            log.error("task %s: its end cannot be written: %s", self.task, error)
+            shutil.rmtree(self._work, ignore_errors=True)
+            if end.outcome == "succeeded":
+                body |= {"outcome": "failed", "data": {}, "error": DISK_FULL, "code": "disk_full"}
+                body["fault"] = "platform"
+            with contextlib.suppress(OSError):  # then it is told now, or lost with this process
+                self._out.finish(body)
 
     async def _do(self) -> End | None:
         """Do the work in a child, again if something from outside killed it. None: drop it."""
@@ -400,6 +411,17 @@ class Attempt:
 
     def _take(self, line: bytes) -> None:
         try:
+            self._take_in(line)
+        except OSError as error:
+            log.error("task %s: what it says cannot be kept: %s", self.task, error)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            text = DISK_FULL if full else f"The node cannot write to its disk: {error.strerror}"
+            code = "disk_full" if full else "node"
+            self._said = {"type": "error", "error": text, "code": code, "fault": "platform"}
+            self._wish_changed.set()
+
+    def _take_in(self, line: bytes) -> None:
+        try:
             message = json.loads(line)
             what = message["type"]
             data = message.get("data") or {}
@@ -415,7 +437,7 @@ class Attempt:
                 self._out.add("candidate", data, key=str(message["key"]), files=files)
                 for path in files.values():  # the spool has it under a name of its own
                     path.unlink(missing_ok=True)
-            except (spool.BadFile, KeyError, OSError) as error:
+            except (spool.BadFile, KeyError) as error:
                 log.error("task %s: a candidate is lost: %s", self.task, error)
                 self._out.add(
                     "notice",
