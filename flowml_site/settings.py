@@ -298,6 +298,10 @@ SPECTACULAR_SETTINGS = {
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",
     },
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "accounts.openapi.with_problems",
+    ],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
 }
 

@@ -30,10 +30,12 @@ def read(serializer: type[Serializer[Any]], request: Request) -> dict[str, Any]:
 class Paged:
     """Answers page by page, as lists of view sets do."""
 
+    pagination_class = Page
+
     def page(
         self, request: Request, found: QuerySet[Any], shape: type[Serializer[Any]]
     ) -> Response:
-        pages = Page()
+        pages = self.pagination_class()
         rows = pages.paginate_queryset(found, request)
         return pages.get_paginated_response(shape(rows, many=True).data)
 

@@ -228,7 +228,10 @@ class BatchViewSet(OrgViewSet):
 
     @extend_schema(
         parameters=[OpenApiParameter("as", str, enum=actions.FORMATS, default="csv")],
-        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+        responses={
+            (200, "text/csv"): OpenApiTypes.BINARY,
+            (200, "application/vnd.apache.parquet"): OpenApiTypes.BINARY,
+        },
     )
     def download(self, request: Request, pk: UUID) -> StreamingHttpResponse:
         """The file's own columns and what was predicted, as CSV or Parquet."""
