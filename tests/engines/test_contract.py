@@ -26,6 +26,7 @@ from tests.engines.conftest import (
     messy,
     payload_for,
 )
+from tests.engines.test_frame import remarks
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engines")]  # one warm parent for all
 
@@ -328,6 +329,35 @@ def test_a_missing_column_is_named(warm: Warm) -> None:
     (error,) = ran.of("error")
     assert error["code"] == "missing_columns"
     assert "absent" in error["sentence"]
+
+
+def test_free_text_is_learnt_from_and_the_notice_says_how(warm: Warm, tmp_path: Path) -> None:
+    texts, angry = remarks(900)
+    table = pl.DataFrame({"remark": texts, "noise": range(900)}).with_columns(
+        remark=pl.when(pl.col("noise") % 30 != 0).then("remark"),
+        target=pl.Series(np.where(angry, "complaint", "praise")),
+    )
+    roles = {"remark": "text", "noise": "numeric"}
+    ran = warm.train(table, payload_for(table, roles, "binary", budget_s=8))
+    (notice,) = [m["message"] for m in ran.of("notice") if m["data"].get("column") == "remark"]
+    assert "free text" in notice
+    assert "TF-IDF" in notice
+    right = {}
+    for key in ran.candidates:
+        found = ran.predictions(key)
+        truth = table["target"][found["row"].to_list()]
+        right[key] = (found["prediction"] == truth).mean()
+    assert max(right.values()) > 0.85, right
+    # What was learnt of the words goes with the model, and each row is read by it alone.
+    key = max(right, key=lambda key: right[key])
+    stored = ran.predictions(key)
+    rows = table[stored["row"].to_list()].select("noise", "remark")
+    calls = [(rows.columns, plain(rows)), (rows.columns, plain(rows[:1]))]
+    whole, one = warm.serve(ran.artifact(key), calls).result["data"]["answers"]
+    np.testing.assert_allclose(whole["probabilities"], numbers(stored), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(one["probabilities"], numbers(stored)[:1], rtol=1e-9, atol=1e-9)
+    unpack(ran.artifact(key), tmp_path / "model")
+    assert_stands_alone(warm.python, tmp_path / "model", table, ran, key, as_csv=True)
 
 
 # The artifact

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.engines import frame, matrix
+from training.engines import frame, matrix, text
 from training.engines.frame import Categories, Schema
 from training.engines.tables import InputError
+from training.engines.text import Words
 
 
 def learn(table: dict[str, list[Any]], roles: dict[str, str]) -> frame.Learnt:
@@ -89,6 +90,7 @@ def test_dates_become_their_parts_and_only_those_that_vary() -> None:
     assert prepared.features["d.days"][0] == (dt.date(2024, 1, 1) - dt.date(1970, 1, 1)).days
 
 
+@settings(deadline=None)
 @given(
     st.datetimes(dt.datetime.fromisoformat("1900-01-01"), dt.datetime.fromisoformat("2100-01-01"))
 )
@@ -126,6 +128,7 @@ def test_what_does_not_vary_in_training_rows_is_left_out() -> None:
 cells = st.one_of(st.none(), st.floats(allow_nan=True), st.integers(-5, 5), st.text(max_size=3))
 
 
+@settings(deadline=None)
 @given(st.lists(cells, min_size=1, max_size=20), st.data())
 def test_one_row_alone_is_prepared_as_among_others(column: list[Any], data: st.DataObject) -> None:
     """The model server's one-row path gives what training and files gave."""
@@ -136,6 +139,7 @@ def test_one_row_alone_is_prepared_as_among_others(column: list[Any], data: st.D
     assert values(alone) == [values(whole)[row]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(cells, st.sampled_from(["red", "blue", None])), min_size=2, max_size=30))
 @pytest.mark.parametrize("style", ["native", "trees", "scaled"])
 def test_an_encoding_survives_json_and_a_row_does_not_depend_on_its_neighbours(
@@ -177,3 +181,90 @@ def test_many_levels_do_not_make_a_wide_matrix() -> None:
     prepared = frame.prepare(CATEGORY, table)
     assert matrix.learn(prepared, "scaled").width <= matrix.MOST_LEVELS + 2
     assert matrix.learn(prepared, "trees").width == 1
+
+
+# Free text
+
+
+def remarks(rows: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Sentences, and whether each is a complaint: told by its words, in the midst of others."""
+    random = np.random.default_rng(seed)
+    filler = ["the", "a", "parcel", "order", "shop", "site", "today", "my", "our", "phone", "was"]
+    cross = ["broken", "late", "refund", "angry", "damaged", "never", "missing"]
+    glad = ["great", "thanks", "quick", "perfect", "friendly", "love", "recommend"]
+    angry = random.random(rows) < 0.5
+    texts = []
+    for row in range(rows):
+        words = [
+            *random.choice(filler, random.integers(5, 25)),
+            *random.choice(cross if angry[row] else glad, 2),
+        ]
+        random.shuffle(words)
+        texts.append(" ".join(words).capitalize() + ".")
+    return texts, angry
+
+
+def test_text_is_read_as_scikit_learn_reads_it() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts, _ = remarks(300)
+    words = text.learn(texts, chars=80, width=6, seed=1)
+    assert isinstance(words, Words)
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, vocabulary=list(words.terms), norm="l2"
+    )
+    vectorizer.idf_ = words.idf
+    strange = ["", "nothing known here", "LATE, late; refund", "ß ünïcode late", "late " * 300]
+    many = strange + texts * 20  # more than are read at once
+    expected = vectorizer.transform([one[:80] for one in many]) @ words.components
+    found = words.numbers(many)
+    np.testing.assert_allclose(found[:, 1:], expected, atol=1e-12)
+    assert found[:4, 0].tolist() == [0, 3, 3, 2]
+    np.testing.assert_allclose(words.numbers(many[7:8])[0], found[7], atol=1e-12)
+
+
+def test_text_tells_what_a_column_of_categories_can_not() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    texts, angry = remarks(600)
+    rows = np.arange(600) < 400
+    words = text.learn(texts[:400], chars=500, width=8, seed=0)
+    columns = [{"name": "remark", "role": "text", "dtype": "string"}]
+    schema, prepared, misfits = frame.learn(columns, {"remark": texts}, rows, {"remark": words})
+    assert not misfits
+    table = np.column_stack(list(prepared.features.values()))
+    model = LogisticRegression(C=100, max_iter=1000).fit(table[rows], angry[rows])
+    assert model.score(table[~rows], angry[~rows]) > 0.95
+    again = Schema.from_json(json.loads(json.dumps(schema.as_json())))
+    later = frame.prepare(again, {"remark": texts[:5]})
+    for name, feature in later.features.items():
+        np.testing.assert_array_equal(feature, np.asarray(prepared.features[name])[:5])
+    gaps = frame.prepare(again, {"remark": [None, "", "NA", float("nan"), 7]})
+    assert not any(np.asarray(feature)[:4].any() for feature in gaps.features.values())
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["same words here"] * 50, [f"unique{i} words{i}" for i in range(50)], [""] * 50, ["a b c"]],
+    ids=["all-alike", "nothing-twice", "empty", "no-words"],
+)
+def test_text_that_tells_no_rows_apart_is_left_out(texts: list[str]) -> None:
+    why = text.learn(texts, chars=500, width=8, seed=0)
+    assert isinstance(why, str)
+    rows = np.ones(len(texts), dtype=bool)
+    columns = [{"name": "remark", "role": "text"}]
+    assert frame.learn(columns, {"remark": texts}, rows, {"remark": why}).schema.left_out == {
+        "remark": why
+    }
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9_000), max_size=40), st.floats(0, 0.2))
+def test_no_more_of_texts_is_read_than_time_allows(lengths: list[int], seconds: float) -> None:
+    texts = ["x" * length for length in lengths]
+    chars = text.chars_for(texts, seconds)
+    assert chars == 0 or text.LEAST_CHARS <= chars <= text.MOST_CHARS
+    assert sum(min(length, chars) for length in lengths) <= seconds * text.CHARS_PER_S
+    if chars < text.MOST_CHARS and sum(lengths):
+        allowed = min(text.MOST_CHARS, chars + 1) if chars else text.LEAST_CHARS
+        assert sum(min(length, allowed) for length in lengths) > seconds * text.CHARS_PER_S

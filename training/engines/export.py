@@ -22,7 +22,7 @@ from .frame import Schema
 
 FORMAT = 1
 HERE = Path(__file__).parent
-ALWAYS = ("base", "frame", "tables")
+ALWAYS = ("base", "frame", "tables", "text")
 _WHEN = (2000, 1, 1, 0, 0, 0)  # equal content gives an equal zip
 
 

@@ -3,8 +3,9 @@
 What is learnt from the training rows (which columns are used, what each is, which parts of a date
 vary) is a :class:`Schema`, plain JSON that travels in the artifact. :func:`prepare` turns any later
 table into a :class:`Frame` by it: numbers as float64 with NaN where missing, categories as codes
-into a list of their own levels with -1 where missing, columns always in the schema's order. A level
-never seen in training is a level like any other here; encoders decide what it means to a model.
+into a list of their own levels with -1 where missing, free text as a few numbers (text.py), columns
+always in the schema's order. A level never seen in training is a level like any other here;
+encoders decide what it means to a model.
 
 A copy of this file travels in every artifact, so it imports nothing of FlowML.
 """
@@ -21,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .tables import Array, InputError, Table, as_array, dtype_of
+from .text import Words
 
-NUMBER, BOOLEAN, CATEGORY, DATETIME = "number", "boolean", "category", "datetime"
+NUMBER, BOOLEAN, CATEGORY = "number", "boolean", "category"
+DATETIME, TEXT = "datetime", "text"
 LEFT_OUT = {  # role -> why engines are not given such a column
     "text": "it is free text, which this engine does not read",
     "identifier": "it is an identifier, which tells nothing about new rows",
@@ -38,13 +41,17 @@ _PARTS = ("days", "year", "month", "day", "weekday", "hour", "minute")
 
 @dataclass(frozen=True)
 class Column:
-    """One column that the model needs. ``parts`` (datetime only) are the parts that vary."""
+    """One column that the model needs.
+
+    ``parts`` (datetime only) are the parts that vary, ``words`` (text only) what reads its texts.
+    """
 
     name: str
     role: str
     dtype: str
     kind: str
     parts: tuple[str, ...] = ()
+    words: Words | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Schema:
         columns = [
             {"name": c.name, "role": c.role, "dtype": c.dtype, "kind": c.kind}
             | ({"parts": list(c.parts)} if c.parts else {})
+            | ({"words": c.words.as_json()} if c.words else {})
             for c in self.columns
         ]
         return {"columns": columns, "left_out": dict(self.left_out)}
@@ -66,7 +74,14 @@ class Schema:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schema:
         columns = tuple(
-            Column(c["name"], c["role"], c["dtype"], c["kind"], tuple(c.get("parts", ())))
+            Column(
+                c["name"],
+                c["role"],
+                c["dtype"],
+                c["kind"],
+                tuple(c.get("parts", ())),
+                Words.from_json(c["words"]) if "words" in c else None,
+            )
             for c in data["columns"]
         )
         return cls(columns, dict(data.get("left_out", {})))
@@ -147,10 +162,16 @@ class Learnt(NamedTuple):
     misfits: dict[str, int]
 
 
-def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> Learnt:
+def learn(
+    columns: Sequence[Mapping[str, str]],
+    table: Table,
+    rows: Array,
+    texts: Mapping[str, Words | str] | None = None,
+) -> Learnt:
     """Decide what each column is from its role and from the training rows alone.
 
-    ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows. A column
+    ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows; ``texts``
+    says of columns of role text how they are read, or why they are left out. A column
     whose training rows hold one value (nothing else, not even a gap) is left out; a value that is
     not of its column's type counts as missing. Raises InputError when the table lacks a column.
     """
@@ -164,10 +185,16 @@ def learn(columns: Sequence[Mapping[str, str]], table: Table, rows: Array) -> Le
     n_rows = len(rows)
     for given in columns:
         name, role = given["name"], given["role"]
-        if role in LEFT_OUT:
-            left_out[name] = LEFT_OUT[role]
+        words = (texts or {}).get(name) if role == "text" else None
+        if role in LEFT_OUT and not isinstance(words, Words):
+            left_out[name] = words or LEFT_OUT[role]
             continue
         values = as_array(table[name])
+        if isinstance(words, Words):
+            dtype = given.get("dtype") or dtype_of(values)
+            used.append(Column(name, role, dtype, TEXT, words=words))
+            features.update(_feature(used[-1], values, strict=False))
+            continue
         column, made = _learn_column(
             name, role, given.get("dtype") or dtype_of(values), values, rows
         )
@@ -255,6 +282,7 @@ _WANTED = {
     BOOLEAN: "true or false",
     DATETIME: "a date or time in ISO 8601",
     CATEGORY: "a category",
+    TEXT: "a text",
 }
 
 
@@ -283,6 +311,13 @@ def _feature(column: Column, values: Array, *, strict: bool) -> dict[str, Array 
         return {column.name: _numbers(values, _boolean, strict)}
     if column.kind == NUMBER:
         return {column.name: _numbers(values, _number, strict)}
+    if column.kind == TEXT:
+        assert column.words is not None
+        numbers = column.words.numbers(texts_of(values))
+        names = ["length", *range(1, column.words.width + 1)]
+        return {
+            f"{column.name}.{name}": numbers[:, place].copy() for place, name in enumerate(names)
+        }
     return _date_parts(column.name, column.parts, _times(values, strict))
 
 
@@ -362,6 +397,13 @@ def level_of(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return repr(float(value))
     return str(value)
+
+
+def texts_of(values: Array) -> list[str]:
+    """Each value as a text, an empty one where it is missing."""
+    if any(isinstance(value, list | dict) for value in values):
+        raise _WrongValue(next(value for value in values if isinstance(value, list | dict)))
+    return ["" if is_missing(value) else level_of(value) for value in values]
 
 
 def _categories(values: Array) -> Categories:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from training import splits
-from training.engines import export, frame, tables
+from training.engines import apart, export, frame, tables, text
 from training.engines.base import Candidate, Data, Engine, Predictions, Predictor, Problem, rows_of
 from training.engines.frame import Frame, Schema
 from training.engines.tables import Array, InputError
@@ -27,6 +27,7 @@ from workers.node.channel import Channel, WorkError
 
 PROGRESS_S = 0.5  # between two progress messages
 ROWS_AT_ONCE = 20_000
+TEXT_SHARE = 0.1  # of the budget, for reading columns of free text, and as much to learn how
 Answer = dict[str, Any]
 
 
@@ -60,8 +61,17 @@ def train(task: Mapping[str, Any], channel: Channel) -> Answer:
     if problem.task not in engine.task_types:
         raise WorkError(f"{engine.title} does not do {problem.task} tasks.", code="task_type")
     run.working_on("Reading the data")
-    ready = Ready.read(Path(task["inputs"]["data"]), payload, problem)
+    ready = Ready.read(Path(task["inputs"]["data"]), payload, problem, run)
     if int(task.get("attempt") or 1) == 1:
+        for column in ready.schema.columns:
+            if column.words is not None:
+                run.notice(
+                    f"Column '{column.name}' is free text. Models see it as "
+                    f"{column.words.width} numbers, made from its {len(column.words.terms):,} "
+                    "most frequent words and pairs of words (TF-IDF, then singular value "
+                    "decomposition), and its length in words.",
+                    column=column.name,
+                )
         for name, why in ready.schema.left_out.items():
             run.notice(f"Column '{name}' is left out: {why}.", column=name)
         for name, count in ready.misfits.items():
@@ -119,7 +129,9 @@ class Ready:
         self.train_rows, self.held_rows = train_rows, held_rows
 
     @classmethod
-    def read(cls, path: Path, payload: Mapping[str, Any], problem: Problem) -> Ready:
+    def read(
+        cls, path: Path, payload: Mapping[str, Any], problem: Problem, run: HarnessRun
+    ) -> Ready:
         """Raises WorkError when the file does not go with the payload."""
         columns = payload["columns"]
         try:
@@ -135,7 +147,8 @@ class Ready:
                 raise WorkError("No row is left to train on.", code="no_rows")
             mask = np.zeros(len(target), dtype=bool)
             mask[rows.train] = True
-            schema, prepared, misfits = frame.learn(columns, table, mask)
+            texts = learn_texts(columns, table, mask, problem, run)
+            schema, prepared, misfits = frame.learn(columns, table, mask, texts)
         except InputError as error:
             raise WorkError(str(error), code=error.code, columns=error.columns) from error
         if not schema.columns:
@@ -151,6 +164,44 @@ class Ready:
             y = np.array(target[rows.train], dtype=np.float64)
         data = Data(prepared.take(rows.train), y, prepared.take(rows.held), rows.folds)
         return cls(schema, data, rows.train, rows.held, misfits)
+
+
+def learn_texts(
+    columns: Sequence[Mapping[str, str]],
+    table: tables.Table,
+    rows: Array,
+    problem: Problem,
+    run: HarnessRun,
+) -> dict[str, text.Words | str]:
+    """How columns of free text are read, learnt from the training rows; or why one can't be."""
+    names = [c["name"] for c in columns if c["role"] == "text" and c["name"] in table]
+    if not names:
+        return {}
+    run.working_on("Reading free text")
+    found: dict[str, text.Words | str] = {}
+    width = max(4, text.MOST_NUMBERS // len(names))
+    share = TEXT_SHARE * run.budget_s / len(names)
+    training = np.flatnonzero(rows)
+
+    def work() -> Iterator[tuple[str, text.Words | str]]:
+        for name in names:
+            texts = frame.texts_of(tables.as_array(table[name]))
+            chars = text.chars_for(texts, share)
+            if not chars:
+                yield name, "it is free text, too long to be read within the time budget"
+                continue
+            known = [texts[row] for row in training]
+            yield name, text.learn(known, chars=chars, width=width, seed=problem.seed)
+
+    try:
+        deadline = time.monotonic() + 2 * share * len(names) + 1.0
+        found.update(apart.stream(work, deadline=deadline, pulse=run.pulse))
+    except (apart.Overrun, apart.Stopped):
+        pass
+    except apart.Failed as error:
+        run.notice(f"Free text could not be read: {error}")
+    late = "it is free text, too long to be read within the time budget"
+    return {name: found.get(name, late) for name in names}
 
 
 class HarnessRun:

@@ -37,7 +37,7 @@ def refit(task: Mapping[str, Any], channel: Channel) -> harness.Answer:
         origin = json.loads(archive.read("schema.json"))["model"]
         pinned = archive.read("requirements.txt").decode()
     run.working_on(f"Fitting {origin['name']} on all rows but the sealed ones")
-    ready = harness.Ready.read(Path(task["inputs"]["data"]), payload, problem)
+    ready = harness.Ready.read(Path(task["inputs"]["data"]), payload, problem, run)
     folder = run.folder / "refit"
     try:
         (found,) = apart.stream(
