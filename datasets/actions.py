@@ -17,6 +17,7 @@ from accounts.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
 from datasets import registry
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
+from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership
 from workers import actions as work
@@ -61,9 +62,10 @@ def upload(
     """A new data set from an uploaded file, to be read by a node.
 
     ``options`` say what the file itself leaves open: {"delimiter", "header", "encoding",
-    "columns": {name: dtype}}. Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB.
+    "columns": {name: dtype}}. Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB,
+    QuotaReached past what the organization may store or upload at once.
     """
-    file = _checked(file)
+    file = _checked(by, file)
     filename = file.name or "table"
     return _new_dataset(
         by,
@@ -96,7 +98,7 @@ def add_version(
     Its columns keep their types: a row whose value does not fit is set aside. Raises Invalid
     without a file, TooLarge, and Conflict while another version is being read.
     """
-    file = _checked(file)
+    file = _checked(by, file)
     _refuse_while_reading(dataset)  # before a large file is stored for nothing
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
@@ -123,13 +125,15 @@ def _refuse_while_reading(dataset: Dataset) -> None:
         raise Conflict("A version of this data set is still being read: wait until it is ready.")
 
 
-def _checked(file: UploadedFile | None) -> UploadedFile:
+def _checked(by: Membership, file: UploadedFile | None) -> UploadedFile:
     limit = settings.MAX_UPLOAD_SIZE_MB
     if file is None:
         raise Invalid("Choose a file to upload.", errors={"file": ["There is no file here."]})
     if (file.size or 0) > limit * 2**20:
         sentence = f"The file is larger than this installation takes ({limit} MB)."
         raise TooLarge(sentence, errors={"file": [sentence]})
+    size = file.size or 0
+    quotas.check(by.organization, upload_bytes=size, storage_bytes=size)
     return file
 
 

@@ -32,6 +32,20 @@ def _positive(name: str, default: float) -> float:
     return value
 
 
+def _limit(name: str, unit: int = 1) -> int | None:
+    """A quota of every organization that has no other; None where it isn't set: no limit."""
+    text = env.str(name, default="").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1e12:
+        raise ImproperlyConfigured(f"{name} must be empty or a number from 0, not {text!r}.")
+    return int(value * unit)
+
+
 def _port(name: str, default: int) -> int:
     text = env.str(name, default=str(default))
     if not (text.isdecimal() and int(text) < 65536):
@@ -78,6 +92,11 @@ if SCHEDULER_BACKEND not in {"celery", "poll"}:
 MAX_CONCURRENT_JOBS = int(_positive("MAX_CONCURRENT_JOBS", 4))  # per organization
 MAX_TIME_BUDGET = _positive("MAX_TIME_BUDGET", 240)  # minutes, per training job
 MAX_UPLOAD_SIZE_MB = int(_positive("MAX_UPLOAD_SIZE_MB", 2048))
+MAX_QUEUED_JOBS = int(_positive("MAX_QUEUED_JOBS", 100))  # per organization
+MAX_STORAGE_BYTES = _limit("MAX_STORAGE_GB", 10**9)
+MAX_CPU_HOURS = _limit("MAX_CPU_HOURS")  # a month
+MAX_GPU_HOURS = _limit("MAX_GPU_HOURS")
+MAX_DEPLOYMENTS = _limit("MAX_DEPLOYMENTS")
 ALLOW_SIGNUP = env.bool("ALLOW_SIGNUP", default=True)
 
 HEARTBEAT_S = _positive("HEARTBEAT_SECONDS", 2)

@@ -5,7 +5,14 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
-from organizations.models import AuditEntry, Invite, Membership, Organization
+from organizations.models import (
+    AuditEntry,
+    Invite,
+    Membership,
+    Organization,
+    UsageEntry,
+    UsageMonth,
+)
 
 
 class MembershipInline(TabularInline):
@@ -16,7 +23,10 @@ class MembershipInline(TabularInline):
 
 @admin.register(Organization)
 class OrganizationAdmin(ModelAdmin):
-    list_display = ("name", "members", "max_concurrent_jobs", "created_at")
+    list_display = (
+        "name", "members", "max_concurrent_jobs", "max_storage_bytes", "max_cpu_hours",
+        "max_gpu_hours", "created_at",
+    )  # fmt: skip
     search_fields = ("name", "memberships__user__username", "memberships__user__email")
     inlines = (MembershipInline,)
 
@@ -53,6 +63,34 @@ class InviteAdmin(ReadOnly):
     list_select_related = ("organization", "created_by")
     search_fields = ("organization__name", "created_by__username")
     exclude = ("code_hash",)
+
+
+@admin.register(UsageMonth)
+class UsageMonthAdmin(ReadOnly):
+    list_display = ("month", "organization", "cpu_hours", "gpu_hours", "tasks", "storage_bytes")
+    list_select_related = ("organization",)
+    search_fields = ("organization__name",)
+    date_hierarchy = "month"
+
+    @admin.display(ordering="cpu_s")
+    def cpu_hours(self, month: UsageMonth) -> float:
+        return round(month.cpu_s / 3600, 2)
+
+    @admin.display(ordering="gpu_s")
+    def gpu_hours(self, month: UsageMonth) -> float:
+        return round(month.gpu_s / 3600, 2)
+
+
+@admin.register(UsageEntry)
+class UsageEntryAdmin(ReadOnly):
+    list_display = (
+        "ended_at", "organization", "kind", "task", "attempt", "cpu_s", "gpu_s", "wall_s",
+    )  # fmt: skip
+    list_filter = ("kind",)
+    list_select_related = ("organization",)
+    search_fields = ("task", "organization__name")
+    date_hierarchy = "ended_at"
+    show_full_result_count = False
 
 
 @admin.register(AuditEntry)

@@ -30,6 +30,24 @@ class Organization(models.Model):
     max_concurrent_jobs = models.PositiveIntegerField(
         null=True, blank=True, help_text="Empty: the installation's MAX_CONCURRENT_JOBS."
     )
+    max_queued_jobs = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Trainings that wait. Empty: MAX_QUEUED_JOBS."
+    )
+    max_storage_bytes = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="Of all files together. Empty: MAX_STORAGE_GB."
+    )
+    max_upload_bytes = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="Of one file. Empty: MAX_UPLOAD_SIZE_MB, the most."
+    )
+    max_cpu_hours = models.PositiveIntegerField(
+        null=True, blank=True, help_text="A month. Empty: MAX_CPU_HOURS."
+    )
+    max_gpu_hours = models.PositiveIntegerField(
+        null=True, blank=True, help_text="A month. Empty: MAX_GPU_HOURS."
+    )
+    max_deployments = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Empty: MAX_DEPLOYMENTS."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
@@ -38,7 +56,8 @@ class Organization(models.Model):
     @property
     def job_limit(self) -> int:
         """Training jobs that may wait or run at once."""
-        return self.max_concurrent_jobs or settings.MAX_CONCURRENT_JOBS
+        own = self.max_concurrent_jobs
+        return settings.MAX_CONCURRENT_JOBS if own is None else own
 
 
 class Membership(models.Model):
@@ -195,3 +214,45 @@ class AuditEntry(OrgOwned):
         """The verb for people: "Data set deleted"."""
         text = self.verb.replace(".", " ").replace("-", " ").replace("dataset", "data set")
         return text[:1].upper() + text[1:]
+
+
+class UsageEntry(OrgOwned):
+    """What one attempt of a task really used. One row per attempt, however often it is reported."""
+
+    task = models.UUIDField()
+    attempt = models.PositiveSmallIntegerField()
+    kind = models.CharField(max_length=40)
+    cpu_s = models.FloatField(default=0)
+    gpu_s = models.FloatField(default=0, help_text="Devices times seconds.")
+    wall_s = models.FloatField(default=0)
+    ended_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-ended_at"]
+        verbose_name_plural = "usage entries"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["task", "attempt"], name="usage_once_per_attempt")
+        ]
+        indexes: ClassVar = [models.Index(fields=["organization", "ended_at"], name="usage_when")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.task} attempt {self.attempt}"
+
+
+class UsageMonth(OrgOwned):
+    """The sum of an organization's usage entries of a month, and the most that it stored then."""
+
+    month = models.DateField(help_text="Its first day, UTC.")
+    cpu_s = models.FloatField(default=0)
+    gpu_s = models.FloatField(default=0)
+    tasks = models.PositiveIntegerField(default=0)
+    storage_bytes = models.PositiveBigIntegerField(default=0, help_text="The most on any day.")
+
+    class Meta:
+        ordering: ClassVar = ["-month"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["organization", "month"], name="usage_month_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.month:%Y-%m}"

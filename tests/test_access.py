@@ -107,6 +107,7 @@ POST    /api/organizations/{organization}/transfer               401    403     
 GET     /api/organizations/{organization}/invite-code            401    403     403     200     404
 POST    /api/organizations/{organization}/invite-code            401    403     403     201     404
 DELETE  /api/organizations/{organization}/invite-code            401    403     403     204     404
+GET     /api/organizations/{organization}/usage                  401    200     200     200     404
 GET     /api/organizations/{organization}/audit                  401    403     403     200     404
 GET     /api/organizations/{organization}/audit/export           401    403     403     200     404
 POST    /api/live-ticket                                         401    201     201     201     201

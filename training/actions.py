@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.errors import Conflict, Invalid, NotFound, TooLarge
 from datasets.models import DatasetVersion
+from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership
 from training import catalog, scoring, serving
@@ -81,8 +82,8 @@ def start_job(
     ``time_budget`` is in seconds, per engine. How many jobs of an organization run at once is the
     claim's matter: one too many waits. The same ``idempotency_key`` with the same request gives the
     job that it made before.
-    Raises NotFound, Conflict (data set not ready, key reused for something else) and Invalid with
-    every problem by field.
+    Raises NotFound, Conflict (data set not ready, key reused for something else), QuotaReached and
+    Invalid with every problem by field.
     """
     request = {
         "dataset": str(dataset),
@@ -141,6 +142,8 @@ def _start(
     request: Mapping[str, Any],
     key: str | None,
 ) -> TrainingJob:
+    # Each of them starts only while there is some left; one more job may wait.
+    quotas.reserve(by.organization, queued_jobs=1, cpu_hours=0, storage_bytes=0)
     version = _ready_version(by, dataset, number)
     plan = _plan(wish, version)
     if request["priority"] not in PRIORITIES:
@@ -372,6 +375,8 @@ def predict_file(by: Membership, model: TrainedModel, upload: File[bytes]) -> Ba
     Raises Invalid for a kind of file that is not read here, TooLarge past the upload limit.
     """
     _usable(model)
+    size = upload.size or 0
+    quotas.check(by.organization, upload_bytes=size, storage_bytes=size)
     name = (upload.name or "rows").rsplit("/", 1)[-1][-200:]
     if name.rsplit(".", 1)[-1].lower() not in FORMATS:
         raise Invalid(
@@ -401,6 +406,7 @@ def _queue_file(
     by: Membership, model: TrainedModel, stored: Artifact, name: str
 ) -> BatchPrediction:
     assert model.artifact is not None
+    quotas.reserve(by.organization, cpu_hours=0)
     batch = BatchPrediction.objects.create(
         organization=by.organization,
         model=model,

@@ -4,8 +4,10 @@ from typing import Any
 
 from datasets.models import Dataset
 from datasets.registry import register_use
+from organizations.models import Organization
+from organizations.quotas import register_meter
 from training import actions, finish
-from training.models import REFIT, TRAIN, jobs_using
+from training.models import REFIT, TRAIN, TrainingJob, jobs_using
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
@@ -16,6 +18,12 @@ def connect() -> None:
     task_event.connect(_reported, dispatch_uid="training.reported")
     task_ended.connect(_ended, dispatch_uid="training.ended")
     register_use(_uses)
+    register_meter("queued_jobs", lambda home: _jobs(home, TrainingJob.State.QUEUED))
+    register_meter("concurrent_jobs", lambda home: _jobs(home, TrainingJob.State.RUNNING))
+
+
+def _jobs(home: Organization, state: TrainingJob.State) -> int:
+    return int(TrainingJob.objects.of(home).filter(state=state).count())
 
 
 def _reported(event: Event, task: Task, **_: Any) -> None:

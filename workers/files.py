@@ -8,9 +8,11 @@ from uuid import UUID, uuid4
 
 from django.core.files import File
 from django.core.files.storage import default_storage
+from django.db import transaction
 from django.http import StreamingHttpResponse
 from django.utils.http import content_disposition_header
 
+from organizations import quotas
 from organizations.models import Organization
 from workers.keys import sign_artifact
 from workers.models import Artifact, Task
@@ -38,7 +40,11 @@ def store_artifact(
     organization: Organization, name: str, source: IO[bytes], *, task: Task | None = None
 ) -> Artifact:
     """Store, hash and sign what ``source`` reads. The same bytes under the same name of the same
-    task are stored once."""
+    task are stored once.
+
+    What a task wrote is kept even past the quota of storage, for its work is done; anything else
+    raises QuotaReached there.
+    """
     identity: UUID = uuid4()
     content = _Hashing(source, name)
     path = default_storage.save(f"artifacts/{organization.pk}/{identity}", content)
@@ -49,16 +55,19 @@ def store_artifact(
             default_storage.delete(path)
             return twin
     try:
-        return Artifact.objects.create(
-            id=identity,
-            organization=organization,
-            task=task,
-            name=name,
-            file=path,
-            sha256=sha256,
-            size=content.bytes,
-            signature=sign_artifact(identity, sha256, organization.pk),
-        )
+        with transaction.atomic():
+            if task is None:
+                quotas.reserve(organization, storage_bytes=content.bytes)
+            return Artifact.objects.create(
+                id=identity,
+                organization=organization,
+                task=task,
+                name=name,
+                file=path,
+                sha256=sha256,
+                size=content.bytes,
+                signature=sign_artifact(identity, sha256, organization.pk),
+            )
     except Exception:
         default_storage.delete(path)
         raise

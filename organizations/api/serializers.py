@@ -91,3 +91,35 @@ class AuditLine(serializers.ModelSerializer[AuditEntry]):
             "id", "created_at", "actor", "actor_kind", "actor_id", "via", "verb", "object_kind",
             "object_id", "object_name", "changes", "address", "request_id",
         ]  # fmt: skip
+
+
+class QuotaOut(serializers.Serializer[Any]):
+    quota = serializers.CharField()
+    title = serializers.CharField()
+    unit = serializers.CharField(help_text="count, bytes or hours.")
+    used = serializers.FloatField(allow_null=True)
+    limit = serializers.FloatField(allow_null=True, help_text="Null: none.")
+    share = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+    resets_at = serializers.DateTimeField(allow_null=True)
+    frees = serializers.CharField(help_text="What makes room.")
+
+
+class UsedInMonth(serializers.Serializer[Any]):
+    month = serializers.DateField()
+    cpu_hours = serializers.FloatField()
+    gpu_hours = serializers.FloatField()
+    tasks = serializers.IntegerField()
+    storage_bytes = serializers.IntegerField(help_text="The most on any day.")
+
+
+class UsedOnDay(serializers.Serializer[Any]):
+    day = serializers.DateField()
+    cpu_hours = serializers.FloatField()
+    gpu_hours = serializers.FloatField()
+    tasks = serializers.IntegerField()
+
+
+class UsageOut(serializers.Serializer[Any]):
+    quotas = QuotaOut(many=True)
+    months = UsedInMonth(many=True, help_text="The last twelve, oldest first.")
+    days = UsedOnDay(many=True, help_text="The last thirty, oldest first.")

@@ -24,6 +24,7 @@ urlpatterns = [
             ("leave", views.LeaveView, "leave"),
             ("transfer", views.TransferView, "transfer"),
             ("invite-code", views.InviteView, "invite-code"),
+            ("usage", views.UsageView, "usage"),
             ("audit", views.AuditView, "audit"),
             ("audit/export", views.AuditExportView, "audit-export"),
         )

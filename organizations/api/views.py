@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from accounts.pagination import Page
-from organizations import actions, invites, trail
+from organizations import actions, invites, quotas, trail, usage
 from organizations.access import active_membership
 from organizations.api import serializers as said
 from organizations.api.base import OrgAPIView
@@ -189,3 +189,15 @@ class AuditExportView(OrgAPIView):
     def get(self, request: Request, organization: UUID) -> HttpResponse:
         """The same as CSV: the newest 50,000 that the filters leave."""
         return trail.as_csv(self.membership, request.query_params)
+
+
+@extend_schema(tags=["organizations"])
+class UsageView(OrgAPIView):
+    roles: ClassVar = {"get": Role.VIEWER}
+
+    @extend_schema(responses=said.UsageOut)
+    def get(self, request: Request, organization: UUID) -> Response:
+        """What the organization may use, what it uses, and what it used over time."""
+        home = self.membership.organization
+        answer = {"quotas": quotas.report(home), **usage.history(home)}
+        return Response(said.UsageOut(answer).data)

@@ -129,7 +129,7 @@ def test_strangers_see_nothing(client, world, route):
 def test_start_answers_202_with_the_job_in_few_queries(ask, by, django_assert_max_num_queries):
     version = make.version(by)
     body = {"dataset": str(version.dataset_id), "target": "kind", "time_budget": 60}
-    with django_assert_max_num_queries(16):
+    with django_assert_max_num_queries(18):
         answer = ask("post", "/api/training/start", body)
     assert answer.status_code == 202
     job = answer.json()
