@@ -4,10 +4,11 @@ It costs a fixed number of queries. What it reads grows with the lines that wait
 runs, and not with how many tasks wait in a line.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,12 +20,16 @@ from workers import fairshare
 from workers.models import Allocation, Pause, Task, Worker
 
 State = Task.State
-Line = tuple[UUID, str, bool, int]
+Line = tuple[str, str, bool, int]  # an organization's id, and what `fairshare.Waiting.line` is
 
 # The head of each line, by hopping along the index `task_lines`: from a line's first task straight
 # to the next line's (a "loose index scan", which PostgreSQL has no plan for by itself).
 _COLUMNS = """t.id, t.organization_id, t.queue, t.light, t.priority, t.queued_at, t.line_at,
        t.cpu_millis, t.ram_mib, t.gpus, t.gpu_ram_mib, t.held_on_id"""
+# As text and floats: the driver reads a thousand rows in a third of the time.
+_AS_READ = """line.id::text, line.organization_id::text, line.queue, line.light, line.priority,
+       extract(epoch FROM line.queued_at)::float8, extract(epoch FROM line.line_at)::float8,
+       line.cpu_millis, line.ram_mib, line.gpus, line.gpu_ram_mib, line.held_on_id::text"""
 _HEADS = f"""
 WITH RECURSIVE line AS (
   SELECT head.* FROM unnest(%(queues)s::text[]) AS q(queue), unnest(%(light)s::bool[]) AS l(light),
@@ -41,29 +46,33 @@ WITH RECURSIVE line AS (
      ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
   ) head
 )
-SELECT * FROM line
+SELECT {_AS_READ} FROM line
 """  # noqa: S608 - the names of columns, above
 
 # The same for one organization: its own node asks, or it may only go on with jobs that run already.
 _HEADS_OF = f"""
+SELECT {_AS_READ} FROM (
 SELECT DISTINCT ON (t.queue, t.light, t.organization_id, t.priority) {_COLUMNS}
   FROM workers_task t
  WHERE t.state = 'queued' AND t.queue = ANY(%(queues)s) AND t.light = ANY(%(light)s)
    AND (%(organization)s::uuid IS NULL OR t.organization_id = %(organization)s)
    AND (%(subjects)s::uuid[] IS NULL OR t.subject = ANY(%(subjects)s))
  ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at
+) line
 """  # noqa: S608 - the same
 
 # What runs, by line. A node of an organization's own is no part of what is shared.
 _RUNNING = """
-SELECT a.organization_id, t.queue, t.light, t.priority, max(a.since),
-       array_agg(DISTINCT t.subject) FILTER (WHERE NOT t.light),
+SELECT a.organization_id::text, t.queue, t.light, t.priority,
+       extract(epoch FROM max(a.since))::float8,
+       array_agg(DISTINCT t.subject::text) FILTER (WHERE NOT t.light),
        coalesce(sum(a.cpu_millis) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(sum(a.ram_mib) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(sum(a.gpus) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(o.max_concurrent_jobs, %(limit)s)
   FROM workers_allocation a
-  JOIN workers_task t ON t.id = a.task_id
+ CROSS JOIN LATERAL (  -- by the key of each, whatever the planner thinks that the tables hold
+    SELECT queue, light, priority, subject FROM workers_task WHERE id = a.task_id LIMIT 1) t
   JOIN workers_worker w ON w.id = a.worker_id
   JOIN organizations_organization o ON o.id = a.organization_id
  GROUP BY a.organization_id, t.queue, t.light, t.priority, o.max_concurrent_jobs
@@ -82,13 +91,13 @@ _RESOURCES = ("cpu_millis", "ram_mib", "gpus")
 class Running:
     """What runs now, for a choice: per organization and per line."""
 
-    shares: dict[UUID, float] = field(default_factory=dict)
-    jobs: dict[UUID, set[UUID]] = field(default_factory=dict)
-    limits: dict[UUID, int] = field(default_factory=dict)
-    started: dict[Line, datetime] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    jobs: dict[str, set[str]] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    started: dict[Line, float] = field(default_factory=dict)
 
     @property
-    def full(self) -> set[UUID]:
+    def full(self) -> set[str]:
         """Organizations that run as many jobs as they may."""
         counts = {one: len(jobs) for one, jobs in self.jobs.items()}
         return fairshare.full_organizations(counts, self.limits)
@@ -104,7 +113,7 @@ def running_now() -> Running:
     """The shares in use and the jobs that run, of every organization."""
     now = Running()
     total = dict(zip(_RESOURCES, _query(_FLEET, alive=Worker.alive_since())[0], strict=True))
-    used: dict[UUID, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RESOURCES, 0.0))
+    used: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RESOURCES, 0.0))
     for row in _query(_RUNNING, limit=settings.MAX_CONCURRENT_JOBS):
         one, queue, light, priority, since, subjects, *takes, limit = row
         now.started[one, queue, light, priority] = since
@@ -120,8 +129,8 @@ def running_now() -> Running:
 
 
 def heads(
-    queues: Sequence[str], *, of: UUID | None, light: Sequence[bool], now: Running
-) -> list[fairshare.Waiting[UUID]]:
+    queues: Sequence[str], *, of: str | None, light: Sequence[bool], now: Running
+) -> list[fairshare.Waiting[str]]:
     """The first task of each line that may start: of one organization, or of all."""
     asked: dict[str, Any] = {"queues": list(queues), "light": list(light)}
     if of is not None:
@@ -162,9 +171,10 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
         if not light:
             return None
         now = running_now()
+        mine = str(node.organization_id) if node.organization_id else None
         lines = [
             head
-            for head in heads(queues, of=node.organization_id, light=light, now=now)
+            for head in heads(queues, of=mine, light=light, now=now)
             if not paused & {("", head.organization), (head.queue, head.organization)}
         ]
         task = _take(node, lines, now, room, empty)
@@ -192,9 +202,12 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     return task
 
 
-def pauses() -> set[tuple[str, UUID | None]]:
+def pauses() -> set[tuple[str, str | None]]:
     """What an operator paused: (queue, organization), each empty for all of them."""
-    return {(pause.queue, pause.organization_id) for pause in Pause.objects.all()}
+    return {
+        (pause.queue, str(pause.organization_id) if pause.organization_id else None)
+        for pause in Pause.objects.all()
+    }
 
 
 def _left(node: Worker, said: fairshare.Room, empty: fairshare.Room) -> fairshare.Room:
@@ -220,25 +233,25 @@ def _left(node: Worker, said: fairshare.Room, empty: fairshare.Room) -> fairshar
 
 def _take(
     node: Worker,
-    lines: list[fairshare.Waiting[UUID]],
+    lines: list[fairshare.Waiting[str]],
     now: Running,
     room: fairshare.Room,
     empty: fairshare.Room,
 ) -> Task | None:
     """The chosen task, locked. Other nodes choose at the same time: what they took is passed by."""
-    overdue = timezone.now() - fairshare.PATIENCE
-    waited_for: UUID | None = None
+    overdue = time.time() - fairshare.PATIENCE_S
+    waited_for: str | None = None
     while lines:
         best, hold = fairshare.choose(
             lines,
             now.shares,
             room,
-            node=node.pk,
+            node=str(node.pk),
             empty=empty,
             overdue=overdue,
             started=now.started,
         )
-        if hold is not None and hold.held_on != node.pk:
+        if hold is not None and hold.held_on != str(node.pk):
             Task.objects.filter(pk=hold.task, state=State.QUEUED).update(held_on=node)
         if best is None:
             return None
@@ -258,13 +271,13 @@ def _take(
                 lines = [head for head in lines if head.light or head.organization != one]
                 continue
         task = _first_unlocked(best, going_on)
-        if task is not None and (task.pk == best.task or _waiting(task).fits(room)):
+        if task is not None and (str(task.pk) == best.task or _waiting(task).fits(room)):
             return task
         lines = [head for head in lines if head is not best]
     return None
 
 
-def _lock(organization: UUID, *, wait: bool) -> bool:
+def _lock(organization: str, *, wait: bool) -> bool:
     """Lock the organization's count of jobs until the transaction's end; whether that was done."""
     function = "pg_advisory_xact_lock" if wait else "pg_try_advisory_xact_lock"
     sql = f"SELECT {function}(hashtextextended(%(key)s, 0))"
@@ -272,31 +285,31 @@ def _lock(organization: UUID, *, wait: bool) -> bool:
     return wait or bool(got)
 
 
-def _jobs_of(organization: UUID) -> set[UUID]:
-    running = Allocation.objects.filter(organization=organization, light=False)
-    return set(running.values_list("task__subject", flat=True))
+def _jobs_of(organization: str) -> set[str]:
+    running = Allocation.objects.filter(organization=UUID(organization), light=False)
+    return {str(job) for job in running.values_list("task__subject", flat=True)}
 
 
-def _first_unlocked(line: fairshare.Waiting[UUID], going_on: set[UUID] | None) -> Task | None:
+def _first_unlocked(line: fairshare.Waiting[str], going_on: set[str] | None) -> Task | None:
     """The first task of ``line`` that no other node is taking at this moment."""
     one, queue, light, priority = line.line
     tasks = Task.objects.select_for_update(no_key=True, skip_locked=True).filter(
-        state=State.QUEUED, queue=queue, light=light, organization=one, priority=priority
+        state=State.QUEUED, queue=queue, light=light, organization=UUID(one), priority=priority
     )
     if going_on is not None and not light:
         tasks = tasks.filter(subject__in=going_on)
     return tasks.order_by("line_at")[:1].first()
 
 
-def _waiting(task: Task) -> fairshare.Waiting[UUID]:
+def _waiting(task: Task) -> fairshare.Waiting[str]:
     return fairshare.Waiting(
-        task=task.pk,
-        organization=task.organization_id,
+        task=str(task.pk),
+        organization=str(task.organization_id),
         queue=task.queue,
         light=task.light,
         priority=task.priority,
-        queued_at=task.queued_at,
-        line_at=task.line_at,
+        queued_at=task.queued_at.timestamp(),
+        line_at=task.line_at.timestamp(),
         cpu_millis=task.cpu_millis,
         ram_mib=task.ram_mib,
         gpus=task.gpus,

@@ -4,7 +4,7 @@ Urgency goes first; among equals the organization that uses least of what is sca
 weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); then
 age. Two rules keep everybody's wait finite, whatever others send:
 
-* a line from which nothing was started for longer than `PATIENCE` goes before all of that, the
+* a line from which nothing was started for longer than `PATIENCE_S` goes before all of that, the
   oldest first, whatever its urgency and share;
 * if its task fits the node only when that is empty, the node is held for it: heavy work does not
   start there any more, so that small tasks can't slip past a large one forever.
@@ -12,12 +12,11 @@ age. Two rules keep everybody's wait finite, whatever others send:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
 
-PATIENCE = timedelta(minutes=15)
+PATIENCE_S = 900.0
 LIGHT_SLOTS = 2
 USABLE_RAM = 0.9  # the rest is the operating system's and the node's own
 FORGIVEN = 0.95  # a card sold as 8 GB reports a little less than 8 GiB
@@ -69,15 +68,18 @@ class Room:
 
 
 class Waiting(NamedTuple, Generic[K]):
-    """The head of one line: of one organization, on one queue, of one class and urgency."""
+    """The head of one line: of one organization, on one queue, of one class and urgency.
+
+    Times are seconds since the epoch: a thousand of these are made and compared for each choice.
+    """
 
     task: K
     organization: K
     queue: str
     light: bool
     priority: int
-    queued_at: datetime
-    line_at: datetime
+    queued_at: float
+    line_at: float
     cpu_millis: int
     ram_mib: int
     gpus: int = 0
@@ -126,8 +128,8 @@ def choose(
     *,
     node: K | None = None,
     empty: Room | None = None,
-    overdue: datetime | None = None,
-    started: Mapping[tuple[K, str, bool, int], datetime] | None = None,
+    overdue: float | None = None,
+    started: Mapping[tuple[K, str, bool, int], float] | None = None,
 ) -> Choice[K]:
     """The task to start on ``node`` with this ``room``; neither start nor hold when none fits.
 
@@ -151,7 +153,7 @@ def choose(
         if hold is None and free and empty is not None and head.fits(empty.without_reserve()):
             hold = head
     best: Waiting[K] | None = None
-    best_rank: tuple[int, float, datetime] | None = None
+    best_rank: tuple[int, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
         rank = (-head.priority, share, head.line_at)
