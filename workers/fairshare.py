@@ -1,8 +1,9 @@
 """Which waiting task a node gets next. Pure: from a snapshot to a decision.
 
 Urgency goes first; among equals the organization that uses least of what is scarce to it, for its
-weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); then
-age. Two rules keep everybody's wait finite, whatever others send:
+weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); where
+those are equal they take turns; then age. Two rules keep everybody's wait finite, whatever others
+send:
 
 * a line from which nothing was started for longer than `PATIENCE_S` goes before all of that, the
   oldest first, whatever its urgency and share;
@@ -135,8 +136,8 @@ def choose(
 
     ``shares`` has the weighted dominant share of each organization that uses something. A line is
     overdue when its head was queued before ``overdue`` and nothing of it that still runs
-    (``started``: the newest start per line) started after. ``empty`` is the node's room when it
-    has nothing to do: without it no node is held.
+    (``started``: the newest start per line) started after; it also tells whose turn it is.
+    ``empty`` is the node's room when it has nothing to do: without it no node is held.
     """
     heads = list(waiting)
     late: list[Waiting[K]] = []
@@ -152,11 +153,14 @@ def choose(
         free = head.held_on is None or head.held_on == node
         if hold is None and free and empty is not None and head.fits(empty.without_reserve()):
             hold = head
+    turns: dict[K, float] = {}  # when each organization had its last turn, as far as it still runs
+    for line, at in (started or {}).items():
+        turns[line[0]] = max(at, turns.get(line[0], at))
     best: Waiting[K] | None = None
-    best_rank: tuple[int, float, float] | None = None
+    best_rank: tuple[int, float, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
-        rank = (-head.priority, share, head.line_at)
+        rank = (-head.priority, share, turns.get(head.organization, 0.0), head.line_at)
         if best_rank is not None and rank >= best_rank:
             continue
         if (hold is None or head.light) and head.fits(room):
