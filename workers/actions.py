@@ -19,6 +19,7 @@ from workers.claiming import claim
 from workers.files import store_artifact
 from workers.keys import task_token
 from workers.models import (
+    OWN_NODES,
     Allocation,
     Artifact,
     IllegalMove,
@@ -65,7 +66,8 @@ def add_task(
     Its events go to ``topic``. A light task is short and takes one of a node's light slots.
     """
     stream = open_stream(topic, organization)
-    queue = routing.queue_for(
+    own = any(artifact.own_node for artifact in (inputs or {}).values())
+    queue = (OWN_NODES if own else "") + routing.queue_for(
         routing.Requirements(
             engine=engine, device=device, gpu_ram_mib=gpu_ram_mib, urgent=priority > 0
         )
@@ -212,11 +214,16 @@ def heartbeat(
         held.update(lease_expires_at=now + timedelta(seconds=settings.LEASE_S))
         for renewed in held.only("cancel_requested_at", "stop_requested_at"):
             words[str(renewed.pk)] = _word(renewed)
-    waiting = (
-        not worker.draining
-        and Task.objects.filter(state=State.QUEUED, queue__in=worker.queues).exists()
-    )
-    return {"tasks": words, "waiting": waiting, "queues": worker.queues, "restart": False}
+    waits = Task.objects.filter(state=State.QUEUED, queue__in=worker.queues)
+    if worker.organization_id is not None:
+        waits = waits.filter(organization=worker.organization_id)
+    return {
+        "tasks": words,
+        "waiting": not worker.draining and waits.exists(),
+        "queues": worker.queues,
+        "concurrency": worker.concurrency,
+        "restart": worker.restart_asked_at is not None,
+    }
 
 
 def _word(task: Task) -> str:

@@ -47,6 +47,7 @@ def store_artifact(
     """
     identity: UUID = uuid4()
     content = _Hashing(source, name)
+    own = bool(task and task.worker and task.worker.organization_id)
     path = default_storage.save(f"artifacts/{organization.pk}/{identity}", content)
     sha256 = content.sha256.hexdigest()
     if task is not None:
@@ -66,7 +67,8 @@ def store_artifact(
                 file=path,
                 sha256=sha256,
                 size=content.bytes,
-                signature=sign_artifact(identity, sha256, organization.pk),
+                signature=sign_artifact(identity, sha256, organization.pk, own_node=own),
+                own_node=own,
             )
     except Exception:
         default_storage.delete(path)

@@ -30,9 +30,15 @@ def public_key() -> str:
     return _key().public_key().public_bytes_raw().hex()
 
 
-def sign_artifact(artifact: UUID, sha256: str, organization: UUID) -> str:
-    """The signature (hex) by which a node knows that these bytes came through the platform."""
-    message = b"flowml-artifact\0" + artifact.bytes + bytes.fromhex(sha256) + organization.bytes
+def sign_artifact(
+    artifact: UUID, sha256: str, organization: UUID, *, own_node: bool = False
+) -> str:
+    """The signature (hex) by which a node knows that these bytes came through the platform.
+
+    What an ``own_node`` of the organization wrote is signed so that only such nodes load it.
+    """
+    domain = b"flowml-artifact-own\0" if own_node else b"flowml-artifact\0"
+    message = domain + artifact.bytes + bytes.fromhex(sha256) + organization.bytes
     return _key().sign(message).hex()
 
 

@@ -14,6 +14,9 @@ from accounts.models import User
 from organizations.models import Organization, OrgOwned
 from workers import push
 
+# Before the name of a queue: for nodes of the organization whose task lies there, and no others.
+OWN_NODES = "own."
+
 
 class Stream(models.Model):
     """A topic that people may listen to, and how many events it has.
@@ -363,6 +366,9 @@ class Artifact(OrgOwned):
     sha256 = models.CharField(max_length=64)
     size = models.PositiveBigIntegerField()
     signature = models.CharField(max_length=128)
+    own_node = models.BooleanField(
+        default=False, help_text="Written by the organization's own node: only those load it."
+    )
 
     class Meta:
         constraints: ClassVar = [

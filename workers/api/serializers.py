@@ -19,13 +19,14 @@ class Capabilities(serializers.Serializer[Any]):
 
 
 class Registration(serializers.Serializer[Any]):
-    join_token = serializers.CharField(max_length=200)
+    join_token = serializers.CharField(max_length=200, default="", allow_blank=True)
     name = serializers.CharField(max_length=80)
     version = serializers.CharField(max_length=40, default="")
     capabilities = Capabilities()
     address = serializers.CharField(max_length=255, default="", allow_null=True, allow_blank=True)
     concurrency = serializers.IntegerField(min_value=1, max_value=1000, default=1)
     queues = serializers.ListField(child=serializers.CharField(max_length=80), default=list)
+    poll = serializers.BooleanField(default=False)
 
 
 class Running(serializers.Serializer[Any]):

@@ -1,6 +1,5 @@
 """The node endpoints: nodes dial in, speak for themselves or for one attempt of one task."""
 
-import hmac
 from typing import IO, Any, ClassVar, cast
 from uuid import UUID
 
@@ -8,7 +7,6 @@ from django.conf import settings
 from django.http import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema, inline_serializer
-from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.fields import CharField
 from rest_framework.parsers import BaseParser
 from rest_framework.permissions import AllowAny
@@ -20,12 +18,12 @@ from accounts.errors import Invalid
 from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
 from organizations.models import Role
-from workers import actions, keys, live
+from workers import actions, joining, keys, live
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
 from workers.files import file_response
-from workers.models import Artifact, Task
+from workers.models import Artifact, Task, Worker
 
 MAX_NAME = 200
 
@@ -52,28 +50,34 @@ class RegisterView(NodeView):
     permission_classes = (AllowAny,)
 
     def post(self, request: Request) -> Response:
-        """A node joins with the join token and gets a token of its own, shown once."""
+        """A machine joins with a join token and gets a token of its own, shown once.
+
+        A node that has joined before shows its own instead, and gets a new one.
+        """
         asked = _read(said.Registration, request)
-        expected = settings.JOIN_TOKEN
-        if not expected or not hmac.compare_digest(asked["join_token"].encode(), expected.encode()):
-            raise AuthenticationFailed("The join token is wrong, or this installation has none.")
-        worker, token = actions.register_worker(
-            name=asked["name"],
-            version=asked["version"],
-            capabilities=asked["capabilities"],
-            address=asked["address"] or "",
-            concurrency=asked["concurrency"],
-            classes=asked["queues"],
-        )
-        by_celery = settings.SCHEDULER_BACKEND == "celery"
+        told = {
+            "version": asked["version"],
+            "capabilities": asked["capabilities"],
+            "address": asked["address"] or "",
+            "concurrency": asked["concurrency"],
+            "classes": asked["queues"],
+        }
+        if isinstance(request.auth, Worker):
+            worker, token = joining.join_again(request.auth, **told)
+        else:
+            worker, token = joining.join(asked["join_token"], name=asked["name"], **told)
+        # A node of one organization gets no password of the broker, which holds everybody's keys.
+        by_celery = settings.SCHEDULER_BACKEND == "celery" and worker.organization_id is None
         return Response(
             {
                 "worker_id": str(worker.pk),
                 "token": token,
+                "organization": str(worker.organization_id or ""),
                 "heartbeat_s": settings.HEARTBEAT_S,
                 "lease_s": settings.LEASE_S,
                 "queues": worker.queues,
-                "broker_url": settings.REDIS_URL if by_celery else None,
+                "concurrency": worker.concurrency,
+                "broker_url": settings.REDIS_URL if by_celery and not asked["poll"] else None,
                 "signing_key": keys.public_key(),
             },
             201,
@@ -180,7 +184,7 @@ class UploadView(TaskView):
 
 
 class MayRead(IsWorker):
-    """A node reads any artifact (platform nodes serve everybody); a task token only its inputs."""
+    """A node reads what it may serve (``ArtifactView``); a task token only the task's inputs."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if not isinstance(request.auth, HeldAttempt):
@@ -195,7 +199,16 @@ class ArtifactView(NodeView):
     permission_classes = (MayRead,)
 
     def get(self, request: Request, artifact: UUID) -> HttpResponseBase:
-        found = get_object_or_404(Artifact, pk=artifact)
+        readable = Artifact.objects.all()
+        if isinstance(request.auth, Worker):
+            # The platform's nodes serve everybody, an organization's own nobody else.
+            mine = request.auth.organization_id
+            readable = (
+                readable.filter(own_node=False)
+                if mine is None
+                else readable.filter(organization=mine)
+            )
+        found = get_object_or_404(readable, pk=artifact)
         response = file_response(found.file, filename=found.name)
         response["X-SHA256"] = found.sha256
         response["X-Signature"] = found.signature

@@ -85,9 +85,13 @@ class Api:
         if self._session is not None:
             await self._session.close()
 
-    async def register(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Make this node known; keeps the token that comes back. Raises Refused, Unreachable."""
-        answer = await self._json("POST", "/api/workers/register", body, auth=None)
+    async def register(self, body: Mapping[str, Any], token: str = "") -> dict[str, Any]:
+        """Make this node known; keeps the token that comes back. Raises Refused, Unreachable.
+
+        ``token`` is one that this node was given earlier, and shows who it is; Unauthorized: void.
+        """
+        auth = f"Worker {token}" if token else None
+        answer = await self._json("POST", "/api/workers/register", body, auth=auth)
         self.token = str(answer["token"])
         return answer
 
@@ -96,10 +100,13 @@ class Api:
         path = "/api/workers/heartbeat"
         return await self._json("POST", path, body, auth=self._worker(), timeout_s=BEAT_TIMEOUT_S)
 
-    async def claim(self, room: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The best task that fits ``room``, or None. After a lost answer the lease just ends."""
-        body = {"room": room}
-        return await self._json("POST", "/api/workers/claim", body, auth=self._worker()) or None
+    async def claim(self, room: Mapping[str, Any], wait_s: float = 0) -> dict[str, Any] | None:
+        """The best task that fits ``room``, or None. After a lost answer the lease just ends.
+
+        The web side may take up to ``wait_s`` seconds to find one.
+        """
+        path = f"/api/workers/claim?wait_s={wait_s:.0f}" if wait_s else "/api/workers/claim"
+        return await self._json("POST", path, {"room": room}, auth=self._worker()) or None
 
     async def events(
         self, task: str, attempt: int, token: str, events: list[dict[str, Any]]

@@ -181,6 +181,7 @@ class Serving:
         register_again: Callable[[str], Awaitable[None]],
     ) -> None:
         self.signing_key = ""
+        self.organization = ""  # whose node this is; empty: the platform's
         self._settings = settings
         self._api = api
         self._parents = parents
@@ -366,6 +367,7 @@ class Serving:
                 sha256=model.sha256,
                 organization=model.organization,
                 signature=model.signature,
+                own=self.organization,
             )
             archive = await self._download(model)
             target = self._settings.folder / "models" / f"{model.artifact}.{model.sha256[:16]}"

@@ -35,6 +35,8 @@ class Settings:
     # How long someone who is told to stop may take to end well before being killed.
     grace_s: float = 10.0
     model_server_mib: int = 2048
+    poll: bool = False  # ask web for work and listen to no broker
+    use_gpu: bool = True
 
     @property
     def socket_path(self) -> Path:
@@ -108,7 +110,11 @@ def read(env: Mapping[str, str], cores: int, **flags: object) -> Settings:
             f'The name "{name}" will not do: up to 64 letters, digits, dots, dashes, underscores.'
         )
     var = Path(env.get("FLOWML_VAR") or ROOT / "var")
-    concurrency = int(str(given.get("concurrency") or env.get("FLOWML_CONCURRENCY") or 0))
+    concurrency = _count(given.get("concurrency") or env.get("FLOWML_CONCURRENCY"))
+    use_gpu = _yes_or_no(env.get("USE_GPU"), "USE_GPU", usually=True)
+    queues = _names(given.get("queues") or env.get("FLOWML_QUEUES") or env.get("WORKER_TYPE"))
+    if not use_gpu and queues and all(name.partition(".")[0] == "gpu" for name in queues):
+        raise ValueError("USE_GPU is off, and only work for a GPU is asked for: change either.")
     return Settings(
         url=url,
         join_token=token,
@@ -118,15 +124,37 @@ def read(env: Mapping[str, str], cores: int, **flags: object) -> Settings:
         venvs=Path(env.get("FLOWML_VENVS") or ROOT / ".venvs").absolute(),
         concurrency=concurrency or max(1, cores // 2),
         light_slots=2,
-        queues=_names(given.get("queues")),
-        engines=_names(given.get("engines")),
+        queues=queues,
+        engines=_names(
+            given.get("engines") or env.get("FLOWML_ENGINES") or env.get("MODEL_FRAMEWORK")
+        ),
         cache_mib=int(env.get("FLOWML_NODE_CACHE_MIB") or 8192),
         min_disk_mib=int(env.get("FLOWML_NODE_MIN_DISK_MIB") or 256),
         grace_s=float(env.get("FLOWML_STOP_GRACE_S") or 10),
         model_server_mib=int(env.get("FLOWML_MODEL_SERVER_MIB") or 2048),
+        poll=_yes_or_no(env.get("FLOWML_POLL"), "FLOWML_POLL", usually=False),
+        use_gpu=use_gpu,
     )
 
 
+def _count(said: object) -> int:
+    text = str(said or 0)
+    if not text.isdecimal() or int(text) > 1000:
+        raise ValueError(f"The concurrency is a whole number up to 1000, not {text!r}.")
+    return int(text)
+
+
+def _yes_or_no(text: str | None, name: str, *, usually: bool) -> bool:
+    said = (text or "").strip().lower()
+    if said in {"1", "true", "yes", "on"}:
+        return True
+    if said in {"0", "false", "no", "off"}:
+        return False
+    if said:
+        raise ValueError(f"{name} is either 1 or 0, not {text!r}.")
+    return usually
+
+
 def _names(text: object) -> tuple[str, ...] | None:
-    names = tuple(part.strip() for part in str(text or "").split(",") if part.strip())
+    names = tuple(part.strip().lower() for part in str(text or "").split(",") if part.strip())
     return names or None

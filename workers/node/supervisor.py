@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from workers.node import probe, procs
+from workers.node import identity, probe, procs
 from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable, backoff_s
 from workers.node.attempt import Attempt
 from workers.node.bell import Bell
@@ -59,6 +59,8 @@ class Supervisor:
         self.heartbeat_s = 5.0
         self.broker_url: str | None = None
         self.queues: list[str] = []
+        self.concurrency = settings.concurrency
+        self.claim_wait_s = 0.0
         self.draining = False
         self._capabilities: dict[str, Any] = {}
         self._status = 0
@@ -166,14 +168,20 @@ class Supervisor:
             "capabilities": self._capabilities,
             "address": self.serving.address,
             "concurrency": self.settings.concurrency,
+            "poll": self.settings.poll,
         }
         if self.settings.queues:
             body["queues"] = list(self.settings.queues)
         failures, refused_at = 0, 0.0
+        known = identity.load(self.settings)
         while True:
             try:
-                answer = await self.api.register(body)
+                answer = await self.api.register(body, known)
                 break
+            except Unauthorized:
+                log.warning("the server does not know this node any more; joining anew")
+                known = ""
+                continue
             except Refused as error:
                 refused_at = refused_at or time.monotonic()
                 log.error("the server does not let this node in: %s", error)
@@ -184,13 +192,25 @@ class Supervisor:
                     log.warning("waiting for the server at %s (%s)", self.settings.url, error)
             failures += 1
             await asyncio.sleep(backoff_s(failures, 0.5))
+        await asyncio.to_thread(identity.save, self.settings, self.api.token)
         self.heartbeat_s = float(answer.get("heartbeat_s") or self.heartbeat_s)
+        self.claim_wait_s = float(answer.get("claim_wait_s") or 0)
+        self._set_concurrency(answer.get("concurrency"))
+        self.serving.organization = str(answer.get("organization") or "")
         self.broker_url = answer.get("broker_url") or None
         self.queues = list(answer.get("queues") or [])
         self.serving.signing_key = str(answer.get("signing_key") or "")
         log.info("registered as %s, queues: %s", self.settings.name, ", ".join(self.queues))
         await self.bell.want(self.broker_url, self.queues)
         self._claim_now.set()
+
+    def _set_concurrency(self, said: Any) -> None:
+        """The server may have another number set for this node than it would choose itself."""
+        wanted = int(said or self.settings.concurrency)
+        if wanted != self.concurrency:
+            log.info("heavy tasks at a time are now: %d", wanted)
+            self.concurrency = wanted
+            self._claim_now.set()
 
     async def register_again(self, refused: str) -> None:
         """Register because the token ``refused`` is void. Several callers at once register once."""
@@ -246,11 +266,14 @@ class Supervisor:
             self.queues = list(queues)
             log.info("queues are now: %s", ", ".join(self.queues))
             await self.bell.want(self.broker_url, self.queues)
+        self._set_concurrency(answer.get("concurrency"))
         if answer.get("restart") and not self.draining:
             log.info("the server asks for a restart")
             self.draining = True
             self._run(self._restart_when_idle())
-        if answer.get("waiting") and not self.draining:
+        # Where web holds our question until there is work, it looks for itself.
+        asks = not self.broker_url and self.claim_wait_s
+        if answer.get("waiting") and not self.draining and not asks:
             self._woken_by_heartbeat = not self._claim_now.is_set()
             self._claim_now.set()
 
@@ -279,8 +302,11 @@ class Supervisor:
             by_heartbeat, self._woken_by_heartbeat = self._woken_by_heartbeat, False
             try:
                 while not self.draining and self._has_room():
-                    claim = await self.api.claim(self.room())
+                    asked_at = time.monotonic()
+                    claim = await self._claim()
                     if claim is None:
+                        if time.monotonic() - asked_at > POLL_S:  # web has waited for us
+                            self._claim_now.set()
                         break
                     if by_heartbeat and self.broker_url:
                         self.bell.watchdog.found_unrung(time.monotonic())
@@ -295,6 +321,25 @@ class Supervisor:
                 log.error("the claim was refused: %s", error)
                 await asyncio.sleep(POLL_S)
 
+    async def _claim(self) -> dict[str, Any] | None:
+        """The next task. Without a broker the web side is asked to wait until there is one.
+
+        A wait ends early when this node has more room than it told, since nobody waits for that.
+        """
+        if self.broker_url or not self.claim_wait_s:
+            return await self.api.claim(self.room())
+        self._claim_now.clear()
+        asking = asyncio.create_task(self.api.claim(self.room(), self.claim_wait_s))
+        more = asyncio.create_task(self._claim_now.wait())
+        try:
+            await asyncio.wait({asking, more}, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                return asking.result()
+            return None
+        finally:
+            for task in (asking, more):
+                task.cancel()
+
     def room(self) -> dict[str, Any]:
         """What is free now: slots by class, processor (millicores), memory (MiB), GPUs (MiB)."""
         working = [a for a in self.attempts.values() if a.working]
@@ -305,7 +350,7 @@ class Supervisor:
         # Light work beyond its own slots sits in a heavy one.
         spill = max(0, light - self.settings.light_slots)
         return {
-            "slots": max(0, self.settings.concurrency - heavy - spill),
+            "slots": max(0, self.concurrency - heavy - spill),
             "light_slots": max(0, self.settings.light_slots - light),
             "cpu_millis": max(0, self.cores * 1000 - taken_cpu),
             "ram_mib": max(0, int(self.ram_mib * 0.9) - taken_mib),
@@ -337,7 +382,7 @@ class Supervisor:
                 parents=self.parents,
                 gpus=self.gpus,
                 settings=self.settings,
-                cores=max(1, self.cores // self.settings.concurrency),
+                cores=max(1, self.cores // self.concurrency),
             )
         except OSError as error:
             log.error("task %s cannot be kept here: %s", task, error)
