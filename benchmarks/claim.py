@@ -7,9 +7,10 @@ that every claim sees the same queue.
 
     python -m benchmarks.claim [--claims 200] [--organizations 1000]
 
-Limits: p95 of a claim under 20 ms with 100,000 tasks, the median at 100,000 within 20% of that at
-1,000, the pure choice under 2 ms. A loaded machine misses limits that a quiet one keeps, so the
-time that PostgreSQL takes for ``SELECT 1`` and the load are printed beside it.
+Limits: p95 of a claim under 20 ms with 100,000 tasks, the time at 100,000 within 20% of that at
+1,000, the pure choice under 2 ms. On a machine that does other work too a clock tells little; so
+the processor time of a claim (this process's and the database's) is measured as well, and growth is
+told of that. The load is printed.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+
+import psutil
 
 from flowml_site import embedded
 
@@ -38,6 +41,15 @@ def timed(times: int, work: Callable[[], object]) -> list[float]:
         work()
         took.append(time.perf_counter() - began)
     return took
+
+
+def cpu_s() -> float:
+    """Processor time (s) of this process and of the database process that serves it."""
+    from django.db import connection
+
+    connection.ensure_connection()
+    theirs = psutil.Process(connection.connection.info.backend_pid).cpu_times()
+    return time.process_time() + theirs.user + theirs.system
 
 
 def row(name: str, took: Sequence[float], limit: str = "") -> None:
@@ -129,7 +141,7 @@ def measure(claims: int, organizations: int) -> bool:
     add_nodes(200)
     node = Worker.objects.get(name="node 0")
     room = fairshare.Room(slots=1000, light_slots=2, cpu_millis=16000, ram_mib=58982)
-    medians: dict[int, float] = {}
+    per_claim: dict[int, float] = {}
     kept, before = True, 0
     for each in (1, 10, 100):
         add_tasks(each - before)
@@ -140,8 +152,11 @@ def measure(claims: int, organizations: int) -> bool:
                 actions.claim(other, room)
         waiting = Task.objects.filter(state="queued").count()
 
-        took = []
+        took: list[float] = []
+        spent = 0.0
         for n in range(claims + 20):
+            if n == 20:
+                spent = -cpu_s()
             began = time.perf_counter()
             task = actions.claim(node, room)
             if n >= 20:
@@ -149,9 +164,10 @@ def measure(claims: int, organizations: int) -> bool:
             assert task is not None
             task.allocation.delete()
             task.move_to(Task.State.QUEUED, worker=None, lease_expires_at=None)
-        medians[waiting] = statistics.median(took)
+        spent += cpu_s()
+        per_claim[waiting] = spent / claims
         name = f"claim, {waiting:,} tasks of {organizations:,} organizations"
-        row(name, took, "limit: p95 20 ms")
+        row(name, took, f"limit: p95 20 ms   processor {1000 * spent / claims:5.2f} ms with undo")
         kept = kept and (waiting < 90_000 or p95(took) * 1000 < LIMIT_MS)
 
     Worker.objects.update(last_seen_at=timezone.now())
@@ -182,9 +198,9 @@ def measure(claims: int, organizations: int) -> bool:
             cursor.execute("SELECT 1")
 
     row("  beside it: SELECT 1", timed(200, nothing))
-    first, *_, last = medians.values()
+    first, *_, last = per_claim.values()
     growth = last / first
-    print(f"from {min(medians):,} to {max(medians):,} tasks: x {growth:.2f}   limit: x 1.20")
+    print(f"from {min(per_claim):,} to {max(per_claim):,} tasks: x {growth:.2f}   limit: x 1.20")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return kept and statistics.median(choice) * 1000 < LIMIT_CHOICE_MS and growth < LIMIT_GROWTH
 
