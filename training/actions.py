@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 from uuid import UUID
@@ -341,8 +342,18 @@ def rank_of(model: TrainedModel) -> int | None:
         return None
     ahead = TrainedModel.objects.filter(job=model.job_id).filter(
         Q(order_score__lt=model.order_score)
-        | Q(order_score=model.order_score, fit_s__lt=model.fit_s)
-        | Q(order_score=model.order_score, fit_s=model.fit_s, key__lt=model.key)
+        | Q(order_score=model.order_score, tie_score__lt=model.tie_score)
+        | Q(
+            order_score=model.order_score,
+            tie_score=model.tie_score,
+            fit_s__lt=model.fit_s,
+        )
+        | Q(
+            order_score=model.order_score,
+            tie_score=model.tie_score,
+            fit_s=model.fit_s,
+            key__lt=model.key,
+        )
     )
     return ahead.count() + 1
 
@@ -557,11 +568,14 @@ def _figures(
     scoring.check_complete(predictions, truth)
     found = scoring.evaluate_part(job, predictions, truth)
     low, high = found.interval or (None, None)
+    loss = found.metrics.get("log_loss")
     return {
         "state": TrainedModel.State.SCORED,
         "metrics": found.metrics,
         "score": found.score,
         "order_score": -found.score if METRICS[job.metric].greater_is_better else found.score,
+        # A model that gives no probabilities comes behind those that do.
+        "tie_score": math.inf if loss is None else loss,
         "interval_low": low,
         "interval_high": high,
         "scored_rows": found.rows,

@@ -14,7 +14,8 @@ from training.evaluation import METRICS, Metric
 from workers.actions import emit
 from workers.models import Artifact, IllegalMove, StaleWrite, Task
 
-BOARD_ORDER = (F("order_score").asc(nulls_last=True), "fit_s", "key")
+# Among equal scores, common by accuracy on few rows, the better probabilities lead.
+BOARD_ORDER = (F("order_score").asc(nulls_last=True), "tie_score", "fit_s", "key")
 RACE_SHARE = 0.9  # of a job's progress, when a refit comes after the race
 TRAIN = "training.train"  # kinds of task
 REFIT = "training.refit"
@@ -192,6 +193,7 @@ class ModelQuerySet(OrgQuerySet["TrainedModel"]):
         """
         order = [
             Coalesce("origin__order_score", "order_score").asc(nulls_last=True),
+            Coalesce("origin__tie_score", "tie_score"),
             Coalesce("origin__fit_s", "fit_s"),
             Coalesce("origin__key", "key"),
         ]
@@ -238,6 +240,10 @@ class TrainedModel(OrgOwned):
     order_score = models.FloatField(
         null=True, blank=True, help_text="The score turned so that lower is better."
     )
+    tie_score = models.FloatField(
+        default=0,
+        help_text="What decides between equal scores, lower first: the log loss, if there is one.",
+    )
     interval_low = models.FloatField(null=True, blank=True)
     interval_high = models.FloatField(null=True, blank=True)
     scored_rows = models.PositiveBigIntegerField(default=0)
@@ -266,7 +272,9 @@ class TrainedModel(OrgOwned):
             ),
         ]
         indexes: ClassVar = [
-            models.Index(fields=["job", "order_score", "fit_s", "key"], name="model_board"),
+            models.Index(
+                fields=["job", "order_score", "tie_score", "fit_s", "key"], name="model_board"
+            ),
             models.Index(fields=["organization", "-created_at"], name="model_newest"),
         ]
 

@@ -177,6 +177,28 @@ def test_the_leaderboard_is_in_order_and_the_best_stays_first(by, node):
     assert job.best_model == best
 
 
+def test_of_models_of_one_score_the_surer_one_leads_however_long_it_took(by, node):
+    def unsure(table):
+        shares = [name for name in table.columns if name[0] == "p" and name[1:].isdigit()]
+        return table.with_columns(pl.col(shares) * 0.7 + 0.3 / len(shares))
+
+    job = make.job(by, metric="accuracy")
+    task = node.claim()
+    quick = node.candidate(task, "pycaret:quick", skill=1.0, fit_s=0.1, change=unsure)
+    shares = ["p0", "p1", "p2"]
+    node.candidate(task, "pycaret:mute", skill=1.0, fit_s=0.1, change=lambda t: t.drop(shares))
+    sure = node.candidate(task, "pycaret:sure", skill=1.0, fit_s=9.0)
+    assert sure.score == quick.score
+    assert sure.metrics["log_loss"] < quick.metrics["log_loss"]
+    board = TrainedModel.objects.leaderboard(job.pk)
+    assert [(m.rank, m.key) for m in board] == [
+        (1, "pycaret:sure"), (2, "pycaret:quick"), (3, "pycaret:mute"),
+    ]  # fmt: skip
+    assert [actions.rank_of(m) for m in board] == [1, 2, 3]
+    job.refresh_from_db()
+    assert job.best_model == sure
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
