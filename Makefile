@@ -13,7 +13,7 @@ PRODUCTION := DEBUG=0 PUBLIC_URL=https://flowml.example.org \
 	SECRET_KEY=only-for-the-check-0123456789-abcdefghijklmnopqrstuvwxyz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up venvs dev assets test test-quick test-rest test-all bench lint format typecheck lock clean clean-all
+.PHONY: help demo up venvs dev assets test test-quick test-rest test-all chaos bench lint format typecheck lock clean clean-all
 .NOTPARALLEL:
 
 help:  ## what there is
@@ -47,6 +47,9 @@ test-rest: dev  ## the tests that `make test` leaves out
 	@$(DEV) -m pytest -m "browser or chaos" $(ARGS)
 
 test-all: test test-rest  ## everything that can be tested
+
+chaos: dev  ## a storm of kills over a fleet, and a report (ARGS="--seed 7" strikes the same again)
+	@$(DEV) -m tests.chaos $(ARGS)
 
 bench: dev  ## the benchmarks, each beside a peer or a limit
 	@$(DEV) -m benchmarks $(ARGS)
