@@ -13,20 +13,44 @@ from django.db.models import F
 from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
 
-from accounts.errors import Conflict, Invalid
+from accounts.errors import Conflict, FlowError, Invalid
 from accounts.models import User
 from organizations import audit
 from organizations.models import Organization
 from workers import actions, bells, relay, routing
 from workers.models import OWN_NODES as OWN
 from workers.models import JoinToken, Task, Worker
+from workers.node.settings import PROTOCOL, VERSION
 
 MOST_MINUTES = 7 * 24 * 60
 MOST_USES = 100
 
 
+OLDEST_PROTOCOL = 1  # of those that the server still understands; the newest is its own
+
+
 class NameTaken(Conflict):
     code = "name-taken"
+
+
+class UpdateFirst(FlowError):
+    code = "update-first"
+    status = 426
+
+
+def check_protocol(protocol: int, version: str) -> None:
+    """Refuse a node that the server can't talk to. Raises UpdateFirst."""
+    node = f"This node runs FlowML {version or 'of an unknown version'}"
+    if protocol < OLDEST_PROTOCOL:
+        raise UpdateFirst(
+            f"{node}, which is too old for this server ({VERSION}). Update the node, then start it "
+            "again: what it had in hand runs elsewhere."
+        )
+    if protocol > PROTOCOL:
+        raise UpdateFirst(
+            f"{node}, which is newer than this server ({VERSION}) understands. Update the server "
+            "first, then the nodes."
+        )
 
 
 # --- Join tokens ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from workers import joining, keys
 from workers.files import store_artifact
 from workers.models import Artifact, JoinToken, Task, Worker
 from workers.node.cache import NotTrusted, verify
+from workers.node.settings import PROTOCOL
 
 pytestmark = pytest.mark.django_db
 JSON = "application/json"
@@ -54,6 +55,19 @@ def claim(client, node):
 def beat(client, node):
     body = {"running": [], "usage": {}}
     return call(client, "heartbeat", body, f"Worker {node['token']}").json()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [(0, "too old for this server"), (PROTOCOL + 1, "Update the server first")],
+)
+def test_a_node_that_the_server_cannot_talk_to_is_told_what_to_update(client, protocol, words):
+    token = token_for()
+    answer = register(client, token, protocol=protocol, version="0.0.9")
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (426, "update-first")
+    assert "This node runs FlowML 0.0.9" in answer.json()["detail"]
+    assert words in answer.json()["detail"]
+    assert register(client, token, protocol=PROTOCOL, version="0.0.9").status_code == 201
 
 
 def test_a_join_token_lets_in_as_many_machines_as_it_says_and_no_longer_than_it_says(client):

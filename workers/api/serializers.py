@@ -22,6 +22,7 @@ class Registration(serializers.Serializer[Any]):
     join_token = serializers.CharField(max_length=200, default="", allow_blank=True)
     name = serializers.CharField(max_length=80)
     version = serializers.CharField(max_length=40, default="")
+    protocol = serializers.IntegerField(min_value=0, default=1)
     capabilities = Capabilities()
     address = serializers.CharField(max_length=255, default="", allow_null=True, allow_blank=True)
     concurrency = serializers.IntegerField(min_value=1, max_value=1000, default=1)

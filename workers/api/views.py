@@ -55,6 +55,7 @@ class RegisterView(NodeView):
         A node that has joined before shows its own instead, and gets a new one.
         """
         asked = _read(said.Registration, request)
+        joining.check_protocol(asked["protocol"], asked["version"])
         told = {
             "version": asked["version"],
             "capabilities": asked["capabilities"],

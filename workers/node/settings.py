@@ -12,6 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.1.0"
+# What nodes and server say to each other. Raised when a change of it needs both to be updated;
+# the server tells which it still understands (workers/joining.py).
+PROTOCOL = 1
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
 
 

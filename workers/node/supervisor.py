@@ -22,7 +22,7 @@ from workers.node.gpus import Gpus
 from workers.node.parents import EngineBroken, Parents
 from workers.node.relay import Relay
 from workers.node.serving import Serving
-from workers.node.settings import VERSION, Settings
+from workers.node.settings import PROTOCOL, VERSION, Settings
 from workers.node.spool import Spool
 
 log = logging.getLogger("flowml.node")
@@ -33,6 +33,7 @@ TEND_S = 1.0
 TEND_SLOWLY_S = 30.0
 REFUSED_PATIENCE_S = 30.0
 GOODBYE_S = 3.0
+UPDATE_FIRST = 426  # the status that a node of another protocol gets
 RESTART = 75  # exit status that asks to be started again
 
 
@@ -165,6 +166,7 @@ class Supervisor:
             "join_token": self.settings.join_token,
             "name": self.settings.name,
             "version": VERSION,
+            "protocol": PROTOCOL,
             "capabilities": self._capabilities,
             "address": self.serving.address,
             "concurrency": self.settings.concurrency,
@@ -185,7 +187,9 @@ class Supervisor:
             except Refused as error:
                 refused_at = refused_at or time.monotonic()
                 log.error("the server does not let this node in: %s", error)
-                if time.monotonic() - refused_at > REFUSED_PATIENCE_S and not self._runs:
+                # What only an update can change is not waited for.
+                patience_s = 0.0 if error.status == UPDATE_FIRST else REFUSED_PATIENCE_S
+                if time.monotonic() - refused_at >= patience_s and not self._runs:
                     raise CannotJoin(f"The server does not let this node in: {error}") from error
             except Unreachable as error:
                 if not failures:
