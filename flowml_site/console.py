@@ -21,6 +21,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(request.user, AbstractUser)
     if request.user.has_perms(["workers.view_task", "workers.view_worker"]):
         context["console"] = facts(figures.look())
+        context["title"] = "Overview"
     return context
 
 
@@ -35,7 +36,7 @@ def facts(seen: Snapshot) -> dict[str, Any]:
         "at": seen.at,
         "findings": [row(one) for one in found],
         "counts": [
-            (severity.word, count)
+            severity.of(count)
             for severity in reversed(Severity)
             if (count := sum(one.severity == severity for one in found))
         ],
@@ -58,7 +59,7 @@ def facts(seen: Snapshot) -> dict[str, Any]:
             (
                 "Failed",
                 f"{failed:,}",
-                f"of {seen.ended:,} that ended in 24 h",
+                f"of {seen.ended:,} in 24 h",
                 _list("task", "trouble=failed-today"),
             ),
             (

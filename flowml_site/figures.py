@@ -72,28 +72,27 @@ SELECT date_trunc('hour', coalesce(started_at, finished_at) AT TIME ZONE 'UTC'),
 def look(now: datetime | None = None) -> Snapshot:
     """Everything that the dashboard shows. Raises DatabaseError without a database."""
     now = now or timezone.now()
-    queues = _queues(now)
-    nodes = _nodes(now)
-    free, total = _disk()
+    lines = queues(now)
+    free, total = disk()
     failures = [Failures(*row) for row in _rows(_FAILED, [now - timedelta(days=1)])]
-    hours = _hours(now, sum(queue.waiting for queue in queues))
+    hours = _hours(now, sum(queue.waiting for queue in lines))
     return Snapshot(
         at=now,
         version=settings.VERSION,
-        queues=queues,
-        nodes=nodes,
-        running=sum(queue.running for queue in queues),
+        queues=lines,
+        nodes=nodes(now),
+        running=sum(queue.running for queue in lines),
         slow=_slow(now),
         failures=failures,
         ended=sum(h.succeeded + h.failed_work + h.failed_platform + h.cancelled for h in hours),
-        unhandled=_unhandled(now),
-        swept_s=_swept(now),
+        unhandled=unhandled(now),
+        swept_s=swept_s(now),
         broker=broker_trouble(),
         stored_bytes=Artifact.objects.aggregate(all=Sum("size"))["all"] or 0,
         disk_free_bytes=free,
         disk_total_bytes=total,
         quotas=_quotas(),
-        pauses=_pauses(now, queues),
+        pauses=_pauses(now, lines),
         hours=hours,
     )
 
@@ -104,7 +103,8 @@ def _rows(sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
-def _queues(now: datetime) -> list[Queue]:
+def queues(now: datetime) -> list[Queue]:
+    """The lines that have anything in them, the worst first."""
     waiting = (
         Task.objects.filter(state=State.QUEUED)
         .values("queue", "organization")
@@ -119,8 +119,8 @@ def _queues(now: datetime) -> list[Queue]:
     )
     serving: dict[str, Counter[Any]] = defaultdict(Counter)  # queue -> organization or None
     takers = Worker.objects.filter(last_seen_at__gte=Worker.alive_since(), draining=False)
-    for organization, queues in takers.values_list("organization", "queues"):
-        for queue in queues:
+    for organization, names in takers.values_list("organization", "queues"):
+        for queue in names:
             serving[queue][organization] += 1
     paused = {queue for queue in Pause.objects.values_list("queue", "organization") if queue[0]}
     count: Counter[str] = Counter()
@@ -148,7 +148,8 @@ def _queues(now: datetime) -> list[Queue]:
     return sorted(found, key=lambda one: (-one.unserved, -one.oldest_s, one.name))
 
 
-def _nodes(now: datetime) -> list[Node]:
+def nodes(now: datetime) -> list[Node]:
+    """All nodes, by name."""
     busy: dict[Any, dict[str, Any]] = {
         row["worker"]: dict(row)
         for row in Allocation.objects.values("worker")
@@ -203,13 +204,15 @@ def _slow(now: datetime) -> list[Slow]:
     return found
 
 
-def _unhandled(now: datetime) -> int:
+def unhandled(now: datetime) -> int:
+    """Ends and events that nothing reacted to for a minute."""
     since = now - timedelta(seconds=REACT_S)
     ends = Task.objects.filter(handled_at=None, finished_at__lt=since).count()
     return ends + Event.objects.filter(handled_at=None, at__lt=since).count()
 
 
-def _swept(now: datetime) -> float | None:
+def swept_s(now: datetime) -> float | None:
+    """Seconds since control last swept; None: never."""
     swept_at = Pulse.objects.values_list("swept_at", flat=True).first()
     return None if swept_at is None else (now - swept_at).total_seconds()
 
@@ -228,7 +231,8 @@ def broker_trouble() -> str:
     return ""
 
 
-def _disk() -> tuple[int | None, int | None]:
+def disk() -> tuple[int | None, int | None]:
+    """Free bytes and size of the disk that files are stored on; None where it isn't a disk."""
     if not isinstance(default_storage, FileSystemStorage):
         return None, None
     for folder in (default_storage.location, settings.FLOWML_VAR):
@@ -256,8 +260,8 @@ def _quotas() -> list[Quota]:
     ]
 
 
-def _pauses(now: datetime, queues: list[Queue]) -> list[Paused]:
-    waiting = {queue.name: queue.waiting for queue in queues}
+def _pauses(now: datetime, lines: list[Queue]) -> list[Paused]:
+    waiting = {queue.name: queue.waiting for queue in lines}
     return [
         Paused(
             what=str(pause),

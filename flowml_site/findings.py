@@ -30,6 +30,10 @@ class Severity(IntEnum):
     def word(self) -> str:
         return self.name.lower()
 
+    def of(self, count: int) -> str:
+        """How many there are of it: "1 warning", "3 critical"."""
+        return f"{count} critical" if self is Severity.CRITICAL else some(count, self.word)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -393,8 +397,8 @@ def _pauses(seen: Snapshot) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING if pause.waiting else Severity.NOTE, "pauses",
             f"Paused: {pause.what}",
-            f"By {pause.by or 'somebody'}, {ago(pause.since_s)} ago.{why} "
-            f"{some(pause.waiting, 'task')} waiting in all.",
+            f"By {pause.by or 'somebody'}, {ago(pause.since_s)} ago.{why}"
+            + (f" {some(pause.waiting, 'task')} in line." if pause.waiting else ""),
             "Resume it when you are done.", "admin:workers_pause_changelist", weight=pause.waiting,
         )  # fmt: skip
 

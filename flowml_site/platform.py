@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 TAG = "FLOWML_UP"  # in the environment of every process that belongs to an installation
 LOG_MIB = 32  # a log that grows past this becomes <name>.log.1
-NOT_FOR_NODES = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FLOWML_SIGNING_KEY", "DEMO_PASSWORD")
+NOT_FOR_NODES = (
+    "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FLOWML_SIGNING_KEY", "DEMO_PASSWORD",
+    "METRICS_TOKEN",
+)  # fmt: skip
 
 
 @dataclass
@@ -114,6 +117,8 @@ class Supervisor:
         embedded.make_private(self.var / "run")
         self._take_lock()
         self._end_leftovers()
+        # What processes counted that are no more: their numbers may soon be somebody else's.
+        shutil.rmtree(self.var / "metrics", ignore_errors=True)
         made = embedded.make_secrets(self.var)
         self._listen()
         embedded.check_given()
@@ -351,6 +356,8 @@ class Supervisor:
         leader = Process(child.running.pid, -1)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, signal.SIGKILL)  # what it left of its group
+        for gauge in (self.var / "metrics").glob(f"gauge_live*_{leader.pid}.db"):
+            gauge.unlink(missing_ok=True)  # its open sockets are closed; its counts stay
         child.running = None
         child.failures = 0 if now - child.started_at > 60 else child.failures
         wait = 0.0 if child.failures == 0 else min(0.5 * 2 ** (child.failures - 1), 30)

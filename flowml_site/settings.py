@@ -83,6 +83,12 @@ JOIN_TOKEN = env.str(
     "FLOWML_JOIN_TOKEN", default=embedded.secrets(FLOWML_VAR).get("FLOWML_JOIN_TOKEN", "")
 )
 
+# What Prometheus shows at /metrics. Empty: only staff who are signed in may look.
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+# Read by prometheus_client when it is first imported, which is later than this.
+os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(FLOWML_VAR / "metrics"))
+Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
+
 SCHEDULER_BACKEND = env.str("SCHEDULER_BACKEND", default="celery")
 if SCHEDULER_BACKEND not in {"celery", "poll"}:
     raise ImproperlyConfigured(
@@ -141,6 +147,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "flowml_site.metrics.MetricsMiddleware",
     "flowml_site.proxies.ProxyMiddleware",
     "flowml_site.logs.RequestIdMiddleware",
     "organizations.audit.AuditMiddleware",
@@ -339,7 +346,7 @@ if TRUSTED_PROXIES:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = False if not _https else env.bool("SSL_REDIRECT", default=True)
 # Nodes of this machine come by INTERNAL_URL, and a balancer asks how it is, both without TLS.
-SECURE_REDIRECT_EXEMPT = [r"^api/workers/", r"^health"]
+SECURE_REDIRECT_EXEMPT = [r"^api/workers/", r"^health", r"^metrics$"]
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
 SECURE_HSTS_SECONDS = 31_536_000 if _https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = _https

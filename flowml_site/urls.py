@@ -8,6 +8,7 @@ from drf_spectacular.views import (
 
 from flowml_site import health
 from flowml_site.home import home
+from flowml_site.metrics import metrics
 
 api = [
     path("", include("accounts.api.urls")),
@@ -28,6 +29,7 @@ urlpatterns = [
     path("", include("training.urls")),
     path("health", health.health, name="health"),
     path("health/live", health.live, name="health-live"),
+    path("metrics", metrics, name="metrics"),
     path("api/", include(api)),
     path("admin/", admin.site.urls),
 ]

@@ -163,6 +163,7 @@ GET     /api/workers/artifacts/{artifact}                       401     200     
 ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
     "api/organizations/": "the list of organizations, as some write its address",
+    "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "api/schema": "the API's description, the same for everybody",
     "api/docs": "draws the description",
     "api/redoc": "draws the description",

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from workers import fairshare
+from workers import fairshare, metrics
 from workers.models import Allocation, Pause, Task, Worker
 
 State = Task.State
@@ -152,6 +152,7 @@ def heads(
     return found
 
 
+@metrics.timed_claim
 def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     """Give the node the best-ranked waiting task that fits, with a lease, or None.
 

@@ -17,7 +17,7 @@ from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 
 from accounts.models import User
-from workers import live, relay
+from workers import live, metrics, relay
 from workers.models import Worker
 from workers.push import group_name
 
@@ -34,6 +34,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
     seen: dict[str, int]
 
     async def connect(self) -> None:
+        metrics.SOCKETS.labels("live").inc()
         self.seen = {}
         self._locks: dict[str, asyncio.Lock] = {}
         user = self.scope.get("user")
@@ -55,6 +56,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         return any(name == b"origin" for name, _ in self.scope["headers"])
 
     async def disconnect(self, code: int) -> None:
+        metrics.SOCKETS.labels("live").dec()
         if poll := getattr(self, "_poll", None):
             poll.cancel()
         for topic in self.seen:

@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.errors import Conflict
 from accounts.models import User
 from organizations.models import Organization, OrgOwned
-from workers import push
+from workers import metrics, push
 
 # Before the name of a queue: for nodes of the organization whose task lies there, and no others.
 OWN_NODES = "own."
@@ -276,6 +276,7 @@ class Task(OrgOwned):
                 {"from": old, "why": reason, "by": by, "kind": self.kind, "engine": self.engine},
                 task=self,
             )
+        metrics.MOVES.labels(self.kind, new, self.fault).inc()
 
 
 class Event(models.Model):

@@ -3,7 +3,8 @@
 (() => {
   "use strict";
 
-  const FONT = { fontFamily: "inherit", fontSize: 12 };
+  // By its name: ECharts measures words on a canvas, which knows no "inherit".
+  const FONT = { fontFamily: getComputedStyle(document.body).fontFamily, fontSize: 12 };
   const drawn = new Map(); // element -> chart
 
   function colour(name) {
@@ -21,8 +22,8 @@
     const line = colour("--line");
     const bars = [
       ["Succeeded", data.succeeded, "--good"],
-      ["Failed: the work", data.failed_work, "--warn"],
-      ["Failed: the platform", data.failed_platform, "--bad"],
+      ["Failed (work)", data.failed_work, "--warn"],
+      ["Failed (platform)", data.failed_platform, "--bad"],
       ["Cancelled", data.cancelled, "--soft"],
     ];
     const series =
@@ -36,9 +37,10 @@
       animation: false,
       textStyle: { color: text, ...FONT },
       legend: kind === "waiting" ? undefined : {
-        top: 0, type: "scroll", itemWidth: 12, itemHeight: 12, textStyle: { color: text },
+        top: 0, itemWidth: 12, itemHeight: 12, itemGap: 14,
+        textStyle: { color: text, ...FONT },
       },
-      grid: { left: 44, right: 12, top: kind === "waiting" ? 12 : 36, bottom: 28 },
+      grid: { left: 44, right: 12, top: kind === "waiting" ? 12 : 48, bottom: 28 },
       xAxis: {
         type: "category", data: data.hours, axisLabel: { color: text, hideOverlap: true },
         axisLine: { lineStyle: { color: line } },
