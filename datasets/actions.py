@@ -152,7 +152,7 @@ def _new_dataset(
             organization=by.organization,
             name=name[:120],
             description=description,
-            created_by=by.user,
+            created_by=by.author,
         )
         _ingest(by, dataset, artifact, filename=filename, number=1, options=options)
         told = {"file": filename, "bytes": artifact.size}
@@ -191,7 +191,7 @@ def _ingest(
         options=dict(options or {}),
         upload=artifact,
         upload_size=artifact.size,
-        created_by=by.user,
+        created_by=by.author,
     )
     previous = dataset.latest.columns if dataset.latest else []
     version.task = work.add_task(

@@ -301,7 +301,7 @@ def role(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
 def delete(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
     dataset = _dataset(request, dataset_id)
     try:
-        actions.delete_dataset(request.membership.user.get_username(), dataset)
+        actions.delete_dataset(request.membership.name, dataset)
     except FlowError as error:
         messages.error(request, error.detail)
         return redirect("datasets:detail", dataset_id)

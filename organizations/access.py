@@ -18,7 +18,7 @@ from accounts.authentication import scope_of
 from accounts.errors import Invalid, NotFound
 from accounts.models import Scope, User
 from organizations import rls
-from organizations.models import Membership, Role
+from organizations.models import Membership, Role, ServiceAccount, ServiceToken
 
 SESSION_KEY = "organization"
 CAPS = {Scope.READ: Role.VIEWER, Scope.WRITE: Role.DEVELOPER, Scope.ADMIN: Role.ADMIN}
@@ -32,7 +32,7 @@ class OrgRequest(HttpRequest):
 
 
 def active_membership(
-    user: User | AnonymousUser,
+    user: User | AnonymousUser | ServiceAccount,
     *,
     auth: Any = None,
     header: str | None = None,
@@ -45,6 +45,8 @@ def active_membership(
     ``auth`` is the request's credential: the scope of a token caps what the membership may do.
     Raises Invalid when ``header`` is no UUID, NotFound when the user isn't a member there.
     """
+    if isinstance(user, ServiceAccount):
+        return _service_membership(user.token, header=header, acts=acts)
     if not isinstance(user, User):
         return None
     mine = (
@@ -71,6 +73,17 @@ def active_membership(
             rls.acts_for(membership)
         if scope := scope_of(auth):
             membership.cap = CAPS[scope]
+    return membership
+
+
+def _service_membership(token: ServiceToken, *, header: str | None, acts: bool) -> Membership:
+    """A membership that is stored nowhere: what the token may do, in its organization alone."""
+    if header and header.lower() != str(token.organization_id):
+        raise NotFound("You are not a member of an organization with this id.")
+    membership = Membership(organization=token.organization, role=token.role)
+    membership.token = token
+    if acts:
+        rls.become(token.organization_id)
     return membership
 
 

@@ -5,11 +5,13 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
+from organizations import service
 from organizations.models import (
     AuditEntry,
     Invite,
     Membership,
     Organization,
+    ServiceToken,
     UsageEntry,
     UsageMonth,
 )
@@ -63,6 +65,27 @@ class InviteAdmin(ReadOnly):
     list_select_related = ("organization", "created_by")
     search_fields = ("organization__name", "created_by__username")
     exclude = ("code_hash",)
+
+
+@admin.register(ServiceToken)
+class ServiceTokenAdmin(ReadOnly):
+    list_display = (
+        "name", "organization", "actions", "only_name", "hint", "made_by", "created_at",
+        "expires_at", "last_used_at", "revoked_at",
+    )  # fmt: skip
+    list_filter = ("actions", ("revoked_at", admin.EmptyFieldListFilter))
+    list_select_related = ("organization",)
+    search_fields = ("name", "hint", "organization__name", "made_by")
+    actions = ("revoke",)
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("organizations.change_servicetoken"))
+
+    @admin.action(description="Revoke", permissions=["act"])
+    def revoke(self, request: HttpRequest, tokens: QuerySet[ServiceToken]) -> None:
+        for token in tokens:
+            service.revoke_token(token)
+            self.message_user(request, f"{token} is revoked.")
 
 
 @admin.register(UsageMonth)

@@ -7,7 +7,10 @@ class OrganizationsConfig(AppConfig):
     name = "organizations"
 
     def ready(self) -> None:
-        from organizations import reactions, rls
+        from accounts import tokens
+        from organizations import models, reactions, rls
+
+        tokens.register(models.ServiceToken)
 
         post_migrate.connect(rls.protect, sender=self, dispatch_uid="organizations.rls")
         checks.register(rls.check_database, checks.Tags.database)

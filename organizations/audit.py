@@ -140,7 +140,7 @@ def _actor(by: Membership | User | str | None) -> dict[str, Any]:
     if isinstance(by, str) and not (asks is not None and asks.is_authenticated):
         return {"actor_kind": Kind.OPERATOR, "actor_id": None, "actor": by[:160], "via": ""}
     if isinstance(by, Membership):
-        by = by.user
+        by = by.author
     user = by if isinstance(by, User) else asks
     if user is None or not user.is_authenticated:
         return {"actor_kind": Kind.SYSTEM, "actor_id": None, "actor": "FlowML", "via": ""}

@@ -9,7 +9,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from accounts.models import User
+from accounts.models import AbstractToken, User
 
 M = TypeVar("M", bound=models.Model)
 
@@ -67,6 +67,7 @@ class Membership(models.Model):
     joined_at = models.DateTimeField(auto_now_add=True)
     joined = False  # just now, by an invite: see invites.accept
     cap = Role.ADMIN  # of one request: the most that the credential it came with may do
+    token: "ServiceToken | None" = None  # of one request: it stands in for a person
 
     class Meta:
         constraints: ClassVar = [
@@ -75,6 +76,15 @@ class Membership(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} in {self.organization}"
+
+    @property
+    def author(self) -> User | None:
+        """Who is to stand with what is made: nobody, when a service token made it."""
+        return None if self.token else self.user
+
+    @property
+    def name(self) -> str:
+        return self.token.name if self.token else self.user.get_username()
 
     def may(self, role: int) -> bool:
         return min(self.role, self.cap) >= role
@@ -167,6 +177,85 @@ class Invite(OrgOwned):
         if self.expires_at is not None and self.expires_at <= timezone.now():
             return "expired"
         return "used-up" if self.max_uses is not None and self.uses >= self.max_uses else ""
+
+
+class ServiceToken(AbstractToken, OrgOwned):
+    """A program's way in that is no person's: it outlives whoever made it.
+
+    It does one set of actions, and only with one object where it names one.
+    """
+
+    KIND = "svc"
+
+    class Actions(models.TextChoices):
+        PREDICT = "predict"  # ask models for predictions, and nothing else
+        READ = "read"  # what a viewer does
+        WRITE = "write"  # what a developer does
+
+    ROLES: ClassVar = {
+        Actions.PREDICT: Role.DEVELOPER,
+        Actions.READ: Role.VIEWER,
+        Actions.WRITE: Role.DEVELOPER,
+    }
+
+    organization = models.ForeignKey(Organization, models.CASCADE, related_name="service_tokens")
+    actions = models.CharField(max_length=8, choices=Actions)
+    only_kind = models.CharField(max_length=20, blank=True, help_text='For example "model".')
+    only_id = models.UUIDField(null=True, blank=True, help_text="The one object it works with.")
+    only_name = models.CharField(max_length=160, blank=True)
+    made_by = models.CharField(max_length=160, blank=True, help_text="A name, as it was then.")
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+
+    def __str__(self) -> str:
+        return f"service token {self.name} (…{self.hint})"
+
+    @classmethod
+    def find(cls, digest: str) -> "ServiceToken | None":  # type: ignore[override]
+        return cls.objects.select_related("organization").filter(digest=digest).first()
+
+    @property
+    def principal(self) -> "ServiceAccount":
+        return ServiceAccount(self)
+
+    @property
+    def role(self) -> Role:
+        """The most that a member with its actions may do."""
+        return self.ROLES[self.Actions(self.actions)]
+
+    def allows(self, serves: str | None, key: object) -> bool:
+        """Whether it may ask a view that predicts with the object ``key`` of the kind ``serves``.
+
+        ``serves`` is None for views that are about anything else.
+        """
+        if self.actions != self.Actions.PREDICT and not self.only_id:
+            return True
+        if serves is None:
+            return False
+        # "of-model": a list or a result that the view itself narrows down to the model.
+        return (
+            not self.only_id
+            or serves == f"of-{self.only_kind}"
+            or (serves == self.only_kind and str(key) == str(self.only_id))
+        )
+
+
+class ServiceAccount:
+    """Who a request with a service token comes from: nobody who could sign in."""
+
+    is_authenticated, is_active = True, True
+    is_anonymous = is_staff = is_superuser = False
+    audit_kind = "service"
+
+    def __init__(self, token: ServiceToken) -> None:
+        self.token = token
+        self.pk = self.id = token.pk
+
+    def get_username(self) -> str:
+        return self.token.name
+
+    __str__ = get_username
 
 
 class AuditEntry(OrgOwned):

@@ -95,6 +95,12 @@ def acts_for(membership: Membership) -> None:
         _remember(_settings(membership.organization_id, membership.user_id))
 
 
+def become(organization: UUID) -> None:
+    """Make the transaction the organization's, for one whom no membership brings in."""
+    if is_ready():
+        _change(_settings(organization, None))
+
+
 def _set_config(name: str, value: Any) -> Func:
     return Func(Value(name), value, Value(True), function="set_config", output_field=TextField())
 

@@ -25,7 +25,7 @@ from drf_spectacular.generators import SchemaGenerator
 from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts.models import PersonalToken
-from organizations import invites
+from organizations import invites, service
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
 from tests.factories import PASSWORD, WorkerFactory, make_task
@@ -107,6 +107,9 @@ POST    /api/organizations/{organization}/transfer               401    403     
 GET     /api/organizations/{organization}/invite-code            401    403     403     200     404
 POST    /api/organizations/{organization}/invite-code            401    403     403     201     404
 DELETE  /api/organizations/{organization}/invite-code            401    403     403     204     404
+GET     /api/organizations/{organization}/tokens                 401    403     403     200     404
+POST    /api/organizations/{organization}/tokens                 401    403     403     201     404
+DELETE  /api/organizations/{organization}/tokens/{service}       401    403     403     204     404
 GET     /api/organizations/{organization}/usage                  401    200     200     200     404
 GET     /api/organizations/{organization}/audit                  401    403     403     200     404
 GET     /api/organizations/{organization}/audit/export           401    403     403     200     404
@@ -281,6 +284,10 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/organizations/{organization}/transfer": lambda world: {
         "user": str(world.ids["member"])
     },
+    "POST /api/organizations/{organization}/tokens": lambda world: {
+        "name": "new",
+        "model": str(world.ids["model"]),
+    },
     "POST /api/organizations/{organization}/invite-code": lambda _: {"role": "developer"},
     "POST /api/auth/register": a_person,
     "POST /api/auth/login": a_password,
@@ -334,6 +341,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         {
             "organization": admin.organization_id,
             "member": make.member(Role.ADMIN, organization=admin.organization).user_id,
+            "service": service.make(admin, name=f"{MARK} token")[0].pk,
             "dataset": version.dataset_id,
             "version": version.pk,
             "spare": spare.dataset_id,

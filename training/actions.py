@@ -179,7 +179,7 @@ def _start(
         request=dict(request),
         rows=plan.rows,
         notices=[{"message": text, "engine": ""} for text in plan.notices],
-        created_by=by.user,
+        created_by=by.author,
         idempotency_key=key or None,
     )
     assert version.data is not None
@@ -287,7 +287,7 @@ def stop_job(by: Membership | str, job: TrainingJob) -> TrainingJob:
 
 
 def _name(by: Membership | str) -> str:
-    return by if isinstance(by, str) else by.user.get_username()
+    return by if isinstance(by, str) else by.name
 
 
 @transaction.atomic
@@ -423,7 +423,7 @@ def _queue_file(
         model=model,
         filename=name,
         upload=stored,
-        created_by=by.user,
+        created_by=by.author,
     )
     batch.task = add_task(
         by.organization,

@@ -4,10 +4,11 @@ from typing import Any
 
 from datasets.models import Dataset
 from datasets.registry import register_use
+from organizations import service
 from organizations.models import Organization
 from organizations.quotas import register_meter
 from training import actions, finish
-from training.models import REFIT, TRAIN, TrainingJob, jobs_using
+from training.models import REFIT, TRAIN, TrainedModel, TrainingJob, jobs_using
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
@@ -18,6 +19,12 @@ def connect() -> None:
     task_event.connect(_reported, dispatch_uid="training.reported")
     task_ended.connect(_ended, dispatch_uid="training.ended")
     register_use(_uses)
+    service.register_object(
+        "model",
+        lambda home, pk: str(
+            TrainedModel.objects.of(home).filter(pk=pk).values_list("name", flat=True).first() or ""
+        ),
+    )
     register_meter("queued_jobs", lambda home: _jobs(home, TrainingJob.State.QUEUED))
     register_meter("concurrent_jobs", lambda home: _jobs(home, TrainingJob.State.RUNNING))
 

@@ -70,7 +70,7 @@ class DatasetViewSet(OrgViewSet):
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Delete a data set with all its versions. 409 while a running job uses it."""
-        actions.delete_dataset(self.membership.user.get_username(), self._dataset(pk))
+        actions.delete_dataset(self.membership.name, self._dataset(pk))
         return Response(status=204)
 
     @extend_schema(request=shapes.Upload, responses={202: shapes.DatasetFull})

@@ -32,6 +32,11 @@ class HasOrgRole(BasePermission):
         if needed is None or membership is None:
             return False
         request.membership = membership  # type: ignore[attr-defined]
+        if (token := membership.token) is not None and (
+            view.people_only or not token.allows(view.serves.get(action), view.kwargs.get("pk"))
+        ):
+            self.message = "This service token is not made for this."
+            return False
         return membership.may(needed)
 
 
@@ -44,6 +49,9 @@ def named(request: Request, view: Any) -> str | None:
 class _OrgView(APIView):
     permission_classes: Any = (IsAuthenticated, HasOrgRole)
     roles: ClassVar[dict[str, int]] = {}
+    people_only = False  # no service token gets in
+    # What a service token that only predicts may ask, by action: the kind of object that ``pk`` is.
+    serves: ClassVar[dict[str, str]] = {}
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         with ExitStack() as self._transaction:

@@ -6,7 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from organizations import invites
-from organizations.models import AuditEntry, Membership, Role
+from organizations.models import AuditEntry, Membership, Role, ServiceToken
 
 
 @extend_schema_field({"type": "string", "enum": list(Role.labels)})
@@ -123,3 +123,32 @@ class UsageOut(serializers.Serializer[Any]):
     quotas = QuotaOut(many=True)
     months = UsedInMonth(many=True, help_text="The last twelve, oldest first.")
     days = UsedOnDay(many=True, help_text="The last thirty, oldest first.")
+
+
+class ServiceTokenOut(serializers.ModelSerializer[ServiceToken]):
+    class Meta:
+        model = ServiceToken
+        fields: ClassVar = [
+            "id", "name", "actions", "only_kind", "only_id", "only_name", "hint", "made_by",
+            "created_at", "expires_at", "last_used_at", "last_used_from",
+        ]  # fmt: skip
+
+
+class MadeServiceToken(ServiceTokenOut):
+    token = serializers.CharField(source="secret", help_text="The secret. It is shown this once.")
+
+    class Meta(ServiceTokenOut.Meta):
+        fields: ClassVar = [*ServiceTokenOut.Meta.fields, "token"]
+
+
+class ServiceTokenWish(serializers.Serializer[Any]):
+    name = serializers.CharField(max_length=80)
+    actions = serializers.ChoiceField(
+        choices=ServiceToken.Actions.choices, default=ServiceToken.Actions.PREDICT
+    )
+    model = serializers.UUIDField(
+        default=None, allow_null=True, help_text="Only this one; with actions predict."
+    )
+    expires_in_days = serializers.IntegerField(
+        default=365, allow_null=True, min_value=1, max_value=3650, help_text="Null: never."
+    )

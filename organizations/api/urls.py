@@ -24,6 +24,8 @@ urlpatterns = [
             ("leave", views.LeaveView, "leave"),
             ("transfer", views.TransferView, "transfer"),
             ("invite-code", views.InviteView, "invite-code"),
+            ("tokens", views.ServiceTokensView, "tokens"),
+            ("tokens/<uuid:token>", views.ServiceTokenView, "token"),
             ("usage", views.UsageView, "usage"),
             ("audit", views.AuditView, "audit"),
             ("audit/export", views.AuditExportView, "audit-export"),

@@ -13,11 +13,11 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from accounts.pagination import Page
-from organizations import actions, invites, quotas, trail, usage
+from organizations import actions, invites, quotas, service, trail, usage
 from organizations.access import active_membership
 from organizations.api import serializers as said
 from organizations.api.base import OrgAPIView
-from organizations.models import Membership, Role
+from organizations.models import Membership, Role, ServiceToken
 
 
 def read(serializer: type[Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -128,6 +128,7 @@ class MemberView(OrgAPIView):
 @extend_schema(tags=["organizations"])
 class LeaveView(OrgAPIView):
     roles: ClassVar = {"post": Role.VIEWER}
+    people_only = True
 
     @extend_schema(request=None, responses={204: None})
     def post(self, request: Request, organization: UUID) -> Response:
@@ -201,3 +202,32 @@ class UsageView(OrgAPIView):
         home = self.membership.organization
         answer = {"quotas": quotas.report(home), **usage.history(home)}
         return Response(said.UsageOut(answer).data)
+
+
+@extend_schema(tags=["organizations"])
+class ServiceTokensView(Paged, OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN, "post": Role.ADMIN}
+
+    @extend_schema(responses=said.ServiceTokenOut(many=True))
+    def get(self, request: Request, organization: UUID) -> Response:
+        """The service tokens that aren't revoked, newest first."""
+        found = ServiceToken.objects.of(self.membership.organization).filter(revoked_at=None)
+        return self.page(request, found, said.ServiceTokenOut)
+
+    @extend_schema(request=said.ServiceTokenWish, responses={201: said.MadeServiceToken})
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Make a token. Its secret is in this answer and nowhere else."""
+        token, secret = service.make(self.membership, **read(said.ServiceTokenWish, request))
+        token.secret = secret  # type: ignore[attr-defined]
+        return Response(said.MadeServiceToken(token).data, 201)
+
+
+@extend_schema(tags=["organizations"])
+class ServiceTokenView(OrgAPIView):
+    roles: ClassVar = {"delete": Role.ADMIN}
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, organization: UUID, token: UUID) -> Response:
+        """Revoke it, at once and for good."""
+        service.revoke(self.membership, token)
+        return Response(status=204)

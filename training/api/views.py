@@ -147,6 +147,7 @@ class ModelViewSet(OrgViewSet):
         "download": Role.VIEWER,
         "predict": Role.DEVELOPER,
     }
+    serves: ClassVar = {"predict": "model"}
     queryset = TrainedModel.objects.select_related("job", "artifact")
     serializer_class = said.Model
     parser_classes = (JSONParser, MultiPartParser)
@@ -208,11 +209,18 @@ class BatchFilter(filters.FilterSet):
 @extend_schema(tags=["results"])
 class BatchViewSet(OrgViewSet):
     roles: ClassVar = {"list": Role.VIEWER, "retrieve": Role.VIEWER, "download": Role.VIEWER}
+    serves: ClassVar = {"retrieve": "of-model", "download": "of-model"}
     queryset = BatchPrediction.objects.select_related("task", "model").defer(
         "model__curves", "model__test", "model__params", "task__payload", "task__result"
     )
     serializer_class = said.Batch
     filterset_class = BatchFilter
+
+    def get_queryset(self) -> QuerySet[BatchPrediction]:
+        found: QuerySet[BatchPrediction] = super().get_queryset()
+        token = self.membership.token
+        return found.filter(model=token.only_id) if token and token.only_id else found
+
     search_fields = ("filename",)
     ordering_fields = ("created_at", "finished_at")
     ordering = ("-created_at", "id")

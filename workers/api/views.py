@@ -220,6 +220,7 @@ class LiveTicketView(OrgAPIView):
     """A one-time ticket for ``/ws?ticket=…``, for clients that sign in with a token."""
 
     roles: ClassVar = {"post": Role.VIEWER}
+    people_only = True
 
     @extend_schema(
         request=None,
