@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import environ
+from corsheaders.defaults import default_headers
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 
@@ -338,6 +339,9 @@ ALLOWED_HOSTS = env.list(
     ),
 )
 CORS_ALLOWED_ORIGINS = env.list("CORS_ORIGINS", default=[])
+CORS_URLS_REGEX = r"^/api/"  # pages are for nobody else's scripts
+CORS_ALLOW_HEADERS = [*default_headers, "x-organization", "idempotency-key"]
+CORS_EXPOSE_HEADERS = ["Location", "Retry-After", "X-Request-ID"]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if "://" in PUBLIC_URL else []
 TRUSTED_PROXIES = env.list("TRUSTED_PROXIES", default=[])
 
