@@ -11,9 +11,11 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
+from workers import joining
 from workers.models import Pulse, Task
 
 OURS = ("accounts", "organizations", "workers", "datasets", "training")
@@ -205,6 +207,98 @@ def test_what_left_the_list_meanwhile_is_told(operator):
         follow=True,
     ).content.decode()
     assert "1 changed meanwhile" in page
+
+
+def test_an_operator_puts_a_waiting_task_first(operator):
+    task, ended = make_task(), make_task()
+    asked = act(operator, "set_priority", task, confirmed=False).content.decode()
+    assert "with-priority" in asked
+    wrong = act(operator, "set_priority", task, confirmed=True, **{"with-priority": "very"})
+    assert "Enter a whole number" in wrong.content.decode()
+    act(operator, "cancel", ended, confirmed=True)
+    page = act(operator, "set_priority", task, ended, confirmed=True, **{"with-priority": "5"})
+    assert "Only a waiting task has a place in line" in page.content.decode()
+    task.refresh_from_db()
+    assert task.priority == 5
+    told = task.events.last().data
+    assert (told["by"], told["to"]) == ("olga", 5)
+
+
+def node_act(operator, action, node, **more):
+    return operator.post(
+        "/admin/workers/worker/",
+        {"action": action, "_selected_action": [str(node.pk)], "confirmed": "yes", **more},
+        follow=True,
+    ).content.decode()
+
+
+def test_an_operator_drains_resumes_changes_and_removes_a_node(operator):
+    node = WorkerFactory()
+    node_act(operator, "drain", node)
+    node.refresh_from_db()
+    assert node.draining
+    node_act(operator, "resume", node)
+    node_act(operator, "set_concurrency", node, **{"with-concurrency": "3"})
+    node_act(operator, "restart", node)
+    node.refresh_from_db()
+    assert not node.draining
+    assert node.wanted == {"concurrency": 3}
+    assert node.restart_asked_at is not None
+    entries = apps.get_model("organizations.AuditEntry").objects
+    verbs = entries.filter(object_id=str(node.pk), actor="olga").values_list("verb", flat=True)
+    assert set(verbs) >= {"node.drained", "node.resumed", "node.changed", "node.restarted"}
+    make.age_node(node)
+    assert "not online" in node_act(operator, "restart", node)
+    assert f"{node.name}: removed" in node_act(operator, "remove", node)
+    assert not type(node).objects.exists()
+    assert LogEntry.objects.filter(object_id=str(node.pk), change_message="removed").exists()
+
+
+def test_an_operator_revokes_a_join_token(operator):
+    token, _ = joining.make_join_token(None, by=UserFactory(is_staff=True, is_superuser=True))
+    operator.post(
+        "/admin/workers/jointoken/",
+        {"action": "revoke", "_selected_action": [str(token.pk)], "confirmed": "yes"},
+    )
+    assert (
+        not apps.get_model("workers.JoinToken")
+        .objects.filter(pk=token.pk, expires_at__gt=timezone.now())
+        .exists()
+    )
+
+
+def test_schedules_are_edited_here(operator):
+    interval = apps.get_model("django_celery_beat.IntervalSchedule").objects.create(
+        every=5, period="minutes"
+    )
+    address = "/admin/django_celery_beat/periodictask/"
+    page = operator.get(f"{address}add/")
+    assert page.status_code == 200
+    form = {
+        "name": "tidy", "regtask": "workers.tasks.sweep", "task": "", "enabled": "on",
+        "interval": interval.pk, "args": "[]", "kwargs": "{}", "headers": "{}",
+        "start_time_0": "", "start_time_1": "", "expires_0": "", "expires_1": "",
+    }  # fmt: skip
+    answer = operator.post(f"{address}add/", form)
+    assert answer.status_code == 302, answer.context["errors"]
+    made = apps.get_model("django_celery_beat.PeriodicTask").objects.get(name="tidy")
+    assert (made.task, made.interval) == ("workers.tasks.sweep", interval)
+    assert "tidy" in operator.get(address).content.decode()
+    for name in ("intervalschedule", "crontabschedule", "clockedschedule", "solarschedule"):
+        assert operator.get(f"/admin/django_celery_beat/{name}/").status_code == 200
+        assert operator.get(f"/admin/django_celery_beat/{name}/add/").status_code == 200
+    operator.post(
+        address, {"action": "disable_tasks", "_selected_action": [made.pk], "confirmed": "yes"}
+    )
+    made.refresh_from_db()
+    assert not made.enabled
+
+
+def test_what_operators_did_is_listed(operator):
+    act(operator, "cancel", make_task(), confirmed=True)
+    page = operator.get("/admin/admin/logentry/").content.decode()
+    assert "cancelled, or about to be" in page
+    assert operator.get("/admin/admin/logentry/add/").status_code == 403
 
 
 def test_no_state_can_be_edited_by_hand(operator):

@@ -153,6 +153,20 @@ def requeue_task(task: Task, *, by: str) -> Task:
     )
 
 
+@transaction.atomic
+def change_priority(task: Task, priority: int, *, by: str) -> None:
+    """Let a waiting task go before, or after, the others. Raises IllegalMove once it has left."""
+    stored = Task.objects.select_for_update(no_key=True).get(pk=task.pk)
+    if stored.state != State.QUEUED:
+        raise IllegalMove(f"Only a waiting task has a place in line: this one is {stored.state}.")
+    if stored.priority != priority:
+        told = {"by": by, "from": stored.priority, "to": priority}
+        stored.priority = priority
+        stored.save(update_fields=["priority"])
+        emit(stored.stream_id, "task.priority", told, task=stored)
+        transaction.on_commit(lambda: bells.ring(stored.queue))
+
+
 # --- Nodes ---
 
 

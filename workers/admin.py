@@ -1,6 +1,7 @@
 from datetime import timedelta
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import Count, DurationField, ExpressionWrapper, F, QuerySet
 from django.http import HttpRequest
@@ -11,9 +12,11 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import display
+from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from accounts.console import ReadOnly, acts, link, operator
-from workers import actions
+from accounts.models import User
+from workers import actions, joining
 from workers.models import Allocation, Artifact, Event, JoinToken, Pause, Stream, Task, Worker
 from workers.served import unserved
 
@@ -22,6 +25,25 @@ STATES = {
     "succeeded": "success", "ready": "success", "failed": "danger",
 }  # fmt: skip
 __all__ = ["ReadOnly"]
+
+
+def _who(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)
+    return request.user
+
+
+class ConcurrencyForm(forms.Form):
+    concurrency = forms.IntegerField(
+        min_value=0, max_value=256, widget=UnfoldAdminIntegerFieldWidget,
+        help_text="Heavy tasks at a time. 0: as many as the node chooses itself.",
+    )  # fmt: skip
+
+
+class PriorityForm(forms.Form):
+    priority = forms.IntegerField(
+        min_value=-100, max_value=100, initial=0, widget=UnfoldAdminIntegerFieldWidget,
+        help_text="Higher goes first, before all that is lower, whosever it is. Usual: 0.",
+    )  # fmt: skip
 
 
 class AliveFilter(admin.SimpleListFilter):
@@ -53,6 +75,7 @@ class WorkerAdmin(ReadOnly):
     search_fields = ("name", "id", "address", "organization__name")
     exclude = ("token_hash", "broker_hash")
     ordering = ("name",)
+    actions = ("drain", "resume", "restart", "set_concurrency", "remove")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Worker]:
         return super().get_queryset(request).annotate(running_count=Count("allocations"))
@@ -82,6 +105,50 @@ class WorkerAdmin(ReadOnly):
         ]
         return ", ".join(part or "?" for part in parts) if any(parts) else "—"
 
+    @acts(
+        "Drain",
+        done="takes nothing new",
+        consequence="These nodes finish what they run and take nothing new until resumed.",
+    )
+    def drain(self, request: HttpRequest, node: Worker) -> None:
+        joining.drain(node, by=_who(request))
+
+    @acts(
+        "Resume",
+        done="takes work again",
+        consequence="These nodes take work again, at once where some waits.",
+    )
+    def resume(self, request: HttpRequest, node: Worker) -> None:
+        joining.resume(node, by=_who(request))
+
+    @acts(
+        "Restart",
+        done="restarts once it has finished what it runs",
+        consequence="These nodes finish what they run, then start anew with the code that their "
+        "machine has then.",
+    )
+    def restart(self, request: HttpRequest, node: Worker) -> None:
+        joining.restart(node, by=_who(request))
+
+    @acts(
+        "Set concurrency",
+        done="runs that many tasks at a time",
+        consequence="The nodes learn of it with their next heartbeat; what runs goes on.",
+        form=ConcurrencyForm,
+    )
+    def set_concurrency(self, request: HttpRequest, node: Worker, concurrency: int) -> None:
+        joining.change(node, by=_who(request), concurrency=concurrency)
+
+    @acts(
+        "Remove",
+        done="removed",
+        consequence="Their tokens are void at once, and what they run is queued again. A machine "
+        "that still runs has to join anew.",
+        permission="remove",
+    )
+    def remove(self, request: HttpRequest, node: Worker) -> None:
+        joining.remove(node, by=_who(request))
+
 
 @admin.register(JoinToken)
 class JoinTokenAdmin(ReadOnly):
@@ -91,6 +158,15 @@ class JoinTokenAdmin(ReadOnly):
     search_fields = ("id", "organization__name", "made_by__username")
     exclude = ("token_hash",)
     date_hierarchy = "created_at"
+    actions = ("revoke",)
+
+    @acts(
+        "Revoke",
+        done="revoked",
+        consequence="No machine can join with these any more. Those that did stay.",
+    )
+    def revoke(self, request: HttpRequest, token: JoinToken) -> None:
+        joining.revoke_join_token(token, by=_who(request))
 
     @admin.display(description="For", ordering="organization__name")
     def owner(self, token: JoinToken) -> str:
@@ -145,7 +221,7 @@ class TaskAdmin(ReadOnly):
     date_hierarchy = "queued_at"
     ordering = ("-queued_at",)
     readonly_fields = ("its_events", "its_files")
-    actions = ("cancel", "stop", "requeue")
+    actions = ("cancel", "stop", "requeue", "set_priority")
 
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, task: Task) -> str:
@@ -185,6 +261,16 @@ class TaskAdmin(ReadOnly):
     def requeue(self, request: HttpRequest, task: Task) -> str:
         again = actions.requeue_task(task, by=operator(request))
         return f"queued again as {again}"
+
+    @acts(
+        "Change priority",
+        done="has that priority now",
+        consequence="Waiting tasks of a higher priority go before all others, of every "
+        "organization.",
+        form=PriorityForm,
+    )
+    def set_priority(self, request: HttpRequest, task: Task, priority: int) -> None:
+        actions.change_priority(task, priority, by=operator(request))
 
 
 def _filtered(model: str, query: str, text: str) -> str:
