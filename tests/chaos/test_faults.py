@@ -15,7 +15,7 @@ import pytest
 from flowml_site import embedded
 from tests.chaos.conftest import LEASE_S
 from tests.chaos.desk import ROOT
-from tests.chaos.fleet import Fleet, Proxy, until
+from tests.chaos.fleet import Fleet, Node, Proxy, until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -76,17 +76,6 @@ def test_a_cut_network_costs_no_result(fleet: Fleet, organization: str) -> None:
     fleet.check_once([task])
     fleet.only("far")
     assert fleet.ended(work(fleet, organization))["worker"] == "far"
-
-
-def test_a_short_cut_costs_nothing(fleet: Fleet, organization: str) -> None:
-    fleet.only("far")
-    task = work(fleet, organization, s=3, models=3)
-    fleet.running(task)
-    for name in ("web-1", "web-2"):
-        os.kill(fleet.platform.process(name).pid, signal.SIGKILL)
-    ended = fleet.ended(task)
-    assert (ended["attempt"], ended["worker"]) == (1, "far")
-    fleet.check_once([task])
 
 
 def test_web_away_for_several_leases_costs_no_result(fleet: Fleet, organization: str) -> None:
@@ -274,18 +263,37 @@ def test_a_full_disk_is_told_and_the_node_lives_on(
     fleet.check_once([waiting])
 
 
+def other_code(folder: Path, old: str, new: str) -> Path:
+    """A node's code as another release would have it: with ``new`` for ``old`` in its settings."""
+    code = shutil.ignore_patterns("__pycache__")
+    for package in ("workers", "tests/chaos", "training/engines"):
+        shutil.copytree(ROOT / package, folder / package, ignore=code)
+    for package in ("tests", "training"):
+        (folder / package / "__init__.py").touch()
+    settings = folder / "workers" / "node" / "settings.py"
+    assert old in settings.read_text()
+    settings.write_text(settings.read_text().replace(old, new))
+    return folder
+
+
+def test_a_node_that_is_too_old_says_so_and_ends(
+    fleet: Fleet, organization: str, tmp_path: Path
+) -> None:
+    fleet.only("a")
+    old = Node(fleet, "old")
+    old.root = other_code(tmp_path / "old", "PROTOCOL = 1", "PROTOCOL = 0")
+    old.start()
+    assert old.process is not None
+    assert old.process.wait(60) == 3
+    assert "too old for this server" in old.log
+    assert "Update the node" in old.log
+    assert fleet.ended(work(fleet, organization))["worker"] == "a"
+
+
 def test_nodes_are_updated_one_by_one_and_no_task_is_lost(
     fleet: Fleet, organization: str, tmp_path: Path
 ) -> None:
-    newer = tmp_path / "newer"
-    code = shutil.ignore_patterns("__pycache__")
-    for package in ("workers", "tests/chaos", "training/engines"):
-        shutil.copytree(ROOT / package, newer / package, ignore=code)
-    for package in ("tests", "training"):
-        (newer / package / "__init__.py").touch()
-    settings = newer / "workers" / "node" / "settings.py"
-    text = settings.read_text()
-    settings.write_text(text.replace('VERSION = "0.1.0"', 'VERSION = "0.1.99"'))
+    newer = other_code(tmp_path / "newer", 'VERSION = "0.1.0"', 'VERSION = "0.1.99"')
     fleet.only("a", "b")
     payloads = [{"s": 0.5, "models": 2, "answer": 42}] * 24
     tasks = fleet.desk("add_many", [organization], payloads)

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.desk import ROOT
 from tests.chaos.storm import plan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.xdist_group("storm")]
+pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.xdist_group("fleet")]
 SEED = 15
 
 

@@ -1,5 +1,6 @@
 """Work for a fleet under test, done in real children of real nodes (FLOWML_TEST_HANDLERS)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.node.channel import Channel
+from workers.node.gpus import Device
 from workers.node.handlers import Way
 
 TOY = "tests.chaos.toy"
@@ -49,8 +51,21 @@ def fill(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {}
 
 
+def devices(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Tell which GPUs this process sees."""
+    return {"data": {"devices": os.environ["CUDA_VISIBLE_DEVICES"]}}
+
+
+def fake_gpus() -> list[Device]:
+    """The GPUs of a machine without any, as the file TOY_GPUS lists them; the test changes it."""
+    path = os.environ.get("TOY_GPUS")
+    return [Device(**row) for row in json.loads(Path(path).read_text())] if path else []
+
+
+NVML = {"read": fake_gpus}
 HANDLERS = {
     "toy.work": Way(f"{TOY}:work", "node"),
     "toy.stubborn": Way(f"{TOY}:stubborn", "node"),
+    "toy.devices": Way(f"{TOY}:devices", "node"),
     "toy.fill": Way(f"{TOY}:fill", "node"),
 }
