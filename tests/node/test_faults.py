@@ -148,6 +148,20 @@ def test_a_frozen_supervisor_writes_nothing_late(node: Node) -> None:
     assert web.ends[task] == []
 
 
+def test_a_claim_that_cannot_be_noted_down_is_handed_back(node: Node) -> None:
+    web = node.web
+    node.start()
+    spool = node.folder / "node" / "spool"
+    spool.rmdir()
+    spool.touch()  # as good as a disk on which nothing can be written
+    end = web.wait_end(web.add("toy.echo"))
+    assert end["outcome"] == "returned"
+    assert "cannot write to its disk" in end["error"]
+    spool.unlink()
+    spool.mkdir()
+    assert web.wait_end(web.add("toy.echo"))["outcome"] == "succeeded"
+
+
 def test_an_engine_that_cannot_run_is_not_offered(node: Node) -> None:
     """It takes its node out of the engine's queues, not out of the fleet."""
     web = node.web

@@ -93,6 +93,8 @@ def thread_variables(threads: int) -> dict[str, str]:
         "NUMEXPR_NUM_THREADS",
         "VECLIB_MAXIMUM_THREADS",
         "POLARS_MAX_THREADS",
+        "RAYON_NUM_THREADS",
+        "LOKY_MAX_CPU_COUNT",  # what joblib takes for the number of cores
     )
     return dict.fromkeys(names, str(threads))
 
