@@ -25,6 +25,7 @@ urlpatterns = [
     path("", home, name="home"),
     path("", include("accounts.urls")),
     path("", include("organizations.urls")),
+    path("", include("workers.urls")),
     path("", include("datasets.urls")),
     path("", include("training.urls")),
     path("health", health.health, name="health"),

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from django.db import transaction
 from django.http import HttpResponseBase
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, resolve
+from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 from rest_framework_simplejwt.tokens import RefreshToken
 
@@ -32,6 +34,7 @@ from tests.factories import PASSWORD, WorkerFactory, make_task
 from tests.training import make
 from training import actions, scoring, serving
 from training.models import BatchPrediction
+from workers import joining
 from workers.files import store_artifact
 from workers.keys import task_token
 from workers.models import Task, Worker
@@ -87,6 +90,27 @@ GET     /predictions/{batch}/result                             sign    200     
 GET     /health                                                  200    200     200     200     200
 GET     /health/live                                             200    200     200     200     200
 
+GET     /workers                                                sign    200     200     200     200
+POST    /workers/join                                           sign    403     403     200     200
+POST    /workers/{node}/drain                                   sign    403     403     302     404
+POST    /workers/{node}/resume                                  sign    403     403     302     404
+POST    /workers/{node}/restart                                 sign    403     403     302     404
+POST    /workers/{node}/remove                                  sign    403     403     302     404
+
+GET     /api/workers                                             401    200     200     200     200
+GET     /api/workers/stats                                       401    200     200     200     200
+GET     /api/workers/queues                                      401    200     200     200     200
+GET     /api/workers/local/info                                  401    200     200     200     200
+GET     /api/workers/{node}                                      401    200     200     200     404
+PATCH   /api/workers/{node}                                      401    403     403     200     404
+DELETE  /api/workers/{node}                                      401    403     403     204     404
+POST    /api/workers/{node}/drain                                401    403     403     202     404
+POST    /api/workers/{node}/resume                               401    403     403     202     404
+POST    /api/workers/{node}/restart                              401    403     403     202     404
+POST    /api/workers/{node}/remove                               401    403     403     202     404
+GET     /api/workers/join-tokens                                 401    403     403     200     200
+POST    /api/workers/join-tokens                                 401    403     403     201     201
+DELETE  /api/workers/join-tokens/{join_token}                    401    403     403     204     404
 POST    /api/auth/register                                       201    201     201     201     201
 POST    /api/auth/login                                          200    200     200     200     200
 POST    /api/auth/refresh                                        200    200     200     200     200
@@ -319,13 +343,18 @@ def world(tmp_path: Path) -> Iterator[World]:
         "stranger": make.member(Role.ADMIN),
     }
     serving_node = make.FakeServing(tmp_path)
-    node = WorkerFactory(address=serving_node.address)
+    later = timezone.now() + timedelta(hours=1)  # the walk takes longer than a lease
+    node = WorkerFactory(address=serving_node.address, last_seen_at=later)
     version = make.version(admin, name=f"{MARK} data")
     version.rejects = store_artifact(
         admin.organization, "rejects", io.BytesIO(b"line,reason,raw\n")
     )
     version.save()
     spare = make.version(admin, name=f"{MARK} spare")
+    own_node = WorkerFactory(
+        organization=admin.organization, name=f"{MARK}-node", last_seen_at=later
+    )
+    join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
     upload = SimpleUploadedFile(f"{MARK}.csv", b"a\n1\n")
     batch = actions.predict_file(admin, model, upload)
@@ -349,6 +378,8 @@ def world(tmp_path: Path) -> Iterator[World]:
             "active": make.job(admin, of=version, name=f"{MARK} active").pk,
             "model": model.pk,
             "batch": batch.pk,
+            "node": own_node.pk,
+            "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
         },
         {"member": version.dataset_id, "stranger": make.version(stranger).dataset_id},
@@ -442,7 +473,7 @@ def test_the_table_shows_a_success_for_each_refusal() -> None:
 @pytest.fixture
 def nodes() -> dict[str, Any]:
     """A node that runs a task with an input, and another organization's task that runs too."""
-    worker = WorkerFactory(token_hash=Worker.hash_token("the node's"))
+    worker = WorkerFactory(token_hash=Worker.hash_token("the node's"), concurrency=2)
     task, other = make_task(), make_task()
     data = store_artifact(task.organization, "data", io.BytesIO(b"rows"))
     Task.objects.filter(pk=task.pk).update(inputs={"data": str(data.pk)})

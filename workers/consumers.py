@@ -10,11 +10,13 @@ import contextlib
 import json
 import logging
 import time
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
+from django.db import DatabaseError
 
 from accounts.models import User
 from workers import live, metrics, relay
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_TOPICS = 50
 POLL_S = 10  # how soon a lost push is made up for
+FLEET_S = 2.0
 UNAUTHENTICATED = 4401
 REPLACED = 4409
 
@@ -37,6 +40,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         metrics.SOCKETS.labels("live").inc()
         self.seen = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._fleet: asyncio.Task[None] | None = None
         user = self.scope.get("user")
         ticket = parse_qs(self.scope["query_string"].decode()).get("ticket")
         if ticket:
@@ -59,8 +63,14 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         metrics.SOCKETS.labels("live").dec()
         if poll := getattr(self, "_poll", None):
             poll.cancel()
+        self._stop_fleet()
         for topic in self.seen:
             await self.channel_layer.group_discard(group_name(topic), self.channel_name)
+
+    def _stop_fleet(self) -> None:
+        if self._fleet is not None:
+            self._fleet.cancel()
+            self._fleet = None
 
     async def receive_json(self, content: Any, **kwargs: Any) -> None:
         if not hasattr(self, "user") or not isinstance(content, dict):
@@ -69,17 +79,38 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         if not isinstance(topic, str) or len(topic) > 80 or not topic.isprintable():
             await self.send_json({"error": "bad-message"})
         elif "unsubscribe" in content:
+            if topic == live.FLEET:
+                self._stop_fleet()
             if self.seen.pop(topic, None) is not None:
                 await self.channel_layer.group_discard(group_name(topic), self.channel_name)
         elif len(self.seen) >= MAX_TOPICS and topic not in self.seen:
             await self.send_json({"error": "too-many-topics", "topic": topic})
         elif not await database_sync_to_async(live.may_listen)(self.user, topic):
             await self.send_json({"error": "not-found", "topic": topic})
+        elif topic == live.FLEET:
+            if self._fleet is None:
+                self._fleet = asyncio.create_task(self._telling_of_the_fleet())
         else:
             after = content.get("after")
             self.seen[topic] = after if isinstance(after, int) and after >= 0 else 0
             await self.channel_layer.group_add(group_name(topic), self.channel_name)
             await self._catch_up(topic)
+
+    async def _telling_of_the_fleet(self) -> None:
+        """Tell how the nodes are, when that has changed and at most every two seconds."""
+        told: Any = None
+        while True:
+            with contextlib.suppress(DatabaseError):  # it may be away for a while
+                if not await database_sync_to_async(live.may_listen)(self.user, live.FLEET):
+                    await self.send_json({"error": "not-found", "topic": live.FLEET})
+                    return
+                nodes = await database_sync_to_async(live.fleet_now)(self.user)
+                if nodes != told:
+                    told, now = nodes, time.time()
+                    at = datetime.fromtimestamp(now, UTC).isoformat()
+                    event = {"topic": live.FLEET, "seq": int(now * 10), "type": "fleet", "at": at}
+                    await self.send_json({**event, "data": {"nodes": nodes}})
+            await asyncio.sleep(FLEET_S)
 
     async def live_push(self, message: dict[str, Any]) -> None:
         if message["seq"] > self.seen.get(message["topic"], message["seq"]):

@@ -1,8 +1,19 @@
 from django.urls import path
 
-from workers.api import views
+from workers.api import fleet, views
 
 urlpatterns = [
+    path("workers", fleet.NodesView.as_view(), name="workers"),
+    path("workers/stats", fleet.StatsView.as_view()),
+    path("workers/queues", fleet.QueuesView.as_view()),
+    path("workers/local/info", fleet.LocalView.as_view()),
+    path("workers/join-tokens", fleet.JoinTokensView.as_view()),
+    path("workers/join-tokens/<uuid:token>", fleet.JoinTokenView.as_view()),
+    path("workers/<uuid:node>", fleet.NodeView.as_view()),
+    *(
+        path(f"workers/<uuid:node>/{action}", fleet.NodeActionView.as_view(), {"action": action})
+        for action in fleet.ACTIONS
+    ),
     path("workers/register", views.RegisterView.as_view()),
     path("workers/heartbeat", views.HeartbeatView.as_view()),
     path("workers/claim", views.ClaimView.as_view()),
