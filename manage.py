@@ -20,6 +20,7 @@ WITHOUT_SERVICES = {
     "collectstatic",
     "compilemessages",
     "diffsettings",
+    "doctor",
     "findstatic",
     "makemessages",
     "spectacular",

@@ -44,7 +44,7 @@ def health(request: HttpRequest) -> JsonResponse:
     """The state of each part, within a few seconds whatever is broken."""
     # Each in a thread with its own time limit; a hung one does not make the answer wait.
     checks: dict[str, Callable[[], str]] = {
-        "database": _database,
+        "database": database_answers,
         "broker": _broker,
         "channel_layer": _channel_layer,
     }
@@ -78,8 +78,11 @@ def _timed(name: str, check: Callable[[], str]) -> Part:
     return Part(ok=ok, detail=detail, ms=round((time.perf_counter() - started) * 1000, 1))
 
 
-def _database() -> str:
-    """Over a connection of its own: the pool would wait much longer for one that is dead."""
+def database_answers() -> str:
+    """Ask over a connection of its own: the pool would wait much longer for one that is dead.
+
+    Raises psycopg.Error.
+    """
     parameters = dict(connection.get_connection_params())
     for key in ("cursor_factory", "context", "pool", "prepare_threshold", "server_side_binding"):
         parameters.pop(key, None)
