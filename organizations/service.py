@@ -13,6 +13,7 @@ from organizations.audit import record
 from organizations.models import Membership, Organization, ServiceToken
 
 MOST = 100  # of one organization
+MOST_DAYS = 3650
 _objects: dict[str, Callable[[Organization, UUID], str]] = {}
 
 
@@ -32,12 +33,15 @@ def make(
 ) -> tuple[ServiceToken, str]:
     """A token and its secret, which nobody can look up again.
 
-    Raises Invalid without a name, for a model that isn't there, and for one with other actions
-    than to predict: they are about more than a model.
+    Raises Invalid without a name, for odd days, for a model that isn't there, and for one with
+    other actions than to predict: they are about more than a model.
     """
     name, only_name = " ".join(name.split())[:80], ""
     if not name or not name.isprintable():
         raise Invalid("Give the token a name.", errors={"name": ["What is it for?"]})
+    if expires_in_days is not None and not 1 <= expires_in_days <= MOST_DAYS:
+        sentence = f"Choose 1 to {MOST_DAYS:,} days, or leave it empty: it never expires."
+        raise Invalid(sentence, errors={"expires_in_days": [sentence]})
     if model is not None:
         if actions != ServiceToken.Actions.PREDICT:
             sentence = "A token for one model can only predict."

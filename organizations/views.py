@@ -13,18 +13,16 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts import limits
 from accounts.errors import FlowError
 from accounts.forms import styled
 from accounts.models import User
 from organizations import actions, invites
-from organizations.access import SESSION_KEY, OrgRequest, org_role
+from organizations.access import SESSION_KEY
 from organizations.forms import RegisterForm
-from organizations.models import Invite, Membership, Role
-
-__all__ = ["OrgRequest", "org_role"]
+from organizations.models import Invite, Membership
 
 
 @require_http_methods(["GET", "POST"])
@@ -65,22 +63,6 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         context,
         status=422 if form.errors else 200,
     )
-
-
-@require_GET
-@org_role(Role.VIEWER)
-def detail(request: OrgRequest) -> HttpResponse:
-    """Who is in the organization that the page acts for, and the person's other ones."""
-    organization = request.membership.organization
-    context = {
-        "section": "organization",
-        "organization": organization,
-        "members": organization.memberships.select_related("user").order_by("joined_at"),
-        "mine": Membership.objects.filter(user=request.membership.user).select_related(
-            "organization"
-        ),
-    }
-    return render(request, "organizations/detail.html", context)
 
 
 def join_link(invite: Invite) -> str:

@@ -54,6 +54,20 @@ GET     /join                                                    200    200     
 POST    /join                                                   sign    302     302     302     302
 GET     /organization                                           sign    200     200     200     200
 POST    /organization/choose/{organization}                     sign    302     302     302     404
+GET     /organizations                                          sign    200     200     200     200
+POST    /organizations/new                                      sign    302     302     302     302
+GET     /organization?tab=usage                                 sign    200     200     200     200
+GET     /organization?tab=audit                                 sign    200     200     200     200
+POST    /organization/rename                                    sign    403     403     302     302
+POST    /organization/members/{member}/role                     sign    403     403     302     302
+POST    /organization/members/{member}/remove                   sign    403     403     302     302
+POST    /organization/invite                                    sign    403     403     302     302
+POST    /organization/invite/withdraw                           sign    403     403     302     302
+POST    /organization/transfer                                  sign    403     403     302     302
+POST    /organization/leave                                     sign    302     302     302     302
+POST    /organization/tokens                                    sign    403     403     200     200
+POST    /organization/tokens/{service}/revoke                   sign    403     403     302     302
+GET     /organization/audit.csv                                 sign    403     403     200     200
 GET     /data                                                   sign    200     200     200     200
 POST    /data/upload                                            sign    403     302     302     302
 POST    /data/samples/iris                                      sign    403     302     302     302
@@ -301,6 +315,9 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /sign-in": a_password,
     "POST /sign-up": a_person,
     "POST /join": a_code,
+    "POST /organizations/new": lambda _: {"name": "new"},
+    "POST /organization/rename": lambda _: {"name": "new"},
+    "POST /organization/tokens": lambda _: {"name": "new", "actions": "read"},
     "POST /api/organizations": lambda _: {"name": "new"},
     "POST /api/organizations/join": a_code,
     "PATCH /api/organizations/{organization}": lambda _: {"name": "new"},

@@ -49,6 +49,12 @@ def trained(chromium: Browser, platform: Platform) -> Iterator[tuple[dict[str, s
             "use": f"{model}?tab=use",
             "details": f"{model}?tab=details",
             "organization": "/organization",
+            "organization-usage": "/organization?tab=usage",
+            "organization-tokens": "/organization?tab=tokens",
+            "organization-audit": "/organization?tab=audit",
+            "organization-settings": "/organization?tab=settings",
+            "organizations": "/organizations",
+            "join": "/join",
         },
         who.context.cookies(),
     )
