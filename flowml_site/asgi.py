@@ -16,6 +16,7 @@ from django.urls import path  # noqa: E402
 
 from flowml_site.bodies import guard_bodies  # noqa: E402
 from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
+from workers.longpoll import waiting_claims  # noqa: E402
 
 
 class OurOrigin(OriginValidator):
@@ -44,7 +45,7 @@ def most_bytes(path: str) -> int:
 
 application = ProtocolTypeRouter(
     {
-        "http": guard_bodies(http, most_bytes),
+        "http": guard_bodies(waiting_claims(http), most_bytes),
         "websocket": OurOrigin(sockets, settings.ALLOWED_HOSTS),
     }
 )

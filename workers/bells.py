@@ -12,6 +12,8 @@ import redis
 from celery import current_app as app
 from django.conf import settings
 
+from workers import push
+
 log = logging.getLogger(__name__)
 
 BELL = "workers.ring"
@@ -22,6 +24,7 @@ _away_until = 0.0
 
 def ring(queue: str) -> None:
     """Ring ``queue``. Never raises: without a broker, nodes find work by their heartbeats."""
+    push.bell(queue)
     if settings.SCHEDULER_BACKEND == "celery":
         send(BELL, queue=queue, expires=30)
 

@@ -68,6 +68,21 @@ def notify(topic: str, seq: int) -> None:
     _pusher.notify(topic, seq)
 
 
+def bell(queue: str) -> None:
+    """Tell the nodes that wait with their claim (``longpoll``) of work on ``queue``. Never raises.
+
+    A lost one does no harm: they look again by themselves every few seconds.
+    """
+
+    async def send() -> None:
+        try:
+            await get_channel_layer().group_send("bells", {"type": "bell", "queue": queue})
+        except Exception as problem:
+            log.warning("bell not pushed", extra={"queue": queue, "problem": str(problem)})
+
+    asyncio.run_coroutine_threadsafe(send(), _pusher.loop)
+
+
 def loop() -> asyncio.AbstractEventLoop:
     """The process's kept event loop, in which other threads may run what talks to the layer."""
     return _pusher.loop

@@ -18,7 +18,7 @@ from accounts.errors import Invalid
 from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
 from organizations.models import Role
-from workers import actions, joining, keys, live
+from workers import actions, joining, keys, live, longpoll
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
@@ -75,6 +75,7 @@ class RegisterView(NodeView):
                 "token": token,
                 "organization": str(worker.organization_id or ""),
                 "heartbeat_s": settings.HEARTBEAT_S,
+                "claim_wait_s": longpoll.MAX_S,
                 "lease_s": settings.LEASE_S,
                 "queues": worker.queues,
                 "concurrency": worker.concurrency,
@@ -101,7 +102,7 @@ class ClaimView(NodeView):
         room = Room(**left, gpus=tuple(gpus))
         task = actions.claim(self.node, room)
         if task is None:
-            return Response(status=204)
+            return Response(status=204, headers={longpoll.QUEUES: ",".join(self.node.queues)})
         return Response(actions.claim_answer(task))
 
 
