@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import IO, Any
 from uuid import UUID
 
@@ -36,8 +37,9 @@ from training.models import (
 from training.rows import BadRows, check_rows
 from workers.actions import add_task, cancel_task, emit, stop_task, store_artifact
 from workers.files import file_response
+from workers.lines import move_to_front
 from workers.models import Artifact, Event, StaleWrite, Stream, Task
-from workers.waiting import waits_for
+from workers.waiting import BLINK_S, Wait, wait_of, waits_for
 
 log = logging.getLogger(__name__)
 
@@ -284,6 +286,23 @@ def cancel_job(by: Membership | str, job: TrainingJob) -> TrainingJob:
 def stop_job(by: Membership | str, job: TrainingJob) -> TrainingJob:
     """End the job now and keep the best so far. Conflict when it has ended."""
     return _wish(job, stop_task, "stop_requested_at", by=_name(by))
+
+
+@transaction.atomic
+def front_job(by: Membership, job: TrainingJob) -> TrainingJob:
+    """Let the job go before all else of its organization that is as urgent.
+
+    Conflict when nothing of it waits.
+    """
+    move_to_front(by.organization, job.pk, by=_name(by))
+    record("training.moved-to-front", job, by=by)
+    return job
+
+
+def wait_of_job(job: TrainingJob) -> Wait | None:
+    """Why the job does not go on; None when it does, has ended, or was made just now."""
+    fresh = timezone.now() - job.created_at < timedelta(seconds=BLINK_S)
+    return None if job.has_ended or fresh else wait_of(list(job.tasks.all()), job.organization)
 
 
 def _name(by: Membership | str) -> str:

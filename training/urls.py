@@ -13,6 +13,7 @@ urlpatterns = [
     path("training/<uuid:job_id>/log", jobs.job_log, name="job-log"),
     path("training/<uuid:job_id>/cancel", jobs.cancel, name="cancel"),
     path("training/<uuid:job_id>/stop", jobs.stop, name="stop"),
+    path("training/<uuid:job_id>/front", jobs.front, name="front"),
     path("models", models.models, name="models"),
     path("models/<uuid:model_id>", models.model, name="model"),
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),

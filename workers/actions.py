@@ -468,7 +468,13 @@ def expire_leases(now: datetime, *, web_answers: bool) -> int:
 
 
 def ring_waiting() -> set[str]:
-    """Ring again for every queue on which something waits and no bell lies; returns those."""
+    """Ring again for every queue on which something waits and no bell lies; returns those.
+
+    A node that is gone or drains is no longer held for anybody.
+    """
+    held = Task.objects.filter(state=State.QUEUED, held_on__isnull=False)
+    gone = Q(held_on__last_seen_at__lt=Worker.alive_since()) | Q(held_on__draining=True)
+    held.filter(gone).update(held_on=None)
     waiting = set(
         Task.objects.filter(state=State.QUEUED).values_list("queue", flat=True).distinct()
     )

@@ -171,3 +171,16 @@ def choose(
 def full_organizations(running: Mapping[K, int], limits: Mapping[K, int]) -> set[K]:
     """The organizations that run as many jobs as they may: only light work of theirs starts."""
     return {one for one, count in running.items() if count >= limits.get(one, count + 1)}
+
+
+def expected_wait_s(free_in_s: Iterable[float], ahead: int, each_s: float) -> float | None:
+    """When a task starts (s from now) that has ``ahead`` others before it, each of ``each_s``.
+
+    ``free_in_s`` says when each slot that may take them is free. None without a slot.
+    """
+    slots = sorted(max(0.0, free) for free in free_in_s)
+    if not slots:
+        return None
+    # Whole rounds are skipped, since a long line would take long to go through.
+    rounds, ahead = divmod(ahead, len(slots)) if each_s > 0 else (0, 0)
+    return slots[ahead] + rounds * each_s

@@ -4,7 +4,8 @@ The rule that holds both together (a property test says so): every node that ser
 whatever lies there, room permitting; and a node serves every queue whose tasks it can run.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 VRAM_TIERS_GIB = (6, 8, 12, 24)
@@ -83,3 +84,82 @@ def narrowed(queues: Iterable[str], classes: Iterable[str]) -> list[str]:
         for queue in queues
         if queue in wanted or any(queue.endswith(f".{device}") for device in wanted)
     ]
+
+
+def in_words(queue: str) -> str:
+    """What a queue asks of a node, to follow "a node with": "PyCaret and a GPU of 8 GiB"."""
+    engine, device = split(queue)
+    what = {"cpu": "", "priority": "", "gpu": "a GPU", "llm": "a language model"}.get(device)
+    if what is None:
+        what = f"a GPU of {device.removeprefix('gpu.vram')} GiB"
+    return " and ".join(part for part in (f"the engine {engine}" if engine else "", what) if part)
+
+
+def split(queue: str) -> tuple[str, str]:
+    """A queue's engine ("" for none) and device class."""
+    queue = queue.removeprefix("own.")  # work for an organization's own nodes: workers.models
+    for device in ("cpu", "gpu", "llm", "priority", *(f"gpu.vram{t}" for t in VRAM_TIERS_GIB)):
+        if queue == device:
+            return "", queue
+        if queue.endswith(f".{device}"):
+            return queue.removesuffix(f".{device}"), device
+    return "", queue
+
+
+def nearest(queue: str, nodes: Mapping[str, Iterable[str]]) -> tuple[str, str] | None:
+    """The queue that comes nearest to ``queue`` among those that ``nodes`` serve, and its node.
+
+    First the same engine on the same kind of device with as much memory as there is, then the same
+    engine on another device, then the same device without the engine; None when nothing is near.
+    """
+    engine, device = split(queue)
+
+    def closeness(other: str) -> tuple[bool, bool, int]:
+        its_engine, its_device = split(other)
+        same_kind = its_device.partition(".")[0] == device.partition(".")[0]
+        memory = its_device.rpartition("vram")[2]
+        return (
+            its_engine == engine,
+            same_kind,
+            int(memory) if same_kind and memory.isdigit() else 0,
+        )
+
+    near = [
+        (closeness(other), node, other)
+        for node, served in nodes.items()
+        for other in served
+        if other != queue and other != "priority"
+    ]
+    near = [one for one in near if (one[0][0] and engine) or one[0][1]]
+    if not near:
+        return None
+    best = max(near, key=lambda one: (one[0], one[1]))
+    return best[2], best[1]
+
+
+def table() -> str:
+    """docs/scheduling.md's table: which work waits where, and which node serves it."""
+    rows = [
+        ("queue", "what waits there", "which nodes serve it"),
+        ("---", "---", "---"),
+        ("`priority`", "urgent work that needs no engine", "all"),
+        ("`cpu`", "work that needs neither engine nor GPU", "all"),
+        ("`gpu`", "work for any GPU", "with a GPU"),
+    ]
+    before = 0
+    for tier in VRAM_TIERS_GIB:
+        queue = queue_for(Requirements(device="gpu", gpu_ram_mib=tier * 1024))
+        sizes = range(1024, 2 * tier * 1024)
+        least = next(m for m in sizes if queue in queues_for(Capabilities(gpu_ram_mib=(m,))))
+        needs = f"more than {before} GiB, at most {tier} GiB" if before else f"at most {tier} GiB"
+        who = f"with a GPU of {least:,} MiB or more"
+        rows.append((f"`{queue}`", f"work for a GPU, {needs} of its memory", who))
+        before = tier
+    rows.append(("`llm`", "questions to a language model", "with Ollama"))
+    engine = "`pycaret.cpu`, `torch.gpu.vram8`, …"
+    rows.append((engine, "the same for one engine", "the same, with the engine"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{table()}\n")

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
+from django.utils import timezone
 from rest_framework_simplejwt.tokens import AccessToken
 
 from organizations.models import Role
+from tests.factories import WorkerFactory
 from tests.training import make
 from training import actions, serving
 from training.api.urls import urlpatterns
@@ -50,6 +53,7 @@ ROUTES = {
     "training-progress": ("get", Role.VIEWER, 200),
     "training-cancel": ("post", Role.DEVELOPER, 202),
     "training-stop": ("post", Role.DEVELOPER, 202),
+    "training-front": ("post", Role.DEVELOPER, 202),
     "training-leaderboard": ("get", Role.VIEWER, 200),
     "training-model": ("get", Role.VIEWER, 200),
     "training-predict": ("post", Role.DEVELOPER, 200),
@@ -82,7 +86,7 @@ def call(client, route, membership, world):
     kwargs, body = {}, {}
     if route == "training-leaderboard":
         kwargs = {"job_id": world["job"].pk}
-    elif route in {"training-job", "training-progress", "training-cancel", "training-stop"}:
+    elif route.removeprefix("training-") in {"job", "progress", "cancel", "stop", "front"}:
         kwargs = {"pk": world["job"].pk}
     elif route in {"training-model", "training-predict", "training-download"}:
         kwargs, body = {"pk": world["model"].pk}, {"rows": [ROW]}
@@ -271,6 +275,27 @@ def test_progress_says_what_a_waiting_job_waits_for(ask, by):
     told = ask("get", f"/api/training/{job.pk}/progress").json()
     assert (told["state"], told["fraction"]) == ("queued", 0)
     assert "node" in told["waiting_for"]
+
+
+def test_a_waiting_job_says_for_what_and_can_go_first(ask, by):
+    first, second = make.job(by), make.job(by)
+    ago = timezone.now() - timedelta(minutes=1)
+    for job in (first, second):
+        Task.objects.filter(subject=job.pk).update(queued_at=ago, line_at=ago)
+        TrainingJob.objects.filter(pk=job.pk).update(created_at=ago)
+        ago += timedelta(seconds=1)
+    WorkerFactory(name="n1")
+    told = ask("get", f"/api/training/{second.pk}").json()["waiting"]
+    assert (told["reason"], told["position"]) == ("behind", 2)
+    assert "behind 1 job of your organization" in told["text"]
+    assert told["expected_start_at"] is None
+    moved = ask("post", f"/api/training/{second.pk}/front")
+    assert (moved.status_code, moved.json()["waiting"]["position"]) == (202, 1)
+    node = make.Node()
+    assert node.claim().subject == second.pk
+    assert ask("get", f"/api/training/{second.pk}").json()["waiting"] is None
+    refused = ask("post", f"/api/training/{second.pk}/front")
+    assert (refused.status_code, refused.json()["code"]) == (409, "nothing-waits")
 
 
 def test_cancel_and_stop_are_refused_after_the_end(ask, by):

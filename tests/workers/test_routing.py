@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,9 +9,12 @@ from workers.routing import (
     Capabilities,
     NoSuchQueue,
     Requirements,
+    in_words,
     narrowed,
+    nearest,
     queue_for,
     queues_for,
+    table,
 )
 
 engines = st.sampled_from(["", "pycaret", "torch", "flaml"])
@@ -67,3 +72,51 @@ def test_more_memory_than_any_tier_is_refused():
 def test_naming_a_class_keeps_it_for_every_engine():
     queues = queues_for(Capabilities(engines=frozenset({"pycaret"}), gpu_ram_mib=(8192,)))
     assert narrowed(queues, ["cpu"]) == ["pycaret.cpu", "cpu"]
+
+
+# --- A fleet ---
+
+
+@given(st.lists(requirements, max_size=6), st.lists(capabilities, max_size=5))
+def test_no_task_lies_where_a_node_can_not_run_it_or_where_nobody_looks(tasks, fleet):
+    serving = [(set(queues_for(has)), has) for has in fleet]
+    for need in tasks:
+        queue = queue_for(need)
+        able = [can_run(need, has) for _, has in serving]
+        assert [queue in queues for queues, _ in serving] == able
+
+
+@given(st.lists(capabilities, min_size=1, max_size=4), requirements)
+def test_the_nearest_node_is_named_when_none_fits(fleet, need):
+    nodes = {f"n{i}": queues_for(has) for i, has in enumerate(fleet)}
+    queue = queue_for(need)
+    near = nearest(queue, nodes)
+    if near is not None:
+        other, node = near
+        assert other in nodes[node]
+        assert other != queue
+
+
+def test_the_nearest_gpu_is_the_largest_of_the_same_engine():
+    nodes = {
+        "a": queues_for(Capabilities(frozenset({"torch"}), (6144,))),
+        "b": queues_for(Capabilities(frozenset({"torch"}), (8192,))),
+        "c": queues_for(Capabilities(frozenset({"flaml"}), (24_576,))),
+    }
+    assert nearest("torch.gpu.vram12", nodes) == ("torch.gpu.vram8", "b")
+    assert nearest("gpu.vram12", {"b": ["priority", "gpu.vram8", "gpu", "cpu"]}) == (
+        "gpu.vram8",
+        "b",
+    )
+    assert nearest("llm", {"b": ["priority", "cpu"]}) is None
+
+
+def test_a_queue_is_told_in_words():
+    assert in_words("cpu") == ""
+    assert in_words("torch.gpu.vram12") == "the engine torch and a GPU of 12 GiB"
+    assert in_words("own.pycaret.cpu") == "the engine pycaret"
+
+
+def test_the_table_in_the_docs_is_the_code_s():
+    page = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    assert table() in page, "Put the table that `python -m workers.routing` prints into the page."

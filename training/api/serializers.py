@@ -3,7 +3,7 @@ from typing import Any, ClassVar
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from training.actions import PRIORITIES
+from training.actions import PRIORITIES, wait_of_job
 from training.checks import TASK_TYPES
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from workers.models import Task
@@ -114,8 +114,22 @@ class FeatureColumn(serializers.Serializer[Any]):
     dtype = serializers.CharField()
 
 
+class Waiting(serializers.Serializer[Any]):
+    reason = serializers.ChoiceField(
+        ["paused", "no-node", "too-large", "limit", "held", "behind", "room"]
+    )
+    text = serializers.CharField(help_text="The reason, for a person.")
+    position = serializers.IntegerField(help_text="From 1, in the organization's own line.")
+    expected_start_at = serializers.DateTimeField(
+        allow_null=True, help_text="A guess from recent durations; null without any."
+    )
+
+
 class Job(JobRow):
     notices = Notice(many=True)
+    waiting = serializers.SerializerMethodField(
+        help_text="Why it does not start; null when it runs, has ended or was just queued."
+    )
     columns = FeatureColumn(many=True)
     topic = serializers.CharField(help_text="Where its live events appear.")
 
@@ -123,8 +137,13 @@ class Job(JobRow):
         fields: ClassVar = [
             *JobRow.Meta.fields, "task_reason", "classes", "positive_class", "columns", "rows",
             "split", "seed", "refit", "notices", "cancel_requested_at", "stop_requested_at",
-            "topic",
+            "topic", "waiting",
         ]  # fmt: skip
+
+    @extend_schema_field(Waiting(allow_null=True))
+    def get_waiting(self, job: TrainingJob) -> dict[str, Any] | None:
+        wait = wait_of_job(job)
+        return dict(Waiting(wait).data) if wait else None
 
 
 class EngineProgress(serializers.ModelSerializer[Task]):

@@ -13,6 +13,7 @@ urlpatterns = [
     path("training/<uuid:pk>/progress", job({"get": "progress"}), name="training-progress"),
     path("training/<uuid:pk>/cancel", job({"post": "cancel"}), name="training-cancel"),
     path("training/<uuid:pk>/stop", job({"post": "stop"}), name="training-stop"),
+    path("training/<uuid:pk>/front", job({"post": "front"}), name="training-front"),
     path(
         "results/job/<uuid:job_id>/leaderboard",
         views.LeaderboardViewSet.as_view({"get": "list"}),

@@ -62,6 +62,7 @@ class JobViewSet(OrgViewSet):
         "start": Role.DEVELOPER,
         "cancel": Role.DEVELOPER,
         "stop": Role.DEVELOPER,
+        "front": Role.DEVELOPER,
     }
     queryset = TrainingJob.objects.for_list()
     serializer_class = said.Job
@@ -93,8 +94,8 @@ class JobViewSet(OrgViewSet):
         return self.get_paginated_response(said.JobRow(page, many=True).data)
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
-        """One job, with its columns, split and notices."""
-        return Response(said.Job(self.get_object()).data)
+        """One job, with its columns, split and notices, and what it waits for."""
+        return Response(said.Job(self._job()).data)
 
     @extend_schema(responses=said.Progress)
     def progress(self, request: Request, pk: UUID) -> Response:
@@ -110,6 +111,11 @@ class JobViewSet(OrgViewSet):
     def stop(self, request: Request, pk: UUID) -> Response:
         """End now and keep the best model so far: the job succeeds, early."""
         return Response(said.Job(actions.stop_job(self.membership, self._job())).data, 202)
+
+    @extend_schema(request=None, responses={202: said.Job})
+    def front(self, request: Request, pk: UUID) -> Response:
+        """Go before all else of the organization that is as urgent. 409 when nothing waits."""
+        return Response(said.Job(actions.front_job(self.membership, self._job())).data, 202)
 
     def _job(self) -> TrainingJob:
         job: TrainingJob = self.get_object()

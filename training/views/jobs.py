@@ -20,7 +20,7 @@ from training import actions, catalog, pages
 from training.models import REFIT, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
-from workers.waiting import waits_for
+from workers.waiting import wait_of
 
 LOG_EVENTS = 60
 LOG_LINES = 200
@@ -98,9 +98,7 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
     end = stored.finished_at or timezone.now()
     points = [(at, score) for at, score in scored if score is not None]
     line = pages.best_line(points, began, end, stored.metric)
-    waits = ""
-    if not stored.has_ended:
-        waits = waits_for(tasks, request.membership.organization)
+    wait = None if stored.has_ended else wait_of(tasks, request.membership.organization)
     return {
         "section": "training",
         "job": job_facts(stored),
@@ -109,7 +107,7 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
         "line": line,
         "best": _best(stored),
         "notices": [_notice(one) for one in stored.notices],
-        "waits": waits,
+        "wait": wait,
         "may_change": request.membership.may(Role.DEVELOPER),
     }
 
@@ -228,6 +226,13 @@ def stop(request: OrgRequest, job_id: UUID) -> HttpResponse:
     return _wish(
         request, job_id, actions.stop_job, "The training stops now and keeps the best so far."
     )
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def front(request: OrgRequest, job_id: UUID) -> HttpResponse:
+    done = "The training goes first now among those of your organization."
+    return _wish(request, job_id, actions.front_job, done)
 
 
 def _wish(request: OrgRequest, job_id: UUID, act: Any, done: str) -> HttpResponse:
