@@ -27,6 +27,7 @@ from uuid import UUID
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
+from django.core.management.base import CommandError
 from django.db import DatabaseError, ProgrammingError, connection, models, transaction
 from django.db.models import F, Func, TextField, Value
 from django.db.models.functions import Cast
@@ -193,8 +194,11 @@ def is_ready() -> bool:
     global _found
     when, ready = _found
     if not ready and time.monotonic() - when > LOOK_AGAIN_S:
-        ready = not missing()
+        wanted = missing()
+        ready = not wanted
         _found = (time.monotonic(), ready)
+        if wanted:
+            log.warning("%s It lacks: %s", _BARE, " ".join(wanted))
     if not ready and settings.ROW_SECURITY == "require":
         raise NotProtected("The database lacks its row-level security: tell the operator.")
     return ready
@@ -220,11 +224,13 @@ def missing() -> list[str]:
         if not wanted and table in connection.introspection.table_names(cursor):
             cursor.execute("SELECT has_table_privilege(%s, %s, 'SELECT')", [TENANT, table])
             if not cursor.fetchone()[0]:
-                wanted.append("-- and as the owner of the tables: manage.py migrate")
+                wanted.append(_MIGRATE)
     return wanted
 
 
 _ROLES = [TENANT, PLATFORM]
+_MIGRATE = "-- and then, as the owner of the tables: manage.py migrate"
+_BARE = "The database has no second line between tenants: queries rely on their filters alone."
 
 
 def check_database(databases: Any = None, **_: Any) -> list[checks.CheckMessage]:
@@ -237,16 +243,14 @@ def check_database(databases: Any = None, **_: Any) -> list[checks.CheckMessage]
         return []
     if not wanted or _may_create_roles():
         return []
-    return [
-        checks.Warning(
-            "The database has no second line between tenants: queries rely on their filters alone.",
-            hint=(
-                "Run this once as a superuser of the database, then `manage.py migrate`:\n"
-                + "\n".join(wanted)
-            ),
-            id="organizations.W001",
+    if wanted == [_MIGRATE]:
+        hint = "Run `manage.py migrate` as the owner of the tables."
+    else:
+        statements = "\n".join(wanted)
+        hint = (
+            "Run this once as a superuser of the database, then `manage.py migrate`:\n" + statements
         )
-    ]
+    return [checks.Warning(_BARE, hint=hint, id="organizations.W001")]
 
 
 def _may_create_roles() -> bool:
@@ -370,13 +374,11 @@ def protect(**_: Any) -> None:
             _grant()
     except ProgrammingError as problem:
         # Not the tables' owner, or no right to make roles. The first line stands all the same.
-        log.warning(
-            "The database gets no second line between tenants: %s. "
-            "`manage.py check --database default` says what it needs.",
-            str(problem).strip().splitlines()[0],
-        )
+        why = str(problem).strip().splitlines()[0]
+        told = f"{_BARE} {why}. `manage.py check --database default` says what it needs."
         if settings.ROW_SECURITY == "require":
-            raise
+            raise CommandError(told) from problem
+        log.warning(told)
     global _found
     _found = (time.monotonic(), not missing())
 

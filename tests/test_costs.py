@@ -67,9 +67,7 @@ def test_knowing_the_caller_costs_three_queries_at_most(
     headers = {"X-Organization": str(member.organization_id)} if named else {}
     client.get(ADDRESSES[0], headers=headers)  # a token notes once in a while that it was used
     for address in ADDRESSES:
-        with CaptureQueriesContext(
-            connection,
-        ) as seen:
+        with CaptureQueriesContext(connection) as seen:
             assert client.get(address.format(**world.ids), headers=headers).status_code == 200
         knowing = [one["sql"] for one in seen.captured_queries if is_about_who(one["sql"])]
         assert len(knowing) <= MOST, f"{address}: " + "\n".join(knowing)
