@@ -5,12 +5,14 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import redis
 from django.conf import settings
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.db import connection
-from django.db.models import Count, Min, Q, Sum
+from django.db.models import Count, Min, OuterRef, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from flowml_site.findings import (
@@ -25,7 +27,8 @@ from flowml_site.findings import (
     Snapshot,
     hours_before,
 )
-from organizations.models import Organization
+from organizations import quotas, usage
+from organizations.models import Organization, UsageMonth
 from workers.models import Allocation, Artifact, Event, Pause, Pulse, Task, Worker
 
 BROKER_S = 1.0
@@ -74,6 +77,12 @@ def look(now: datetime | None = None) -> Snapshot:
     now = now or timezone.now()
     lines = queues(now)
     free, total = disk()
+    stored = {
+        organization: int(total)
+        for organization, total in Artifact.objects.values_list("organization")
+        .annotate(total=Sum("size"))
+        .order_by()
+    }
     failures = [Failures(*row) for row in _rows(_FAILED, [now - timedelta(days=1)])]
     hours = _hours(now, sum(queue.waiting for queue in lines))
     return Snapshot(
@@ -88,10 +97,10 @@ def look(now: datetime | None = None) -> Snapshot:
         unhandled=unhandled(now),
         swept_s=swept_s(now),
         broker=broker_trouble(),
-        stored_bytes=Artifact.objects.aggregate(all=Sum("size"))["all"] or 0,
+        stored_bytes=sum(stored.values()),
         disk_free_bytes=free,
         disk_total_bytes=total,
-        quotas=_quotas(),
+        quotas=_quotas(stored),
         pauses=_pauses(now, lines),
         hours=hours,
     )
@@ -237,27 +246,38 @@ def disk() -> tuple[int | None, int | None]:
         return None, None
     for folder in (default_storage.location, settings.FLOWML_VAR):
         with suppress(OSError):  # the first upload makes the folder
-            usage = shutil.disk_usage(folder)
-            return usage.free, usage.total
+            known = shutil.disk_usage(folder)
+            return known.free, known.total
     return None, None
 
 
-def _quotas() -> list[Quota]:
-    busy = (
-        Organization.objects.annotate(
-            running=Count(
-                "tasks__subject",
-                filter=Q(tasks__state=State.RUNNING, tasks__light=False),
-                distinct=True,
-            )
-        )
-        .filter(running__gt=0)
-        .order_by("name")
+def _quotas(stored: dict[UUID, int]) -> list[Quota]:
+    """What organizations use of what has a limit, where they use anything."""
+    busy = Task.objects.filter(
+        organization=OuterRef("pk"), state=State.RUNNING, light=False
+    ).order_by()
+    count = busy.values("organization").annotate(n=Count("subject", distinct=True)).values("n")
+    month = UsageMonth.objects.filter(
+        organization=OuterRef("pk"), month=usage.month_of(timezone.now())
     )
-    return [
-        Quota(str(one.pk), one.name, "trainings at once", one.running, one.job_limit)
-        for one in busy
-    ]
+    found = []
+    for one in Organization.objects.annotate(
+        running=Coalesce(Subquery(count), 0),
+        cpu_s=Coalesce(Subquery(month.values("cpu_s")), 0.0),
+        gpu_s=Coalesce(Subquery(month.values("gpu_s")), 0.0),
+    ).order_by("name"):
+        used = {
+            "concurrent_jobs": one.running,
+            "storage_bytes": stored.get(one.pk, 0),
+            "cpu_hours": one.cpu_s / 3600,
+            "gpu_hours": one.gpu_s / 3600,
+        }
+        for name, has in used.items():
+            limit = quotas.limit_of(one, name)
+            if has and limit:
+                told = quotas.QUOTAS[name]
+                found.append(Quota(str(one.pk), one.name, told.title, has, limit, told.unit))
+    return found
 
 
 def _pauses(now: datetime, lines: list[Queue]) -> list[Paused]:

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 LONG_WAIT_S = 600.0
 SWEEP_LATE_S = 15.0  # beat asks for a sweep every two seconds
 SKEW_S = 5.0
+NODE_SKEW_S = 30.0  # its report may have waited on the way
 NODE_DISK_MIB = 2048
 NEAR = 0.9  # of a quota
 USUAL_TIMES = 2.0  # a task that runs this many times as long as its like is slow
@@ -295,7 +296,7 @@ def _nodes(seen: Snapshot) -> Iterator[Finding]:
                 Severity.NOTE, "nodes", f"{node.name} is drained",
                 "It runs nothing and takes no work.", "Restart, resume or remove it.", NODES, page,
             )  # fmt: skip
-        if node.ahead_s is not None and abs(node.ahead_s) > SKEW_S:
+        if node.ahead_s is not None and abs(node.ahead_s) > NODE_SKEW_S:
             way = "ahead of" if node.ahead_s > 0 else "behind"
             yield Finding(
                 Severity.WARNING, "clocks", f"The clock of {node.name} is wrong",
@@ -379,16 +380,23 @@ def _storage(seen: Snapshot) -> Iterator[Finding]:
 
 def _quotas(seen: Snapshot) -> Iterator[Finding]:
     for quota in seen.quotas:
-        if quota.share >= NEAR:
-            used, limit = f"{quota.used:,.4g}", f"{quota.limit:,.4g} {quota.unit}".strip()
-            yield Finding(
-                Severity.WARNING if quota.share >= 1 else Severity.NOTE, "quotas",
-                f"{quota.name} uses {quota.share:.0%} of its {quota.what}",
-                f"{used} of {limit}.", "Raise its limit here, or leave it: its members see why "
-                "things wait or are refused.",
-                "admin:organizations_organization_changelist", _filter(q=quota.organization),
-                quota.share,
-            )  # fmt: skip
+        if quota.share < NEAR:
+            continue
+        if quota.unit == "bytes":
+            used, limit = size(quota.used), size(quota.limit)
+        else:
+            used, limit = (f"{x:,.4g} {quota.unit}".strip() for x in (quota.used, quota.limit))
+        yield Finding(
+            # All the trainings that are allowed at once is how it should be.
+            Severity.WARNING if quota.share >= 1 and quota.unit else Severity.NOTE,
+            "quotas",
+            f"{quota.name}: {quota.share:.0%} of its quota “{quota.what}”",
+            f"{used} of {limit}.",
+            "Raise its limit here, or leave it: its members see why things wait or are refused.",
+            "admin:organizations_organization_changelist",
+            _filter(q=quota.name),
+            quota.share,
+        )
 
 
 def _pauses(seen: Snapshot) -> Iterator[Finding]:

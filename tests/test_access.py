@@ -93,6 +93,7 @@ GET     /training/{job}/leaderboard                             sign    200     
 GET     /training/{job}/log                                     sign    200     200     200     404
 POST    /training/{active}/cancel                               sign    403     302     302     404
 POST    /training/{active}/stop                                 sign    403     302     302     404
+POST    /training/{active}/front                                sign    403     302     302     404
 GET     /models                                                 sign    200     200     200     200
 GET     /models/{model}                                         sign    200     200     200     404
 GET     /models/{model}?tab=try                                 sign    200     200     200     404
@@ -174,6 +175,7 @@ GET     /api/training/{job}                                      401    200     
 GET     /api/training/{job}/progress                             401    200     200     200     404
 POST    /api/training/{active}/cancel                            401    403     202     202     404
 POST    /api/training/{active}/stop                              401    403     202     202     404
+POST    /api/training/{active}/front                             401    403     202     202     404
 GET     /api/results/job/{job}/leaderboard                       401    200     200     200     404
 GET     /api/results/model/{model}                               401    200     200     200     404
 POST    /api/results/model/{model}/predict                       401    403     200     200     404

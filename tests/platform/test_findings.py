@@ -1,5 +1,6 @@
 """What the dashboard and doctor say about figures, and where the figures come from."""
 
+import io
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,7 +21,10 @@ from flowml_site.findings import (
     ago,
     findings,
 )
+from organizations import usage
+from organizations.models import UsageMonth
 from tests.factories import OrganizationFactory, UserFactory, WorkerFactory, make_task
+from workers.files import store_artifact
 from workers.models import Pause, Pulse, Task, Worker
 
 NOW = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
@@ -78,7 +82,10 @@ def test_the_worst_comes_first_and_each_says_what_to_do():
         ),
         ({"disk_free_bytes": 2**20, "disk_total_bytes": 2**40}, "The storage is full"),
         ({"disk_free_bytes": 2**32, "disk_total_bytes": 2**33}, "The storage is nearly full"),
-        ({"quotas": [Quota("1", "Acme", "storage", 95, 100)]}, "Acme uses 95% of its storage"),
+        (
+            {"quotas": [Quota("1", "Acme", "Storage", 95, 100, "bytes")]},
+            "Acme: 95% of its quota “Storage”",
+        ),
         ({"pauses": [Paused("every queue", "olga", "", 60, 4)]}, "Paused: every queue"),
     ],
 )
@@ -193,6 +200,22 @@ def test_ends_that_nothing_reacted_to_and_a_late_sweep_are_seen():
     Pause.objects.create(queue="cpu", by="olga", reason="upgrade")
     titles = {one.title for one in findings(figures.look())}
     assert {"1 report not reacted to", "Control does not sweep", "Paused: the queue cpu"} <= titles
+
+
+@pytest.mark.django_db
+def test_quotas_near_their_limit_are_seen(settings):
+    full, roomy = OrganizationFactory(max_storage_bytes=100), OrganizationFactory()
+    roomy.refresh_from_db()
+    for one in (full, roomy):
+        store_artifact(one, "a", io.BytesIO(b"x" * 95))
+    UsageMonth.objects.create(organization=full, month=usage.month_of(timezone.now()), cpu_s=7200.0)
+    full.max_cpu_hours = 2
+    full.save()
+    found = [one for one in findings(figures.look()) if one.area == "quotas"]
+    assert [(one.severity, one.title) for one in found] == [
+        (Severity.WARNING, f"{full.name}: 100% of its quota “CPU hours this month”"),
+        (Severity.NOTE, f"{full.name}: 95% of its quota “Storage”"),
+    ]
 
 
 @pytest.mark.django_db

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def usage(folder: Path) -> dict[str, Any]:
         "ram_used_mib": (memory.total - memory.available) // (1024 * 1024),
         "load": round(os.getloadavg()[0], 2),
         "disk_free_mib": disk_free_mib(folder),
+        "clock": time.time(),
     }
 
 
