@@ -195,6 +195,9 @@ DATABASES["default"]["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 12, "timeo
 
 REDIS_URL = env.str("REDIS_URL", default="") or embedded.redis_url(FLOWML_VAR) or ""
 
+# Where nodes on other machines reach the broker, without a password: each gets a user of its own.
+NODE_BROKER_URL = env.str("FLOWML_NODE_BROKER_URL", default="")
+
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_DEFAULT_QUEUE = "control"
 CELERY_TASK_IGNORE_RESULT = True

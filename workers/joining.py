@@ -17,7 +17,7 @@ from accounts.errors import Conflict, FlowError, Invalid
 from accounts.models import User
 from organizations import audit
 from organizations.models import Organization
-from workers import actions, bells, relay, routing
+from workers import actions, bells, broker, relay, routing
 from workers.models import OWN_NODES as OWN
 from workers.models import JoinToken, Task, Worker
 from workers.node.settings import PROTOCOL, VERSION
@@ -201,6 +201,7 @@ def _apply(worker: Worker) -> None:
     own_wish = worker.capabilities.get("concurrency") or worker.concurrency
     worker.concurrency = worker.wanted.get("concurrency") or own_wish
     worker.save(update_fields=["queues", "concurrency"])
+    broker.renew(worker)
 
 
 # --- What people do with a node ------------------------------------------------------------------
@@ -282,5 +283,6 @@ def remove(worker: Worker, *, by: User | None) -> None:
     for task in held:
         actions._again(task, reason=f"the node {worker.name} was removed", lost=False)
     audit.record("node.removed", worker, by=by)
+    broker.dismiss(worker)
     worker.delete()
     transaction.on_commit(lambda: relay.tell(pk, {"type": "relay.check"}))

@@ -6,12 +6,13 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import redis
 from celery import shared_task
 from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from workers import actions, signals
+from workers import actions, broker, signals
 from workers.models import Event, Task
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ def sweep() -> None:
     """Take back expired leases, ring for what waits, react to what was missed."""
     actions.expire_leases(timezone.now(), web_answers=_web_answers())
     actions.ring_waiting()
+    try:
+        broker.restore()
+    except redis.RedisError as problem:
+        log.warning("broker users not looked after", extra={"problem": str(problem)})
     overdue = timezone.now() - timedelta(seconds=5)
     events = Event.objects.filter(handled_at=None, at__lt=overdue, tries__lt=MAX_TRIES)
     for pk in events.order_by("pk").values_list("pk", flat=True)[:200]:

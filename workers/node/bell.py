@@ -128,6 +128,7 @@ class Bell:
         # The address holds a password: it goes into the environment, not onto the command line.
         env = self._settings.child_environment() | {
             "FLOWML_BROKER_URL": broker_url,
+            "FLOWML_BELL_QUEUES": ",".join(queues),
             "FLOWML_BELL_FD": str(theirs.fileno()),
         }
         try:
