@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
-from workers import joining
-from workers.models import Pulse, Task
+from workers import actions, joining
+from workers.models import Pause, Pulse, Task
 
 OURS = ("accounts", "organizations", "workers", "datasets", "training")
 # Pulse is one row of bookkeeping; memberships are edited inside their organization.
@@ -265,6 +265,30 @@ def test_an_operator_revokes_a_join_token(operator):
         .objects.filter(pk=token.pk, expires_at__gt=timezone.now())
         .exists()
     )
+
+
+def test_an_operator_pauses_a_queue_and_an_organization_and_resumes_them(operator):
+    task = make_task()
+    node = WorkerFactory()
+    for form in ({"queue": "pycaret.cpu"}, {"organization": str(task.organization_id)}):
+        data = {"queue": "", "organization": "", "reason": "an upgrade", **form}
+        assert operator.post("/admin/workers/pause/add/", data).status_code == 302
+        paused = Pause.objects.get()
+        assert (paused.by, paused.reason) == ("olga", "an upgrade")
+        assert actions.claim(node, make.ROOM) is None
+        operator.post(
+            "/admin/workers/pause/",
+            {"action": "resume", "_selected_action": [str(paused.pk)], "confirmed": "yes"},
+        )
+        assert not Pause.objects.exists()
+    assert actions.claim(node, make.ROOM) == task
+
+
+def test_an_operator_moves_a_task_to_the_front(operator):
+    first = make_task()
+    second = make_task(first.organization)
+    act(operator, "to_front", second, confirmed=True)
+    assert actions.claim(WorkerFactory(), make.ROOM) == second
 
 
 def test_schedules_are_edited_here(operator):

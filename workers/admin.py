@@ -16,7 +16,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from accounts.console import ReadOnly, acts, link, operator
 from accounts.models import User
-from workers import actions, joining
+from workers import actions, joining, lines
 from workers.models import Allocation, Artifact, Event, JoinToken, Pause, Stream, Task, Worker
 from workers.served import unserved
 
@@ -221,7 +221,7 @@ class TaskAdmin(ReadOnly):
     date_hierarchy = "queued_at"
     ordering = ("-queued_at",)
     readonly_fields = ("its_events", "its_files")
-    actions = ("cancel", "stop", "requeue", "set_priority")
+    actions = ("cancel", "stop", "requeue", "to_front", "set_priority")
 
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, task: Task) -> str:
@@ -261,6 +261,15 @@ class TaskAdmin(ReadOnly):
     def requeue(self, request: HttpRequest, task: Task) -> str:
         again = actions.requeue_task(task, by=operator(request))
         return f"queued again as {again}"
+
+    @acts(
+        "Move to the front",
+        done="goes first in its organization",
+        consequence="Whatever waits for the same job or data set goes before all else of its "
+        "organization. Other organizations lose nothing by it.",
+    )
+    def to_front(self, request: HttpRequest, task: Task) -> None:
+        lines.move_to_front(task.organization, task.subject, by=operator(request))
 
     @acts(
         "Change priority",
@@ -328,3 +337,26 @@ class PauseAdmin(ReadOnly):
     list_display = ("__str__", "reason", "by", "since")
     list_select_related = ("organization",)
     search_fields = ("queue", "organization__name", "reason", "by")
+    fields = ("queue", "organization", "reason")
+    autocomplete_fields = ("organization",)
+    actions = ("resume",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "add")
+
+    def save_model(self, request: HttpRequest, obj: Pause, form: Any, change: bool) -> None:
+        made = lines.pause(
+            queue=obj.queue,
+            organization=obj.organization,
+            by=operator(request),
+            reason=obj.reason,
+        )
+        obj.pk = made.pk
+
+    @acts(
+        "Resume",
+        done="resumed",
+        consequence="Work that waited because of these may start at once.",
+    )
+    def resume(self, request: HttpRequest, pause: Pause) -> None:
+        lines.resume(queue=pause.queue, organization=pause.organization, by=operator(request))
