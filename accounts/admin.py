@@ -5,10 +5,11 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts.models import PersonalToken, User
+from accounts.models import BrowserSession, PersonalToken, RecoveryCode, TokenFamily, User
 
 
 @admin.register(User)
@@ -55,3 +56,44 @@ class PersonalTokenAdmin(Shown):
     @admin.action(description="Revoke")
     def revoke(self, request: HttpRequest, queryset: QuerySet[PersonalToken]) -> None:
         queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+@admin.register(BrowserSession)
+class BrowserSessionAdmin(Shown):
+    """Deleting one signs it out."""
+
+    list_display = ("device_name", "user", "address", "created_at", "last_seen_at", "expire_date")
+    list_select_related = ("user",)
+    search_fields = ("user__username", "user__email", "address")
+    fields = ("user", "device", "address", "created_at", "last_seen_at", "expire_date")
+
+
+@admin.register(TokenFamily)
+class TokenFamilyAdmin(Shown):
+    """Deleting one ends its access and refresh tokens."""
+
+    list_display = ("device_name", "user", "address", "created_at", "last_seen_at", "expires_at")
+    list_select_related = ("user",)
+    search_fields = ("user__username", "user__email", "address")
+    fields = ("user", "device", "address", "created_at", "last_seen_at", "expires_at")
+
+
+@admin.register(RecoveryCode)
+class RecoveryCodeAdmin(Shown):
+    list_display = ("user", "used_at")
+    list_select_related = ("user",)
+    search_fields = ("user__username", "user__email")
+    fields = ("user", "used_at")
+
+
+admin.site.unregister(TOTPDevice)  # the library's page shows the secret
+
+
+@admin.register(TOTPDevice)
+class SecondFactorAdmin(Shown):
+    """Deleting one lets a person who has lost the phone sign in by password alone."""
+
+    list_display = ("user", "confirmed", "created_at", "last_used_at", "throttling_failure_count")
+    list_select_related = ("user",)
+    search_fields = ("user__username", "user__email")
+    fields = ("user", "confirmed", "created_at", "last_used_at", "throttling_failure_count")

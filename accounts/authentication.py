@@ -6,6 +6,7 @@ owner may do; a session and a JWT have none and cap nothing.
 
 from typing import Any
 
+from drf_spectacular.contrib.rest_framework_simplejwt import SimpleJWTScheme
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
 from rest_framework.exceptions import AuthenticationFailed
@@ -39,6 +40,10 @@ class TokenAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="api"'
+
+
+class _SessionTokens(SimpleJWTScheme):  # type: ignore[no-untyped-call, misc, unused-ignore]
+    target_class = "accounts.jwt.JWTAuthentication"
 
 
 class _Described(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call, unused-ignore]

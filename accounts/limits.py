@@ -1,24 +1,28 @@
 """How often somebody may guess a password or make accounts, counted in the cache.
 
-Failures count by name and address, so that nobody guesses one password quickly; by address, so
-that nobody tries one password on many names; and by name alone, against many addresses at once.
-When the cache is away, nothing is counted and people can still sign in.
+Tries count by name and address, so that nobody guesses one password quickly; by address, so that
+nobody tries one password on many names; and by name alone, against many addresses at once. A try
+is counted before the password is looked at and forgiven when it was right, so that many at once
+get no further than one after the other. When the cache is away, each process counts for itself.
 """
 
 import hashlib
 import ipaddress
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from django.core.cache import cache
+from django.core.cache import cache, caches
 from redis.exceptions import RedisError
 
+from accounts.addresses import address_of
 from accounts.errors import FlowError
 
 WINDOW_S = 15 * 60
 FAILURES = {"name and address": 10, "name": 100, "address": 100}
 SIGN_UPS = 60  # in a window, from one address
+MAILS = {"address": 20, "to": 3}  # links that somebody asked for without being signed in
 log = logging.getLogger(__name__)
 
 
@@ -27,62 +31,89 @@ class TooManyTries(FlowError):
     status: ClassVar[int] = 429
 
 
-def check_sign_in(request: Any, name: str) -> None:
-    """Raise TooManyTries when ``name``, or who asks, has failed too often lately."""
-    keys = _keys(request, name)
-    try:
-        counts = cache.get_many(keys.values())
-    except RedisError as problem:
-        log.warning("sign-ins can't be limited", extra={"problem": str(problem)})
-        return
-    if any(counts.get(key, 0) >= FAILURES[kind] for kind, key in keys.items()):
-        _refuse("Too many sign-ins failed. Wait a quarter of an hour and try again.")
+class Tries:
+    """Something that may be tried so often in a window: by key, how often."""
+
+    def __init__(self, limits: Mapping[str, int], sentence: str) -> None:
+        self.limits, self.sentence = limits, sentence
+
+    def count(self) -> None:
+        """Count one more. Raises TooManyTries past a limit, with the seconds left to wait."""
+        over = [key for key, most in self.limits.items() if _add(key, 1) > most]
+        if over:
+            wait = max(_left(key) for key in over)
+            raise TooManyTries(f"{self.sentence} {_when(wait)}", retry_after_s=wait)
+
+    def forgive(self) -> None:
+        """Take back the last one: it was none of those that are limited."""
+        for key in self.limits:
+            _add(key, -1)
 
 
-def count_failure(request: Any, name: str) -> None:
-    """Remember that a sign-in failed."""
-    for key in _keys(request, name).values():
-        _count(key)
+def sign_in_tries(request: Any, name: str) -> Tries:
+    """Tries of ``name``'s password. Without a request (a command, a shell) nothing is limited."""
+    if request is None:
+        return Tries({}, "")
+    who, address = _digest(name), _network(request)
+    keys = {
+        f"sign-in:{who}:{address}": FAILURES["name and address"],
+        f"sign-in:{who}": FAILURES["name"],
+        f"sign-in:{address}": FAILURES["address"],
+    }
+    return Tries(keys, "Too many sign-ins failed.")
 
 
 def count_sign_up(request: Any) -> None:
     """Remember that an account is about to be made. Raises TooManyTries past the limit."""
-    if _count(f"sign-up:{_address(request)}") > SIGN_UPS:
-        _refuse("Too many accounts were made from here. Wait a quarter of an hour and try again.")
+    keys = {f"sign-up:{_network(request)}": SIGN_UPS}
+    Tries(keys, "Too many accounts were made from here.").count()
 
 
-def _refuse(sentence: str) -> None:
-    raise TooManyTries(sentence, retry_after_s=WINDOW_S)
+def count_mail(request: Any, to: str) -> None:
+    """Remember that a link was asked for, be there such an account or not. Raises TooManyTries."""
+    keys = {f"mail:{_network(request)}": MAILS["address"], f"mail-to:{_digest(to)}": MAILS["to"]}
+    Tries(keys, "Too many messages were asked for.").count()
 
 
-def _keys(request: Any, name: str) -> Mapping[str, str]:
+def _when(wait: int) -> str:
+    minutes = -(-wait // 60)
+    return f"Wait {'a minute' if minutes == 1 else f'{minutes} minutes'} and try again."
+
+
+def _digest(name: str) -> str:
     # A name may hold anything, and is nobody's business in a cache.
-    who = hashlib.sha256(name.casefold().encode("utf-8", "replace")).hexdigest()[:32]
-    address = _address(request)
-    return {
-        "name and address": f"sign-in:{who}:{address}",
-        "name": f"sign-in:{who}",
-        "address": f"sign-in:{address}",
-    }
+    return hashlib.sha256(name.casefold().encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _address(request: Any) -> str:
+def _network(request: Any) -> str:
     """The caller's address; of IPv6 the network, since a machine has a whole one to itself."""
-    try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return "unknown"
-    if address.version == 6:
+    address = address_of(request)
+    if address and ":" in address:
         return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    return address or "unknown"
 
 
-def _count(key: str) -> int:
-    try:
-        cache.add(key, 0, WINDOW_S)
-        return int(cache.incr(key))
-    except ValueError:  # it ran out in between
-        return 1
-    except RedisError as problem:
-        log.warning("tries can't be counted", extra={"problem": str(problem)})
-        return 0
+def _add(key: str, by: int) -> int:
+    """The count after adding ``by``; the first one opens the window."""
+    for store in (cache, caches["process"]):
+        try:
+            if store.add(key, 0, WINDOW_S):
+                store.set(f"{key}:ends", time.time() + WINDOW_S, WINDOW_S)
+            return int(store.incr(key, by))
+        except ValueError:  # it ran out in between
+            return 1
+        except RedisError as problem:
+            log.warning("tries are counted in this process alone", extra={"problem": str(problem)})
+    return 1
+
+
+def _left(key: str) -> int:
+    """Whole seconds until the window of ``key`` ends."""
+    for store in (cache, caches["process"]):
+        try:
+            ends = store.get(f"{key}:ends")
+        except RedisError:
+            continue
+        if ends is not None:
+            return max(1, min(WINDOW_S, round(ends - time.time())))
+    return WINDOW_S

@@ -2,14 +2,17 @@ import uuid
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
+from django.conf import settings
 from django.contrib.auth.models import AbstractUser
+from django.contrib.sessions.base_session import AbstractBaseSession
 from django.db import models
 from django.db.models.functions import Lower
 from django.utils import timezone
 
-from accounts import tokens
+from accounts import devices, tokens
 
 SEEN_EVERY = timedelta(minutes=1)  # how often the use of a token is written down, at most
+BCRYPT = ("$2a$", "$2b$", "$2y$")
 
 
 class User(AbstractUser):
@@ -17,12 +20,24 @@ class User(AbstractUser):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField()
+    email_verified_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(Lower("email"), name="user_email_unique"),
             models.UniqueConstraint(Lower("username"), name="user_username_unique"),
         ]
+
+    @property
+    def awaits_verification(self) -> bool:
+        """Whether the person must show first that the e-mail address is theirs."""
+        return bool(settings.REQUIRE_VERIFIED_EMAIL) and self.email_verified_at is None
+
+    def check_password(self, raw_password: str | None) -> bool:
+        """As Django does it. A hash of plain bcrypt, from another program's table, will do."""
+        if self.password.startswith(BCRYPT):
+            self.password = f"bcrypt${self.password}"
+        return super().check_password(raw_password)
 
 
 class Scope(models.TextChoices):
@@ -102,9 +117,83 @@ class PersonalToken(AbstractToken):
     user = models.ForeignKey(User, models.CASCADE, related_name="api_tokens")
 
     @classmethod
-    def find(cls, digest: str) -> Self | None:
-        return cls._default_manager.select_related("user").filter(digest=digest).first()
+    def find(cls, digest: str) -> "PersonalToken | None":
+        return PersonalToken.objects.select_related("user").filter(digest=digest).first()
 
     @property
     def principal(self) -> User:
         return self.user
+
+
+class SignIn(models.Model):
+    """One place where a person is signed in: a browser, or a program with a refresh token."""
+
+    device = models.CharField(max_length=200, blank=True, editable=False)  # as it calls itself
+    address = models.GenericIPAddressField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    last_seen_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def device_name(self) -> str:
+        return devices.name_of(self.device)
+
+
+class BrowserSession(SignIn, AbstractBaseSession):
+    """Django's session, with whose it is and where it is used. Who deletes it signs it out."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    session_key = models.CharField(
+        max_length=40, unique=True, editable=False
+    )  # what a cookie holds
+    user = models.ForeignKey(
+        User, models.CASCADE, null=True, editable=False, related_name="browser_sessions"
+    )
+
+    def __str__(self) -> str:
+        return f"{self.user or 'nobody yet'}: {self.device_name}"
+
+    @classmethod
+    def get_session_store_class(cls) -> Any:
+        from accounts.sessions import SessionStore
+
+        return SessionStore
+
+
+class TokenFamily(SignIn):
+    """A sign-in by the API: every access and refresh token that stems from it names it.
+
+    Only the refresh token ``jti`` is good, and only once: it is then replaced by the next. An
+    older one that comes back has been stolen, or its successor has, so the family ends.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(User, models.CASCADE, editable=False, related_name="token_families")
+    jti = models.CharField(max_length=32, editable=False)
+    former_jti = models.CharField(max_length=32, blank=True, editable=False)
+    rotated_at = models.DateTimeField(default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(db_index=True, editable=False)
+
+    class Meta:
+        verbose_name_plural = "token families"
+
+    def __str__(self) -> str:
+        return f"{self.user}: {self.device_name}"
+
+
+class RecoveryCode(models.Model):
+    """Stands in for a code of the authenticator, once. Kept as a digest: it has 80 random bits."""
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="recovery_codes")
+    digest = models.CharField(max_length=64, editable=False)
+    used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["user", "digest"], name="recovery_code_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"one of {self.user}'s"

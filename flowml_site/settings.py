@@ -139,6 +139,8 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "channels",
     "django_celery_beat",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
     "accounts",
     "organizations",
     "workers",
@@ -156,7 +158,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "accounts.sessions.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -224,6 +226,7 @@ CELERY_BEAT_SCHEDULE = {
         # A sweep that waited longer than this is worthless: the next one does its work.
         "options": {"expires": 0.6 * LEASE_S},
     },
+    "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
 }
 
 CHANNEL_LAYERS = {
@@ -238,6 +241,8 @@ CACHES = {
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "flowml",
     },
+    # Where tries are counted while Valkey is away.
+    "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
 }
 
 # --- Files ---------------------------------------------------------------------------------------
@@ -271,7 +276,11 @@ FILE_UPLOAD_TEMP_DIR.mkdir(parents=True, exist_ok=True)
 # --- Who may do what -----------------------------------------------------------------------------
 
 AUTHENTICATION_BACKENDS = ["accounts.backends.LimitedBackend"]
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",  # id; the others are upgraded at sign-in
+    "accounts.hashers.BcryptHasher",
+    "django.contrib.auth.hashers.BCryptSHA256PasswordHasher",
+]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -281,6 +290,10 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+PASSWORD_RESET_TIMEOUT = 3600  # s
+SESSION_ENGINE = "accounts.sessions"
+REQUIRE_VERIFIED_EMAIL = env.bool("REQUIRE_VERIFIED_EMAIL", default=False)
+OTP_TOTP_ISSUER = "FlowML"
 LOGIN_URL = "accounts:sign-in"
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = LOGIN_URL
@@ -288,7 +301,7 @@ LOGOUT_REDIRECT_URL = LOGIN_URL
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "accounts.authentication.TokenAuthentication",
-        "rest_framework_simplejwt.authentication.JWTAuthentication",
+        "accounts.jwt.JWTAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["accounts.permissions.SignedIn"],
@@ -335,6 +348,17 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
 }
 
+# Messages to people: printed by control unless there is a server for them.
+EMAIL_HOST = env.str("EMAIL_HOST", default="")
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
+EMAIL_PORT = _port("EMAIL_PORT", 587)
+EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", default="")
+EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", default="")
+EMAIL_USE_SSL = env.bool("EMAIL_USE_SSL", default=False)
+EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", default=not EMAIL_USE_SSL)
+EMAIL_TIMEOUT = 10  # s
+DEFAULT_FROM_EMAIL = env.str("EMAIL_FROM", default="FlowML <flowml@localhost>")
+
 ALLOWED_HOSTS = env.list(
     "ALLOWED_HOSTS",
     default=list(
@@ -373,7 +397,6 @@ UNFOLD = {
             "href": lambda _: static("img/favicon.svg"),
         }
     ],
-    "LOGIN": {"form": "accounts.forms.AdminSignInForm"},
 }
 
 LOGGING_CONFIG = None  # flowml_site.logs sets it up in every process, Celery's included

@@ -4,8 +4,10 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 
+from accounts import mail
 from accounts.errors import Conflict, FlowError, Invalid, NotFound
 from accounts.models import User
 from organizations import invites, rls
@@ -46,31 +48,65 @@ def set_up(*, username: str, email: str, password: str) -> User:
         cursor.execute("LOCK TABLE accounts_user IN SHARE ROW EXCLUSIVE MODE")
     if not awaits_operator():
         raise SignupClosed("This installation has its operator already: sign in.")
-    user = register(username=username, email=email, password=password, allowed=True)
+    # Verified: the operator is there before FlowML can send mail.
+    user = register(username=username, email=email, password=password, allowed=True, verified=True)
     user.is_staff = user.is_superuser = True
     user.save(update_fields=["is_staff", "is_superuser"])
     return user
 
 
 @transaction.atomic
-def register(*, username: str, email: str, password: str, allowed: bool) -> User:
+def register(
+    *,
+    username: str,
+    email: str,
+    password: str,
+    allowed: bool,
+    verified: bool = False,
+    invite_code: str = "",
+) -> User:
     """Make an account and its personal organization, of which the person is the admin.
 
-    ``password`` has passed Django's validators already. Raises SignupClosed unless ``allowed``,
-    Invalid when the name or the address is taken.
+    ``password`` has passed Django's validators already; unless the address is ``verified``, a link
+    goes there where addresses have to be. An ``invite_code`` opens an organization, which is then
+    the person's first. Raises SignupClosed unless ``allowed``, Invalid when the name or the address
+    is taken or the code is no good.
     """
     if not allowed:
         raise SignupClosed("This installation takes no sign-ups: ask its operator for an account.")
+    if taken := _taken(username, email):
+        raise taken
+    try:
+        with transaction.atomic():
+            user = User.objects.create_user(
+                username=username,
+                email=email,
+                password=password,
+                email_verified_at=timezone.now() if verified else None,
+            )
+    except IntegrityError:  # of two who take the same name at once, one comes second
+        raise _taken(username, email) or Conflict("Try again.") from None
+    if invite_code:
+        try:
+            invites.accept(user, invite_code)
+        except invites.BadCode as problem:
+            raise Invalid(
+                problem.detail, code=problem.code, errors={"invite_code": [problem.detail]}
+            ) from None
+    make_organization(user, name=f"{username[:100]}'s organization")
+    if user.awaits_verification:
+        mail.later("verify", str(user.pk), user.email)
+    return user
+
+
+def _taken(username: str, email: str) -> Invalid | None:
     errors = {}
     if User.objects.filter(username__iexact=username).exists():
         errors["username"] = ["Somebody has this name already."]
     if User.objects.filter(email__iexact=email).exists():
         errors["email"] = ["There is an account with this address already: sign in instead."]
-    if errors:
-        raise Invalid(" ".join(m for ms in errors.values() for m in ms), errors=errors)
-    user = User.objects.create_user(username=username, email=email, password=password)
-    make_organization(user, name=f"{username[:100]}'s organization")
-    return user
+    sentence = " ".join(message for messages in errors.values() for message in messages)
+    return Invalid(sentence, errors=errors) if errors else None
 
 
 # --- Organizations and who is in them -------------------------------------------------------------

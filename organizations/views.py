@@ -54,6 +54,9 @@ def sign_up(request: HttpRequest) -> HttpResponse:
             if not problem.errors:
                 form.add_error(None, problem.detail)
         else:
+            if user.awaits_verification:
+                messages.info(request, f"Open the link that went to {user.email}, then sign in.")
+                return redirect("accounts:sign-in")
             login(request, user)
             return redirect(wanted or settings.LOGIN_REDIRECT_URL)
     context = {"form": styled(form), "next": wanted, "open": settings.ALLOW_SIGNUP, "first": first}

@@ -7,6 +7,7 @@ import factory
 from django.contrib.auth.hashers import make_password
 from factory.django import DjangoModelFactory
 
+from accounts import jwt
 from accounts.models import User
 from organizations.models import Membership, Organization, Role
 from workers import actions
@@ -22,6 +23,11 @@ class UserFactory(DjangoModelFactory[User]):
     username = factory.Sequence(lambda n: f"user{n}")
     email = factory.LazyAttribute(lambda user: f"{user.username}@example.org")
     password = factory.LazyFunction(lambda: make_password(PASSWORD))
+
+
+def bearer(user: User) -> dict[str, str]:
+    """The header that a program sends after it has signed in as ``user``."""
+    return {"Authorization": f"Bearer {jwt.issue(user)['access']}"}
 
 
 class OrganizationFactory(DjangoModelFactory[Organization]):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.tokens import default_token_generator
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.db import transaction
@@ -23,14 +24,17 @@ from django.http import HttpResponseBase
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, resolve
 from django.utils import timezone
+from django.utils.http import urlsafe_base64_encode
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from drf_spectacular.generators import SchemaGenerator
-from rest_framework_simplejwt.tokens import RefreshToken
 
-from accounts.models import PersonalToken
+from accounts import jwt, mail
+from accounts.models import PersonalToken, TokenFamily
 from organizations import invites, service
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
-from tests.factories import PASSWORD, WorkerFactory, make_task
+from tests.factories import PASSWORD, UserFactory, WorkerFactory, make_task
 from tests.training import make
 from training import actions, scoring, serving
 from training.models import BatchPrediction
@@ -47,7 +51,29 @@ method  address                                            anonymous viewer deve
 GET     /                                                       sign    200     200     200     200
 GET     /sign-in                                                 200    302     302     302     302
 POST    /sign-in                                                 302    302     302     302     302
+GET     /sign-in/code                                            302    302     302     302     302
+POST    /sign-in/code                                            302    302     302     302     302
 POST    /sign-out                                                302    302     302     302     302
+GET     /password/forgotten                                      200    200     200     200     200
+POST    /password/forgotten                                      200    200     200     200     200
+GET     /password/reset?uid={reset_uid}&token={reset}            200    200     200     200     200
+POST    /password/reset?uid={reset_uid}&token={reset}            302    302     302     302     302
+GET     /email/resend                                            200    200     200     200     200
+POST    /email/resend                                            200    200     200     200     200
+GET     /email/verify?token={verification}                       200    200     200     200     200
+POST    /email/verify?token={verification}                       302    302     302     302     302
+GET     /account                                                sign    200     200     200     200
+POST    /account                                                sign    302     302     302     302
+GET     /account/password                                       sign    200     200     200     200
+POST    /account/password                                       sign    302     302     302     302
+GET     /account/tokens                                         sign    200     200     200     200
+POST    /account/tokens                                         sign    200     200     200     200
+POST    /account/tokens/{token}/revoke                          sign    302     404     404     404
+GET     /account/sessions                                       sign    200     200     200     200
+POST    /account/sessions/end                                   sign    302     302     302     302
+POST    /account/sessions/{session}/end                         sign    302     404     404     404
+GET     /account/second-factor                                  sign    200     200     200     200
+POST    /account/second-factor                                  sign    302     422     302     302
 GET     /sign-up                                                 200    302     302     302     302
 POST    /sign-up                                                 302    302     302     302     302
 GET     /join                                                    200    200     200     200     200
@@ -129,6 +155,22 @@ DELETE  /api/workers/join-tokens/{join_token}                    401    403     
 POST    /api/auth/register                                       201    201     201     201     201
 POST    /api/auth/login                                          200    200     200     200     200
 POST    /api/auth/refresh                                        200    200     200     200     200
+POST    /api/auth/logout                                         204    204     204     204     204
+GET     /api/auth/me                                             401    200     200     200     200
+PATCH   /api/auth/me                                             401    200     200     200     200
+POST    /api/auth/password                                       401    204     204     204     204
+POST    /api/auth/password/reset                                 202    202     202     202     202
+POST    /api/auth/password/reset/confirm                         204    204     204     204     204
+POST    /api/auth/email/resend                                   202    202     202     202     202
+POST    /api/auth/email/verify                                   204    204     204     204     204
+GET     /api/auth/sessions                                       401    200     200     200     200
+DELETE  /api/auth/sessions                                       401    204     204     204     204
+DELETE  /api/auth/sessions/{session}                             401    204     404     404     404
+GET     /api/auth/second-factor                                  401    200     200     200     200
+POST    /api/auth/second-factor                                  401    201     409     201     201
+POST    /api/auth/second-factor/confirm                          401    409     409     200     409
+POST    /api/auth/second-factor/disable                          401    204     204     204     204
+POST    /api/auth/second-factor/recovery-codes                   401    409     200     409     409
 GET     /api/auth/tokens                                         401    200     200     200     200
 POST    /api/auth/tokens                                         401    201     201     201     201
 GET     /api/auth/tokens/{token}                                 401    200     404     404     404
@@ -207,12 +249,14 @@ ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
     "api/organizations/": "the list of organizations, as some write its address",
     "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
+    "admin/login/": "leads to the sign-in page: test_the_console_has_no_way_in_of_its_own",
     "api/schema": "the API's description, the same for everybody",
     "api/docs": "draws the description",
     "api/redoc": "draws the description",
 }
 PEOPLE = ("anonymous", "viewer", "developer", "admin", "stranger")
-OPEN = re.compile(r"/(api/auth/|sign-|health)")  # for everybody, whatever the header says
+# For everybody, or of nobody's organization, whatever the header says.
+OPEN = re.compile(r"/(api/auth/|sign-|account|password/|email/|health)")
 MARK = "kept-apart"  # in the names of all that the first organization has
 
 
@@ -308,10 +352,19 @@ def a_code(world: World) -> dict[str, Any]:
     return {"code": world.code}
 
 
+def an_address(world: World) -> dict[str, Any]:
+    return {"email": f"nobody{world.count}@example.org"}
+
+
+def two_passwords(_: World) -> dict[str, Any]:
+    return {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+
+
 def a_wish(world: World) -> dict[str, Any]:
     return {"dataset": str(world.ids["dataset"]), "target": "kind"}
 
 
+NEW_PASSWORD = "another way home 8"
 ROW = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
 BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /sign-in": a_password,
@@ -336,6 +389,28 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/auth/login": a_password,
     "POST /api/auth/refresh": lambda world: {"refresh": world.refresh},
     "POST /api/auth/tokens": lambda _: {"name": "mine"},
+    "POST /password/forgotten": an_address,
+    "POST /password/reset?uid={reset_uid}&token={reset}": lambda _: {"password": NEW_PASSWORD},
+    "POST /email/resend": an_address,
+    "POST /account": lambda _: {"first_name": "Vi", "last_name": ""},
+    "POST /account/password": two_passwords,
+    "POST /account/tokens": lambda _: {"name": "mine", "scope": "read", "days": "7"},
+    "POST /account/second-factor": lambda _: {"do": "begin", "password": PASSWORD},
+    "POST /api/auth/logout": lambda world: {"refresh": world.refresh},
+    "PATCH /api/auth/me": lambda _: {"first_name": "Vi"},
+    "POST /api/auth/password": two_passwords,
+    "POST /api/auth/password/reset": an_address,
+    "POST /api/auth/password/reset/confirm": lambda world: {
+        "uid": world.ids["reset_uid"],
+        "token": world.ids["reset"],
+        "password": NEW_PASSWORD,
+    },
+    "POST /api/auth/email/resend": an_address,
+    "POST /api/auth/email/verify": lambda world: {"token": world.ids["verification"]},
+    "POST /api/auth/second-factor": lambda _: {"password": PASSWORD},
+    "POST /api/auth/second-factor/confirm": lambda world: {"code": world.ids["code"]},
+    "POST /api/auth/second-factor/disable": lambda _: {"password": PASSWORD},
+    "POST /api/auth/second-factor/recovery-codes": lambda _: {"password": PASSWORD},
     "POST /data/upload": a_file,
     "POST /data/{dataset}/versions": a_file,
     "POST /data/{dataset}/role": lambda _: {"column": "petal_cm", "role": "categorical"},
@@ -384,6 +459,12 @@ def world(tmp_path: Path) -> Iterator[World]:
     viewer = people["viewer"]
     assert stranger is not None
     assert viewer is not None
+    refresh = jwt.issue(viewer.user)["refresh"]
+    forgetful = UserFactory()
+    developer = people["developer"]
+    assert developer is not None
+    TOTPDevice.objects.create(user=developer.user, confirmed=True)
+    pending = TOTPDevice.objects.create(user=admin.user, confirmed=False)
     yield World(
         people,
         {
@@ -400,9 +481,14 @@ def world(tmp_path: Path) -> Iterator[World]:
             "node": own_node.pk,
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
+            "session": TokenFamily.objects.get(user=viewer.user).pk,
+            "code": f"{totp(pending.bin_key):06}",
+            "reset_uid": urlsafe_base64_encode(str(forgetful.pk).encode()),
+            "reset": default_token_generator.make_token(forgetful),
+            "verification": mail.verification(viewer.user, viewer.user.email),
         },
         {"member": version.dataset_id, "stranger": make.version(stranger).dataset_id},
-        str(RefreshToken.for_user(viewer.user)),
+        refresh,
         invites.renew(make.member(Role.ADMIN)).code,
     )
     serving_node.stop()

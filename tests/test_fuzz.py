@@ -22,7 +22,6 @@ from django.db import close_old_connections, transaction
 from drf_spectacular.generators import SchemaGenerator
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from rest_framework_simplejwt.tokens import RefreshToken
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import (
@@ -33,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from accounts import limits
+from tests.factories import bearer
 from tests.test_access import World, world  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(1800)]
@@ -145,7 +145,7 @@ def test_no_request_breaks_the_api(
 ) -> None:
     headers = {}
     if member := world.people[who]:
-        headers["Authorization"] = f"Bearer {RefreshToken.for_user(member.user).access_token}"
+        headers = bearer(member.user)
     ids = {name: str(value) for name, value in world.ids.items()}
     examples = EXAMPLES * 2 if member else max(1, EXAMPLES // 3)
     problems, reached = [], 0

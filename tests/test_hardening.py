@@ -10,14 +10,13 @@ from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
-from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts import limits
 from accounts.models import User
 from datasets.models import Dataset
 from flowml_site import csp, proxies
 from organizations.models import Membership, Role
-from tests.factories import PASSWORD, UserFactory, WorkerFactory, make_task
+from tests.factories import PASSWORD, UserFactory, WorkerFactory, bearer, make_task
 from tests.training import make
 from training.rows import MOST_ERRORS, BadRows, check_rows
 from workers import live
@@ -135,18 +134,17 @@ def try_to(client: Client, name: str, password: str, path: str = "/api/auth/logi
     return client.post(path, {"username": name, "password": password})
 
 
-@pytest.mark.parametrize("path", ["/api/auth/login", "/sign-in", "/admin/login/"])
+@pytest.mark.parametrize("path", ["/api/auth/login", "/sign-in"])
 def test_passwords_are_not_guessed_quickly(path: str) -> None:
     user = UserFactory(is_staff=True)
     client, elsewhere = Client(), Client(REMOTE_ADDR="203.0.113.9")
     for _ in range(limits.FAILURES["name and address"]):
         assert try_to(client, user.username.upper(), "wrong", path).status_code in {200, 401}
     refused = try_to(client, user.username, PASSWORD, path)
-    assert refused.status_code in {429, 200}
+    assert refused.status_code == 429
     assert "Too many sign-ins failed" in refused.content.decode()
     assert "_auth_user_id" not in client.session
-    if path == "/api/auth/login":
-        assert refused["Retry-After"] == str(limits.WINDOW_S)
+    assert 0 < int(refused["Retry-After"]) <= limits.WINDOW_S
     # Others, and the person from somewhere else, are not kept out.
     assert try_to(client, UserFactory(is_staff=True).username, PASSWORD, path).status_code < 400
     answer = try_to(elsewhere, user.username, PASSWORD, path)
@@ -185,7 +183,7 @@ def test_signing_in_goes_on_without_the_cache(monkeypatch: pytest.MonkeyPatch) -
     def away(*_: Any, **__: Any) -> None:
         raise limits.RedisError("gone")
 
-    for name in ("get_many", "add", "incr"):
+    for name in ("get", "add", "incr"):
         monkeypatch.setattr(cache, name, away)
     user = UserFactory()
     assert try_to(Client(), user.username, "wrong").status_code == 401
@@ -200,8 +198,7 @@ def test_nobody_takes_somebody_elses_address_for_a_name(client: Client) -> None:
 
 
 def test_a_new_password_voids_the_tokens_of_the_old_one(admin: Membership) -> None:
-    refresh = RefreshToken.for_user(admin.user)
-    headers = {"Authorization": f"Bearer {refresh.access_token}"}
+    headers = bearer(admin.user)
     assert Client().get("/api/datasets", headers=headers).status_code == 200
     admin.user.set_password("another one 9")
     admin.user.save()

@@ -1,12 +1,14 @@
 from django.urls import path
 
 from organizations.api import views
-from organizations.api.auth import LoginView, RefreshView, RegisterView
+from organizations.api.auth import LoginView, LogoutView, MeView, RefreshView, RegisterView
 
 urlpatterns = [
     path("auth/register", RegisterView.as_view(), name="register"),
     path("auth/login", LoginView.as_view(), name="login"),
     path("auth/refresh", RefreshView.as_view(), name="refresh"),
+    path("auth/logout", LogoutView.as_view(), name="logout"),
+    path("auth/me", MeView.as_view(), name="me"),
     path("organizations", views.OrganizationsView.as_view(), name="organizations"),
     # As some write it; the same, so it stands in the schema once.
     path("organizations/", views.OrganizationsView.as_view(schema=None)),

@@ -9,13 +9,13 @@ import pytest
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
-from rest_framework_simplejwt.tokens import AccessToken
 
 from datasets import actions
 from datasets.api.urls import urlpatterns
 from datasets.models import Dataset, DatasetVersion
 from organizations.models import Role
 from tests.datasets.nodes import ingest_next
+from tests.factories import bearer
 from tests.training import make
 from workers.models import Artifact, Event, Task
 from workers.tasks import handle_end
@@ -28,7 +28,7 @@ CSV = "id,name,x,when\n" + "".join(
 
 
 def token(membership):
-    return {"Authorization": f"Bearer {AccessToken.for_user(membership.user)}"}
+    return bearer(membership.user)
 
 
 def a_file(content: str = CSV, name: str = "table.csv") -> SimpleUploadedFile:

@@ -1,7 +1,12 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from django.test import override_settings
+from django.db import connection
+from django.test import Client, override_settings
 
 from accounts.models import User
+from organizations import invites
 from organizations.models import Membership, Role
 from tests.factories import PASSWORD, MembershipFactory, UserFactory
 
@@ -59,7 +64,55 @@ def test_signing_in_takes_json_and_forms_and_a_refresh_token_renews(client, form
     tokens = post(client, "login", data, **kind).json()
     renewed = post(client, "refresh", {"refresh": tokens["refresh"]})
     assert set(tokens) == {"access", "refresh"}
-    assert "access" in renewed.json()
+    assert set(renewed.json()) == {"access", "refresh"}
+
+
+@pytest.mark.parametrize("role", ["admin", 30, {"a": 1}, None])
+def test_a_role_is_ignored_and_says_so(client, role):
+    answer = post(client, "register", NEW | {"role": role}, content_type="application/json")
+    assert answer.status_code == 201, answer.content
+    assert ("role was ignored" in str(answer.json()["notices"])) == (role is not None)
+    user = User.objects.get()
+    assert not user.is_staff
+    assert user.memberships.count() == 1
+
+
+def test_an_invite_code_opens_the_organization_that_one_then_works_in(client):
+    admin = MembershipFactory()
+    code = invites.current(admin).code
+    body = NEW | {"invite_code": "no-such-code"}
+    refused = post(client, "register", body, content_type="application/json")
+    assert (refused.status_code, list(refused.json()["errors"])) == (400, ["invite_code"])
+    assert not User.objects.filter(username="ada").exists()
+    made = post(
+        client, "register", NEW | {"invite_code": code}, content_type="application/json"
+    ).json()
+    assert made["organization"] == str(admin.organization_id)
+    headers = {"Authorization": f"Bearer {made['tokens']['access']}"}
+    me = client.get("/api/auth/me", headers=headers).json()
+    roles = [(one["name"], one["role"]) for one in me["organizations"]]
+    assert roles == [(admin.organization.name, "viewer"), ("ada's organization", "admin")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_take_a_name_at_once_one_is_told_so():
+    start = threading.Barrier(6)
+
+    def sign_up(number: int) -> tuple[int, list[str]]:
+        body = NEW | {"email": f"ada{number % 3}@example.org"}
+        start.wait(timeout=30)
+        try:
+            answer = Client().post("/api/auth/register", body, content_type="application/json")
+            return answer.status_code, sorted(answer.json().get("errors", {}))
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(sign_up, range(6)))
+    assert sorted(status for status, _ in found) == [201] + [400] * 5
+    # Which of the two is told of depends on when the first one was through.
+    assert all(fields and set(fields) <= {"username", "email"} for s, fields in found if s == 400)
+    assert User.objects.count() == 1
 
 
 def test_a_wrong_password_and_an_unknown_name_are_answered_alike(client):

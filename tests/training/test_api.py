@@ -9,10 +9,9 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 from django.utils import timezone
-from rest_framework_simplejwt.tokens import AccessToken
 
 from organizations.models import Role
-from tests.factories import WorkerFactory
+from tests.factories import WorkerFactory, bearer
 from tests.training import make
 from training import actions, serving
 from training.api.urls import urlpatterns
@@ -25,7 +24,7 @@ ROW = {"petal_cm": 2.0, "colour": "red", "weight_g": 51.5}
 
 
 def token(membership):
-    return {"Authorization": f"Bearer {AccessToken.for_user(membership.user)}"}
+    return bearer(membership.user)
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""The pages of one's own account."""
+
+import pytest
+from django.test import Client
+
+from accounts.models import PersonalToken
+from tests.factories import MembershipFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_token_is_made_shown_once_and_revoked(client: Client) -> None:
+    member = MembershipFactory()
+    client.force_login(member.user)
+    form = {"name": "<b>nightly</b>", "scope": "write", "days": "30"}
+    assert "No tokens yet" in client.get("/account/tokens").content.decode()
+    assert client.post("/account/tokens", form | {"scope": "all"}).status_code == 422
+    made = client.post("/account/tokens", form)
+    page = made.content.decode()
+    assert "flowml_pat_" in page
+    assert made["Cache-Control"] == "no-store"
+    assert "<b>nightly" not in page
+    page = client.get("/account/tokens").content.decode()
+    token = PersonalToken.objects.get()
+    assert page.count("flowml_pat_") == 0
+    assert f"…{token.hint}" in page
+    path = f"/account/tokens/{token.pk}/revoke"
+    assert client.get(path).status_code == 405
+    stranger = Client()
+    stranger.force_login(UserFactory())
+    assert stranger.post(path).status_code == 404
+    assert client.post(path).status_code == 302
+    assert "opens nothing" in client.get("/account/tokens").content.decode()
+    assert not PersonalToken.objects.filter(revoked_at=None).exists()
+
+
+def test_the_account_is_open_to_who_is_in_no_organization(client: Client) -> None:
+    client.force_login(UserFactory())
+    for part in ("", "/password", "/tokens", "/sessions", "/second-factor"):
+        answer = client.get(f"/account{part}")
+        assert answer.status_code == 200
+        page = answer.content.decode()
+        for piece in (" style=", "<style", " onclick", "hx-on", "javascript:"):
+            assert piece not in page, part
+
+
+def test_a_name_is_saved(client: Client) -> None:
+    user = UserFactory()
+    client.force_login(user)
+    client.post("/account", {"first_name": "Ada", "last_name": "Lovelace", "is_staff": "on"})
+    user.refresh_from_db()
+    assert (user.get_full_name(), user.is_staff) == ("Ada Lovelace", False)
