@@ -1,5 +1,6 @@
 """Errors of the domain and the one shape that they have over HTTP: problem details (RFC 9457)."""
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -66,6 +67,23 @@ class Unavailable(FlowError):
     status = 503
 
 
+class NoRoom(FlowError):
+    """The server's own disk is full. ``is_full`` tells that an OSError says so."""
+
+    code = "no-room"
+    status = 507
+
+    def __init__(self, what: str = "The file") -> None:
+        super().__init__(
+            f"{what} could not be stored: the server's disk is full. Tell its operator, or delete "
+            "data sets and models that nobody needs any more, and try again."
+        )
+
+    @staticmethod
+    def is_full(error: OSError) -> bool:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 TITLES = {
     400: "The request can't be done as sent",
     401: "Sign in first",
@@ -78,6 +96,7 @@ TITLES = {
     415: "This kind of content isn't understood here",
     429: "Too many requests",
     503: "Not available right now",
+    507: "No room left",
 }
 
 

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.http import StreamingHttpResponse
 from django.utils.http import content_disposition_header
 
+from accounts.errors import NoRoom
 from organizations import quotas
 from organizations.models import Organization
 from workers.keys import sign_artifact
@@ -43,12 +44,19 @@ def store_artifact(
     task are stored once.
 
     What a task wrote is kept even past the quota of storage, for its work is done; anything else
-    raises QuotaReached there.
+    raises QuotaReached there. Raises NoRoom when the disk is full.
     """
     identity: UUID = uuid4()
     content = _Hashing(source, name)
     own = bool(task and task.worker and task.worker.organization_id)
-    path = default_storage.save(f"artifacts/{organization.pk}/{identity}", content)
+    path = f"artifacts/{organization.pk}/{identity}"
+    try:
+        path = default_storage.save(path, content)
+    except OSError as error:
+        if not NoRoom.is_full(error):
+            raise
+        default_storage.delete(path)  # the part that found room
+        raise NoRoom from error
     sha256 = content.sha256.hexdigest()
     if task is not None:
         twin = Artifact.objects.filter(task=task, name=name, sha256=sha256).first()
