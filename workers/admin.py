@@ -209,8 +209,8 @@ class WaitsFilter(admin.SimpleListFilter):
 @admin.register(Task)
 class TaskAdmin(ReadOnly):
     list_display = (
-        "id", "kind", "engine", "organization", "is_now", "attempt", "progress", "queue",
-        "priority", "worker", "queued_at", "started_at", "finished_at", "fault", "code",
+        "short", "is_now", "kind", "engine", "organization", "queue", "worker", "queued_at",
+        "started_at", "finished_at", "why",
     )  # fmt: skip
     list_filter = (
         WaitsFilter, "state", "fault", "kind", "engine", "queue", "code",
@@ -223,9 +223,18 @@ class TaskAdmin(ReadOnly):
     readonly_fields = ("its_events", "its_files")
     actions = ("cancel", "stop", "requeue", "to_front", "set_priority")
 
+    @admin.display(description="Task", ordering="pk")
+    def short(self, task: Task) -> str:
+        again = f", attempt {task.attempt}" if task.attempt > 1 else ""
+        return f"{str(task.pk)[:8]}{again}"
+
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, task: Task) -> str:
         return str(task.state)
+
+    @admin.display(description="Fault, code", ordering="code")
+    def why(self, task: Task) -> str:
+        return ", ".join(part for part in (task.fault, task.code) if part) or "—"
 
     @admin.display(description="Events")
     def its_events(self, task: Task) -> str:
