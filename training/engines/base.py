@@ -156,6 +156,10 @@ class Engine(ABC):
     def load(self, folder: Path) -> Predictor:
         """The predictor for a candidate's folder. Imports only what its packages hold."""
 
+    def final(self, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe for a winner's refit, when nothing has to be kept apart any more."""
+        return recipe
+
     @abstractmethod
     def fit(self, recipe: Mapping[str, Any], problem: Problem, data: Data, folder: Path) -> None:
         """Fit ``recipe`` on ``data.train`` and leave in ``folder`` what ``load`` reads."""

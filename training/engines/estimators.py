@@ -1,7 +1,8 @@
 """Models made of scikit-learn's kind of estimators: fitted, saved, loaded, blended.
 
 A recipe is plain JSON: {"members": [member, ...]}, a member being {"name", "style", "estimator":
-{"class", "params"}, "target": "plain" | "standard" | "log", "weight"}. A model is the weighted
+{"class", "params"}, "target": "plain" | "standard" | "log", "weight", "rows": the most to learn
+from, "apart": how many not to learn from}. A model is the weighted
 mean of its members' probabilities or values (one member: itself). On disk it is ``model.json``
 (recipe, encodings, target scaling: all readable) beside one joblib file per member, which holds a
 library's estimator and no class of ours. A copy of this file travels in every artifact whose
@@ -162,7 +163,11 @@ class Member:
 
 
 def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Array) -> Member:
-    """Fit one member on all of ``train``."""
+    """Fit one member on ``train``, or on as many of its rows as the recipe allows."""
+    most = min(len(y) - recipe.get("apart", 0), recipe.get("rows", len(y)))
+    if most < len(y):
+        chosen = some_rows(len(y), most, problem.seed)
+        train, y = train.take(chosen), y[chosen]
     encoding = matrix.learn(train, recipe["style"])
     table = encoding.matrix(train)
     estimator = build(recipe["estimator"])
@@ -186,6 +191,17 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
         np.random.seed(problem.seed % 2**32)
         estimator.fit(table, goal, **extra)
     return Member(recipe, encoding, estimator, present, scale)
+
+
+def some_rows(rows: int, most: int, seed: int) -> Array:
+    """``most`` of so many rows; with the same seed, they are among those of a larger ``most``."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+
+
+def on_all_rows(recipe: Recipe) -> Recipe:
+    """The recipe without the rows that it keeps apart for comparisons inside a race."""
+    kept = [{k: v for k, v in member.items() if k != "apart"} for member in recipe["members"]]
+    return {**recipe, "members": kept}
 
 
 def learn_scale(y: Array, kind: str) -> dict[str, Any]:

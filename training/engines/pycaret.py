@@ -34,12 +34,13 @@ class Trait(NamedTuple):
     name: str
     family: str
     style: matrix.Style
-    most_rows: int = 10_000_000
+    most_rows: int = 10_000_000  # with more training rows it is left out
     args: Mapping[str, Any] = {}
     space: Mapping[str, tuple[float, float]] = {}  # narrower spans than PyCaret's
     fixed: tuple[str, ...] = ()  # parameters that are not searched
     calibrate: bool = False  # it has no probabilities of its own
     tunable: bool = True
+    fit_rows: int = 10_000_000  # of more training rows, so many are drawn
 
 
 BOOSTING = {
@@ -63,14 +64,14 @@ CLASSIFIERS: dict[str, Trait] = {
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
     "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
     "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
-    "gbc": Trait("Gradient boosting", "boosting", "trees", most_rows=30_000, space=TREE_BOOSTING),
+    "mlp": Trait("Neural network", "network", "scaled", fit_rows=100_000, tunable=False),
+    "gbc": Trait("Gradient boosting", "boosting", "trees", fit_rows=30_000, space=TREE_BOOSTING),
     "nb": Trait("Naive Bayes", "bayes", "scaled"),
     "qda": Trait("Quadratic discriminant analysis", "bayes", "scaled", most_rows=200_000),
     "ridge": Trait("Ridge classifier", "linear", "scaled", calibrate=True, tunable=False),
     "svm": Trait("SVM, linear", "linear", "scaled", calibrate=True, tunable=False),
     "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
-    "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
+    "ada": Trait("AdaBoost", "boosting", "trees", fit_rows=50_000),
     "gpc": Trait("Gaussian process", "kernel", "scaled", most_rows=500, tunable=False),
 }
 REGRESSORS: dict[str, Trait] = {
@@ -86,8 +87,8 @@ REGRESSORS: dict[str, Trait] = {
     "knn": Trait("Nearest neighbours", "neighbours", "scaled", most_rows=50_000),
     "et": Trait("Extra trees", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
     "rf": Trait("Random forest", "forest", "trees", space=FOREST, fixed=("bootstrap",)),
-    "mlp": Trait("Neural network", "network", "scaled", most_rows=100_000, tunable=False),
-    "gbr": Trait("Gradient boosting", "boosting", "trees", most_rows=50_000, space=TREE_BOOSTING),
+    "mlp": Trait("Neural network", "network", "scaled", fit_rows=100_000, tunable=False),
+    "gbr": Trait("Gradient boosting", "boosting", "trees", fit_rows=50_000, space=TREE_BOOSTING),
     "br": Trait("Bayesian ridge", "linear", "scaled", most_rows=200_000, tunable=False),
     "en": Trait(
         "Elastic net", "linear", "scaled", args={"alpha": 0.01}, space={"alpha": (1e-4, 1)}
@@ -96,7 +97,7 @@ REGRESSORS: dict[str, Trait] = {
     "kr": Trait("Kernel ridge", "kernel", "scaled", 2_000, {"kernel": "rbf"}, tunable=False),
     "lasso": Trait("Lasso", "linear", "scaled", args={"alpha": 0.003}, space={"alpha": (1e-4, 1)}),
     "dt": Trait("Decision tree", "tree", "trees", args={"min_samples_leaf": 5}),
-    "ada": Trait("AdaBoost", "boosting", "trees", most_rows=50_000),
+    "ada": Trait("AdaBoost", "boosting", "trees", fit_rows=50_000),
     "lr": Trait("Linear regression", "linear", "scaled", tunable=False),
     "omp": Trait("Orthogonal matching pursuit", "linear", "scaled", tunable=False),
 }
@@ -134,6 +135,9 @@ class PyCaret(Engine):
     def load(self, folder: Path) -> Predictor:
         return estimators.load(folder)
 
+    def final(self, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+        return estimators.on_all_rows(recipe)
+
     def fit(self, recipe: Mapping[str, Any], problem: Problem, data: Data, folder: Path) -> None:
         estimators.fit_recipe(recipe, problem, data, folder)
 
@@ -164,7 +168,9 @@ def make_zoo(problem: Problem, data: Data) -> list[Entry]:
         if not problem.is_classification:
             member["target"] = _target_scale(problem, data, trait.style)
         space = _space(container.tune_distribution, trait) if trait.tunable else {}
-        zoo.append(Entry(model, trait.name, trait.family, member, space, trait.most_rows))
+        zoo.append(
+            Entry(model, trait.name, trait.family, member, space, trait.most_rows, trait.fit_rows)
+        )
     return zoo
 
 

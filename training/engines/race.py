@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ GENERATION_SHARE = 0.3  # of the time left: so what is found shows before everyt
 FEW_ROWS = 2_500  # below: 5 inner folds
 SOME_ROWS = 15_000  # below: 3 inner folds; from here on one part of the rows is enough
 MOST_INNER_ROWS = 20_000
+# Of a large table, the inner part is kept apart from all fits, so that one fit gives both the
+# candidate and its scores inside the training rows; the refit of the winner has these rows too.
+# A probe on so many rows says before how long that takes and is what tuning is done with.
+PROBE_ROWS = 30_000
+LARGE = 2 * PROBE_ROWS  # training rows
+LEFTOVER_SHARE = 0.05  # of the budget: with less left, no entry that had been left over starts
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,26 @@ class Entry:
     member: Mapping[str, Any]
     space: Mapping[str, Range] = field(default_factory=dict)
     most_rows: int = 10_000_000  # with more training rows it takes too long to be of use
+    fit_rows: int = 10_000_000  # it learns from so many at most, drawn from all
 
 
 @dataclass
 class Known:
-    """What is known of a fitted model from inside the training rows."""
+    """What is known of a model from inside the training rows.
+
+    ``fit_s`` is what a fit on all rows takes, of a large table with its predictions. ``candidate``
+    is None for a model of an earlier attempt. Its files lie in the platform's store,
+    and a child, which has no network, gets no more than its inputs: so it can't be a part of a
+    blend. But its family is compared and tuned like any other.
+    """
 
     entry: Entry
-    candidate: Candidate
+    candidate: Candidate | None
     scores: Array  # out-of-fold, one row per training row; nan where never predicted
     score: float
     inner_s: float
+    fit_s: float
+    probe_score: float  # what tuning compares with: of a large table, that of a fit on fewer rows
 
 
 class Race:
@@ -63,11 +78,13 @@ class Race:
         self.prefix, self.problem, self.data, self.run = prefix, problem, data, run
         self.started = time.monotonic()
         self.budget_s = max(run.remaining_s(), 0.1)
+        self.large = data.folds is None and len(data.y) > LARGE
         self.inner = data.folds if data.folds is not None else inner_folds(problem, data.y)
         self.known: list[Known] = []
         self.random = np.random.default_rng(problem.seed)
         self._blended: set[str] = set()
         self._slow: set[str] = set()
+        self._taken = set(run.done)  # keys
 
     def go(self, zoo: Callable[[], Sequence[Entry]]) -> Iterator[Candidate]:
         """Everything, in order. ``zoo`` is called when the baseline is out: it takes a while."""
@@ -76,14 +93,23 @@ class Race:
             return
         entries = [entry for entry in zoo() if len(self.data.y) <= entry.most_rows]
         try:
+            place = 0
             for place, entry in enumerate(entries):
-                used = time.monotonic() - self.started
-                if place >= FIRST and used > ZOO_SHARE * self.budget_s:
+                if place >= FIRST and self._used() > ZOO_SHARE * self.budget_s:
                     break
                 yield from self.attempt(entry, share=0.7 if place < FIRST else 0.3)
+            else:
+                place = len(entries)
             yield from self.blend("blend", "Blend")
+            for entry in entries[:place]:
+                self._recall(entry)
             yield from self.tune()
             yield from self.blend("blend-tuned", "Blend of tuned models")
+            for entry in entries[place:]:  # where tuning was done, or had no time, before the end
+                if self._left() < LEFTOVER_SHARE * self.budget_s:
+                    break
+                yield from self.attempt(entry, share=0.5)
+            yield from self.blend("blend-all", "Blend of all models")
         except (apart.Stopped, OutOfTime):
             return
 
@@ -101,8 +127,11 @@ class Race:
             strategy = "median" if median else "mean"
             spec = {"class": "sklearn.dummy.DummyRegressor", "params": {"strategy": strategy}}
         entry = Entry("baseline", "Baseline", "baseline", {"style": "nothing", "estimator": spec})
-        message = next(self._work(key, entry, recipe_of(entry)))
-        yield self._candidate(key, entry.name, entry, recipe_of(entry), message)
+        recipe = recipe_of(entry)
+        known = Trial({}, recipe, np.empty(0), 0.0, 0.0)  # nobody asks for the baseline's scores
+        scored = self.data.folds is not None
+        message = next(self._work(key, recipe, None if scored else known, np.inf))
+        yield self._candidate(key, entry.name, entry, message["recipe"], message)
 
     def attempt(
         self,
@@ -121,28 +150,33 @@ class Race:
         if key in self.run.done:
             return
         name = name or entry.name
-        recipe = found.recipe if found else recipe_of(entry)
+        entry = self._bounded(entry)
+        asked = found.recipe if found else recipe_of(entry)
         self.run.working_on(name)
-        left = self._left()
-        allowed = max(left * share, min(left, 5.0))
+        allowed = self._allowed(share)
         began = time.monotonic()
         candidate: Candidate | None = None
         try:
             for message in apart.stream(
-                lambda: self._work(key, entry, recipe, found.scores if found else None),
+                lambda: self._work(key, asked, found, allowed),
                 deadline=began + allowed,
                 pulse=self.run.pulse,
             ):
                 if candidate is None:
+                    recipe = message["recipe"]
+                    if found is None:  # it may have got fewer rows: so will what is tuned of it
+                        entry = replace(entry, member=dropped(recipe["members"][0], "apart"))
                     candidate = self._candidate(key, name, entry, recipe, message)
                     inner_from = time.monotonic()
                     yield candidate
-                    if found is not None:
-                        self._learn(entry, candidate, found.scores, found.seconds)
-                    elif self.data.folds is not None:
-                        self._learn(entry, candidate, message["scores"], message["inner_s"])
+                    if message["scores"] is not None:
+                        inner_s = found.seconds if found else message["inner_s"]
+                        probe = found.score if found else message["probe_score"]
+                        whole_s = message["whole_s"] if self.large else candidate.fit_s
+                        self._learn(entry, candidate, message["scores"], inner_s, whole_s, probe)
                 else:
-                    self._learn(entry, candidate, message, time.monotonic() - inner_from)
+                    inner_s = time.monotonic() - inner_from
+                    self._learn(entry, candidate, message, inner_s, candidate.fit_s)
         except apart.Overrun:
             self._slow.add(entry.id)
             if candidate is None and self._over():
@@ -157,43 +191,115 @@ class Race:
             if candidate is None:
                 self.run.notice(f"{name} could not be fitted: {error}", model=key)
 
-    def _work(
-        self, key: str, entry: Entry, recipe: Recipe, scores: Array | None = None
-    ) -> Iterator[Any]:
+    def _allowed(self, share: float) -> float:
+        left = self._left()
+        return max(left * share, min(left, 5.0))
+
+    def _bounded(self, entry: Entry) -> Entry:
+        """The entry as it is fitted to this table: not on more rows than it can take."""
+        if len(self.data.y) <= entry.fit_rows:
+            return entry
+        return replace(entry, member=dict(entry.member) | {"rows": entry.fit_rows})
+
+    def _recall(self, entry: Entry) -> None:
+        """Compare a model that an earlier attempt has delivered, so that it may be tuned."""
+        if f"{self.prefix}:{entry.id}" not in self.run.done or not entry.space:
+            return
+        entry = self._bounded(entry)
+        self.run.working_on(f"{entry.name}, once more")
+        began = time.monotonic()
+        allowed = self._allowed(0.2)
+        try:
+            for scores in apart.stream(
+                lambda: iter([self._inner_scores(recipe_of(entry))]),
+                deadline=began + allowed,
+                pulse=self.run.pulse,
+            ):
+                inner_s = time.monotonic() - began
+                fit_s = self._full_s(inner_s, recipe_of(entry))
+                score = self._score(scores)
+                self.known.append(Known(entry, None, scores, score, inner_s, fit_s, score))
+        except apart.Overrun:
+            self._slow.add(entry.id)
+        except apart.Failed:
+            pass  # it has been delivered: no more is lost than its part in the tuning
+
+    def _work(self, key: str, recipe: Recipe, found: Trial | None, allowed: float) -> Iterator[Any]:
         """In the fork: first the candidate's facts, then its scores inside the training rows.
 
-        ``scores`` are those, if they are known already. With folds they are the candidate's own
-        out-of-fold predictions and so come first.
+        With folds these are the candidate's own out-of-fold predictions, and of a large table its
+        own for the rows kept apart: in both cases they are among the facts.
         """
         problem, data = self.problem, self.data
         folder = self.run.folder / key.replace(":", "-")
-        began = time.monotonic()
+        scores = found.scores if found else None
+        inner_s, probe_score = 0.0, None
+        if self.large:
+            if found is None:
+                began = time.monotonic()
+                probe_score = self._score(self._inner_scores(recipe))
+                inner_s = time.monotonic() - began
+                recipe = self._affordable(recipe, inner_s, allowed)
+            else:
+                recipe = self._affordable(recipe, found.seconds, allowed + found.seconds)
+            away = int(np.count_nonzero(self.inner))
+            recipe = {"members": [dict(m) | {"apart": away} for m in recipe["members"]]}
+        fitting = began = time.monotonic()
         model = estimators.fit_recipe(recipe, problem, data, folder)
         fit_s = time.monotonic() - began
         model.threads = problem.threads
-        inner_s = 0.0
         out_of_fold: Predictions | None = None
         if data.folds is not None:
             began = time.monotonic()
-            scores = cross_scores(recipe, problem, data, data.folds) if scores is None else scores
+            scores = self._inner_scores(recipe) if scores is None else scores
             inner_s = time.monotonic() - began
             out_of_fold = estimators.predictions_of(scores, problem)
+        if self.large:
+            seen = np.flatnonzero(self.inner)
+            scores = nowhere(problem, len(data.y))
+            scores[seen] = model.scores(data.train.take(seen))
         held = estimators.predictions_of(model.scores(data.held), problem)
         yield {
+            "recipe": recipe,
             "folder": folder,
             "fit_s": fit_s,
             "held": held,
             "scores": scores,
             "inner_s": inner_s,
+            "probe_score": probe_score,
+            "whole_s": time.monotonic() - fitting,
             "out_of_fold": out_of_fold,
             "predict_ms_row": one_row_ms(model, data),
         }
         if scores is None:
-            yield cross_scores(recipe, problem, data, self.inner)
+            yield self._inner_scores(recipe)
+
+    def _inner_scores(self, recipe: Recipe) -> Array:
+        most = PROBE_ROWS if self.large else None
+        return cross_scores(recipe, self.problem, self.data, self.inner, most)
+
+    def _full_s(self, inner_s: float, recipe: Recipe) -> float:
+        """About how long a fit on all rows takes, when the scores inside them took ``inner_s``."""
+        rows = len(self.data.y)
+        if not self.large:
+            return inner_s / max(1, int(self.inner.max()))
+        return 1.2 * inner_s * min(rows, rows_of(recipe, rows)) / PROBE_ROWS
+
+    def _affordable(self, recipe: Recipe, inner_s: float, allowed: float) -> Recipe:
+        """The recipe, on fewer rows if a fit on all of them would take longer than it may."""
+        rows = rows_of(recipe, len(self.data.y))
+        if rows <= PROBE_ROWS:
+            return recipe
+        share = 0.8 * (allowed - inner_s) / max(self._full_s(inner_s, recipe), 0.01)
+        if share >= 1:
+            return recipe
+        fewer = max(PROBE_ROWS, int(rows * share) // 1_000 * 1_000)
+        return {"members": [dict(member) | {"rows": fewer} for member in recipe["members"]]}
 
     def _candidate(
         self, key: str, name: str, entry: Entry, recipe: Recipe, message: Mapping[str, Any]
     ) -> Candidate:
+        self._taken.add(key)
         return Candidate(
             key=key,
             name=name,
@@ -205,12 +311,22 @@ class Race:
             params=shown_params(recipe),
             fit_s=message["fit_s"],
             predict_ms_row=message["predict_ms_row"],
-            train_rows=len(self.data.y),
+            train_rows=rows_of(recipe, len(self.data.y)),
             packages=estimators.packages_of(recipe),
         )
 
-    def _learn(self, entry: Entry, candidate: Candidate, scores: Array, inner_s: float) -> None:
-        self.known.append(Known(entry, candidate, scores, self._score(scores), inner_s))
+    def _learn(
+        self,
+        entry: Entry,
+        candidate: Candidate,
+        scores: Array,
+        inner_s: float,
+        fit_s: float,
+        probe_score: float | None = None,
+    ) -> None:
+        score = self._score(scores)
+        probe = score if probe_score is None else probe_score
+        self.known.append(Known(entry, candidate, scores, score, inner_s, fit_s, probe))
 
     def _score(self, scores: Array) -> float:
         seen = self.inner > 0
@@ -221,9 +337,10 @@ class Race:
     def tune(self) -> Iterator[Candidate]:
         """Search around the best few families, a generation at a time, while it finds something."""
         ranked = sorted(self.known, key=lambda known: -known.score)
-        ranked = [k for k in ranked if k.entry.space and k.score > -np.inf][:FAMILIES_TUNED]
+        ranked = [k for k in ranked if k.entry.space and k.score > -np.inf]
+        ranked = ranked[: 1 if self.large else FAMILIES_TUNED]
         searches = [
-            (k.entry, Search(k.entry.space, k.score, trial_s=k.inner_s, full_s=k.candidate.fit_s))
+            (k.entry, Search(k.entry.space, k.probe_score, trial_s=k.inner_s, full_s=k.fit_s))
             for k in ranked
             if k.entry.id not in self._slow
         ]
@@ -243,11 +360,22 @@ class Race:
                     continue
                 better = True
                 found, search.found = search.found, None
-                nth = "" if generation == 0 else f" {generation + 1}"
-                suffix = f"-tuned{nth.replace(' ', '-')}"
+                suffix, nth = self._free(f"{entry.id}-tuned", generation)
+                suffix = suffix.removeprefix(entry.id)
                 yield from self.attempt(entry, suffix, f"{entry.name}, tuned{nth}", found)
             if not better:
                 return
+
+    def _free(self, id: str, number: int = 0) -> tuple[str, str]:
+        """The first id from ``number`` on, counted from 0, that no attempt has used.
+
+        And what stands behind the model's name: nothing for the first, " 2" for the second.
+        """
+        while True:
+            ending = f"-{number + 1}" if number else ""
+            if f"{self.prefix}:{id}{ending}" not in self._taken:
+                return id + ending, ending.replace("-", " ")
+            number += 1
 
     def _time_for(self, search: Search, searches: Sequence[Search]) -> bool:
         """Whether another trial leaves time to fit what all searches have found on all rows."""
@@ -263,7 +391,7 @@ class Race:
         began = time.monotonic()
         try:
             for scores in apart.stream(
-                lambda: iter([cross_scores(recipe, self.problem, self.data, self.inner)]),
+                lambda: iter([self._inner_scores(recipe)]),
                 deadline=began + min(self._left(), 1.0 + 4 * search.trial_s),
                 pulse=self.run.pulse,
             ):
@@ -279,9 +407,11 @@ class Race:
 
     def blend(self, id: str, name: str) -> Iterator[Candidate]:
         """Weigh what is known by greedy selection. Needs no fit, only the stored predictions."""
-        key = f"{self.prefix}:{id}"
-        usable = sorted((k for k in self.known if k.score > -np.inf), key=lambda k: -k.score)[:12]
-        if len(usable) < 2 or key in self.run.done or self.run.pulse():
+        free, nth = self._free(id)
+        key, name = f"{self.prefix}:{free}", f"{name}{nth}"
+        usable = [k for k in self.known if k.score > -np.inf and k.candidate is not None]
+        usable = sorted(usable, key=lambda k: -k.score)[:12]
+        if len(usable) < 2 or self.run.pulse():
             return
         self.run.working_on(name)
         began = time.monotonic()
@@ -291,7 +421,7 @@ class Race:
                 self.problem, self.data.y[seen], [k.scores[seen] for k in usable]
             )
             used = [(k, w) for k, w in zip(usable, weights, strict=True) if w > 0]
-            mark = repr([(k.candidate.key, w) for k, w in used])
+            mark = repr([(k.candidate.key, w) for k, w in used if k.candidate])
             if len(used) < 2 or mark in self._blended:
                 return
             self._blended.add(mark)
@@ -305,10 +435,11 @@ class Race:
         self, key: str, name: str, used: Sequence[tuple[Known, float]], began: float
     ) -> Candidate:
         folder = self.run.folder / key.replace(":", "-")
-        candidates = [known.candidate for known, _ in used]
+        candidates = [known.candidate for known, _ in used if known.candidate is not None]
         weights = [weight for _, weight in used]
         recipe = estimators.join([c.folder for c in candidates], weights, folder)
         folded = self.data.folds is not None
+        self._taken.add(key)
         return Candidate(
             key=key,
             name=name,
@@ -338,6 +469,9 @@ class Race:
 
     # The clock
 
+    def _used(self) -> float:
+        return time.monotonic() - self.started
+
     def _left(self) -> float:
         return max(0.0, self.run.remaining_s() - RESERVE_S)
 
@@ -354,6 +488,23 @@ class OutOfTime(Exception):
 
 def recipe_of(entry: Entry) -> Recipe:
     return {"members": [dict(entry.member) | {"name": entry.id}]}
+
+
+def rows_of(recipe: Recipe, rows: int) -> int:
+    """How many of so many training rows a recipe learns from."""
+    return max(
+        min(rows - member.get("apart", 0), member.get("rows", rows)) for member in recipe["members"]
+    )
+
+
+def dropped(member: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in member.items() if key != name}
+
+
+def nowhere(problem: Problem, rows: int) -> Array:
+    """Scores of no row yet: nan."""
+    shape = (rows, problem.n_classes) if problem.is_classification else (rows,)
+    return np.full(shape, np.nan)
 
 
 def with_params(member: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,6 +525,10 @@ def shown_params(recipe: Recipe) -> dict[str, Any]:
 def inner_folds(problem: Problem, y: Array) -> Array:
     """Folds 1..k inside the training rows, stratified; 0 marks rows that only ever train."""
     n = len(y)
+    if n > LARGE:
+        folds = np.ones(n, dtype=np.int64)
+        folds[estimators.some_rows(n, n - min(MOST_INNER_ROWS, n // 10), problem.seed)] = 0
+        return folds
     random = np.random.default_rng(problem.seed + 1)
     order = random.permutation(n)
     if problem.is_classification:
@@ -388,15 +543,22 @@ def inner_folds(problem: Problem, y: Array) -> Array:
     return folds
 
 
-def cross_scores(recipe: Recipe, problem: Problem, data: Data, folds: Array) -> Array:
-    """Out-of-fold probabilities or values per training row; nan where the fold is 0."""
-    shape = (len(data.y), problem.n_classes) if problem.is_classification else (len(data.y),)
-    out = np.full(shape, np.nan)
+def cross_scores(
+    recipe: Recipe, problem: Problem, data: Data, folds: Array, most: int | None = None
+) -> Array:
+    """Out-of-fold probabilities or values per training row; nan where the fold is 0.
+
+    Each fit learns from ``most`` rows, if that is given and there are more.
+    """
+    out = nowhere(problem, len(data.y))
     for fold in range(1, int(folds.max()) + 1):
         away = folds == fold
-        rest = data.train.take(~away)
+        chosen = np.flatnonzero(~away)
+        if most is not None and len(chosen) > most:
+            chosen = chosen[estimators.some_rows(len(chosen), most, problem.seed)]
+        rest = data.train.take(chosen)
         members = [
-            estimators.fit_member(member, problem, rest, data.y[~away])
+            estimators.fit_member(member, problem, rest, data.y[chosen])
             for member in recipe["members"]
         ]
         model = estimators.EstimatorModel(members, problem.n_classes)

@@ -39,9 +39,10 @@ def refit(task: Mapping[str, Any], channel: Channel) -> harness.Answer:
     run.working_on(f"Fitting {origin['name']} on all rows but the sealed ones")
     ready = harness.Ready.read(Path(task["inputs"]["data"]), payload, problem, run)
     folder = run.folder / "refit"
+    recipe = engine.final(origin["recipe"])
     try:
         (found,) = apart.stream(
-            lambda: _fit(engine, origin["recipe"], problem, ready.data, folder),
+            lambda: _fit(engine, recipe, problem, ready.data, folder),
             deadline=time.monotonic() + run.remaining_s(),
             pulse=run.pulse,
         )
@@ -58,7 +59,7 @@ def refit(task: Mapping[str, Any], channel: Channel) -> harness.Answer:
         name=f"{origin['name']}, refitted",
         family=origin["family"],
         folder=folder,
-        recipe=origin["recipe"],
+        recipe=recipe,
         out_of_fold=None,
         params={},
         train_rows=len(ready.data.y),
