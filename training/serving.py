@@ -139,7 +139,7 @@ class _Kept(Generic[K, V]):
 
 
 _models: _Kept[tuple[UUID, UUID], TrainedModel | None] = _Kept(10, 200)
-_nodes: _Kept[tuple[str, UUID], list[Worker]] = _Kept(1, 200)
+_nodes: _Kept[tuple[str, UUID, bool], list[Worker]] = _Kept(1, 200)
 
 
 def servable(organization: Organization, model: UUID) -> TrainedModel | None:
@@ -154,12 +154,16 @@ def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
 
     The platform's and those of the model's organization; another organization's never.
     """
+    whose = Q(organization=model.organization_id)
+    own = model.artifact is not None and model.artifact.own_node
+    if not own:  # what an organization's own node wrote, no other loads
+        whose |= Q(organization=None)
     alive = Worker.objects.filter(
-        Q(organization=None) | Q(organization=model.organization_id),
+        whose,
         last_seen_at__gte=Worker.alive_since(),
         capabilities__engines__contains=[engine],
     )
-    found = _nodes.get((engine, model.organization_id), lambda: list(alive))
+    found = _nodes.get((engine, model.organization_id, own), lambda: list(alive))
     return sorted(found, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
 
 

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.probe_only:
         venvs = Path(os.environ.get("FLOWML_VENVS") or ROOT / ".venvs")
         engines = tuple(args.engines.split(",")) if args.engines else None
-        found = probe.probe(venvs, engines, Path(os.environ.get("FLOWML_NODE_DIR") or ROOT))
+        folder = Path(os.environ.get("FLOWML_NODE_DIR") or ROOT)
+        use_gpu = (os.environ.get("USE_GPU") or "1").lower() not in {"0", "false", "no", "off"}
+        found = probe.probe(venvs, engines, folder, use_gpu=use_gpu)
         print(json.dumps(found, indent=2) if args.json else probe.table(found))
         return 0
     _log(os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json"))

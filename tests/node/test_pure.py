@@ -9,8 +9,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import types
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -257,11 +260,86 @@ def test_limits_of_control_groups_are_read() -> None:
     assert probe.parse_quota("max", "100000") is None
 
 
-def test_gpus_are_read_as_the_driver_prints_them() -> None:
-    text = "0, GPU-1a2b, NVIDIA H100 80GB HBM3, 81559, 550.90.07\n1, GPU-3c, X, [N/A], 550\n"
-    (gpu,) = probe.parse_gpus(text)
-    assert (gpu["name"], gpu["memory_mib"]) == ("NVIDIA H100 80GB HBM3", 81559)
-    assert probe.parse_gpus("No devices were found\n") == []
+class OneGpu(types.ModuleType):
+    """The driver's library as it answers on a machine with one GPU, and one that has fallen off."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:
+        return b"550.90.07"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 12040
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, _: int) -> Any:
+        return types.SimpleNamespace(total=81559 * 2**20, used=1024 * 2**20)
+
+    def nvmlDeviceGetUUID(self, _: int) -> str:
+        return "GPU-1a2b"
+
+    def nvmlDeviceGetName(self, _: int) -> str:
+        return "NVIDIA H100 80GB HBM3"
+
+    def nvmlDeviceGetUtilizationRates(self, _: int) -> Any:
+        return types.SimpleNamespace(gpu=37)
+
+
+def test_gpus_are_told_as_the_driver_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", OneGpu("pynvml"))
+    (gpu,) = probe.gpus()
+    assert gpu == {
+        "index": 0,
+        "uuid": "GPU-1a2b",
+        "name": "NVIDIA H100 80GB HBM3",
+        "memory_mib": 81559,
+        "driver": "550.90.07",
+        "cuda": "12.4",
+    }
+    assert probe.gpu_usage() == [{"index": 0, "percent": 37, "memory_used_mib": 1024}]
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert (probe.gpus(), probe.gpu_usage()) == ([], [])
+
+
+def test_ollama_is_found_by_asking_it() -> None:
+    class Tags(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"models": [{"name": "llama3:8b"}]}'
+            self.send_response(200 if self.path == "/api/tags" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Tags) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert probe.ollama(f"http://127.0.0.1:{server.server_port}") == ["llama3:8b"]
+    assert probe.ollama("http://127.0.0.1:9") == []
+
+
+def test_the_environment_chooses_work_engine_and_device() -> None:
+    env = {"FLOWML_URL": "http://web", "WORKER_TYPE": "GPU", "MODEL_FRAMEWORK": "pycaret"}
+    chosen = read(env, 4)
+    assert (chosen.queues, chosen.engines, chosen.use_gpu) == (("gpu",), ("pycaret",), True)
+    assert read(env, 4, queues="cpu").queues == ("cpu",)
+    with pytest.raises(ValueError, match="USE_GPU is off"):
+        read({**env, "USE_GPU": "0"}, 4)
+    with pytest.raises(ValueError, match="either 1 or 0"):
+        read({**env, "USE_GPU": "perhaps"}, 4)
+    assert read({**env, "WORKER_TYPE": "", "USE_GPU": "no"}, 4).use_gpu is False
 
 
 def test_the_probe_can_be_printed() -> None:

@@ -11,6 +11,10 @@ class Capabilities(serializers.Serializer[Any]):
     gpus = serializers.ListField(child=serializers.DictField(), default=list)
     engines = serializers.ListField(child=serializers.SlugField(max_length=40), default=list)
     llm = serializers.BooleanField(default=False)
+    models = serializers.ListField(
+        child=serializers.CharField(max_length=200), max_length=200, default=list
+    )
+    system = serializers.CharField(max_length=200, default="", allow_blank=True)
 
     def validate_gpus(self, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not all(isinstance(gpu.get("memory_mib", 0), int) for gpu in gpus):

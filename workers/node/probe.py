@@ -1,11 +1,11 @@
 """What this machine can do. Needs no GPU library where there is no GPU."""
 
-import csv
+import json
 import os
 import platform
 import shutil
-import subprocess
 import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,21 @@ import psutil
 from workers.node import handlers
 from workers.node.settings import ROOT, VERSION
 
-GPU_FIELDS = ("index", "uuid", "name", "memory.total", "driver_version")
 
-
-def probe(venvs: Path, engines: tuple[str, ...] | None, folder: Path) -> dict[str, Any]:
+def probe(
+    venvs: Path, engines: tuple[str, ...] | None, folder: Path, *, use_gpu: bool = True
+) -> dict[str, Any]:
     """This machine's capabilities, as a node registers them."""
     found = engines_in(venvs)
+    models = ollama(os.environ.get("OLLAMA_HOST_URL") or "http://127.0.0.1:11434")
     return {
         "cpu": cores(),
         "ram_mib": ram_mib(),
         "disk_free_mib": disk_free_mib(folder),
-        "gpus": gpus(),
+        "gpus": gpus() if use_gpu else [],
         "engines": [name for name in found if engines is None or name in engines],
-        "llm": False,
+        "llm": bool(models),
+        "models": models,
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -77,38 +79,68 @@ def disk_free_mib(folder: Path) -> int:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs that the driver's own tool lists, [] without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [
-        tool,
-        f"--query-gpu={','.join(GPU_FIELDS)}",
-        "--format=csv,noheader,nounits",
-    ]
+    """The NVIDIA GPUs that the driver tells of (NVML), [] where there is none that answers."""
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=15, check=True)
-    except (OSError, subprocess.SubprocessError):
+        import pynvml  # no GPU library is needed where there is no GPU
+    except ImportError:
         return []
-    return parse_gpus(done.stdout)
-
-
-def parse_gpus(text: str) -> list[dict[str, Any]]:
-    """Read what nvidia-smi printed for GPU_FIELDS. Lines that tell no memory are left out."""
-    found = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) == len(GPU_FIELDS) and row[0].isdigit() and row[3].isdigit():
-            index, uuid, name, memory_mib, driver = row
+    found: list[dict[str, Any]] = []
+    try:
+        pynvml.nvmlInit()
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory_mib = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // 2**20
             found.append(
                 {
-                    "index": int(index),
-                    "uuid": uuid,
-                    "name": name,
-                    "memory_mib": int(memory_mib),
+                    "index": index,
+                    "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+                    "name": _text(pynvml.nvmlDeviceGetName(handle)),
+                    "memory_mib": memory_mib,
                     "driver": driver,
+                    "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
                 }
             )
+    except pynvml.NVMLError:
+        pass  # no driver here, or a GPU that has fallen off: those before it count
     return found
+
+
+def gpu_usage() -> list[dict[str, Any]]:
+    """How busy each GPU is now, as its driver says."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    found = []
+    try:
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            found.append(
+                {
+                    "index": index,
+                    "percent": int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+                    "memory_used_mib": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) // 2**20,
+                }
+            )
+    except pynvml.NVMLError:
+        pass
+    return found
+
+
+def ollama(url: str) -> list[str]:
+    """The models of the Ollama at ``url``, [] where none answers."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/tags", timeout=2) as answer:  # noqa: S310
+            return sorted(str(model["name"]) for model in json.load(answer)["models"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def engines_in(venvs: Path) -> list[str]:
@@ -147,8 +179,14 @@ def table(capabilities: Mapping[str, Any]) -> str:
         ("disk free", f"{capabilities['disk_free_mib'] / 1024:.1f} GiB"),
         ("engines", ", ".join(capabilities["engines"]) or "none"),
     ]
+    rows.append(("llm", ", ".join(capabilities["models"]) or "no Ollama answers"))
     rows += [
-        (f"gpu {gpu['index']}", f"{gpu['name']}, {gpu['memory_mib'] / 1024:.0f} GiB")
+        (
+            f"gpu {gpu['index']}",
+            "{name}, {gib:.0f} GiB, driver {driver}, CUDA {cuda}".format(
+                gib=gpu["memory_mib"] / 1024, **gpu
+            ),
+        )
         for gpu in capabilities["gpus"]
     ] or [("gpu", "none")]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)

@@ -4,6 +4,7 @@ predictions. Imports neither Django nor an ML library, and never computes anythi
 
 import asyncio
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -93,7 +94,10 @@ class Supervisor:
             log.warning("killed %d processes that an earlier node had left", left)
         await asyncio.to_thread(_empty, folder / "work")
         self._capabilities = await asyncio.to_thread(
-            probe.probe, self.settings.venvs, self.settings.engines, folder
+            functools.partial(probe.probe, use_gpu=self.settings.use_gpu),
+            self.settings.venvs,
+            self.settings.engines,
+            folder,
         )
         self.engines = list(self._capabilities["engines"])
         log.info(
