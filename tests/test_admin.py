@@ -16,11 +16,11 @@ from django.utils import timezone
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
 from workers import actions, joining
-from workers.models import Pause, Pulse, Task
+from workers.models import Pause, Pulse, Task, Turn
 
 OURS = ("accounts", "organizations", "workers", "datasets", "training")
-# Pulse is one row of bookkeeping; memberships are edited inside their organization.
-ELSEWHERE = {Pulse, apps.get_model("organizations.Membership")}
+# Pulse and Turn are bookkeeping; memberships are edited inside their organization.
+ELSEWHERE = {Pulse, Turn, apps.get_model("organizations.Membership")}
 MODELS = [model for label in OURS for model in apps.get_app_config(label).get_models()]
 
 pytestmark = pytest.mark.django_db

@@ -17,7 +17,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from workers import fairshare, metrics
-from workers.models import Allocation, Pause, Task, Worker
+from workers.models import Allocation, Pause, Task, Turn, Worker
 
 State = Task.State
 Line = tuple[str, str, bool, int]  # an organization's id, and what `fairshare.Waiting.line` is
@@ -84,6 +84,7 @@ SELECT coalesce(sum((capabilities ->> 'cpu')::float * 1000), 0),
        coalesce(sum(jsonb_array_length(coalesce(capabilities -> 'gpus', '[]'))), 0)::float
   FROM workers_worker WHERE organization_id IS NULL AND last_seen_at >= %(alive)s
 """
+_TURNS = "SELECT organization_id::text, extract(epoch FROM at)::float FROM workers_turn"
 _RESOURCES = ("cpu_millis", "ram_mib", "gpus")
 
 
@@ -200,6 +201,13 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             gpu_ram_mib=task.gpu_ram_mib,
             light=task.light,
         )
+        if not task.light:
+            Turn.objects.bulk_create(
+                [Turn(organization_id=task.organization_id, at=at)],
+                update_conflicts=True,
+                unique_fields=["organization"],
+                update_fields=["at"],
+            )
     return task
 
 
@@ -242,6 +250,8 @@ def _take(
     """The chosen task, locked. Other nodes choose at the same time: what they took is passed by."""
     overdue = time.time() - fairshare.PATIENCE_S
     waited_for: str | None = None
+    rivals = len({head.organization for head in lines}) > 1
+    turns = dict(_query(_TURNS)) if rivals else {}
     while lines:
         best, hold = fairshare.choose(
             lines,
@@ -251,6 +261,7 @@ def _take(
             empty=empty,
             overdue=overdue,
             started=now.started,
+            turns=turns,
         )
         if hold is not None and hold.held_on != str(node.pk):
             Task.objects.filter(pk=hold.task, state=State.QUEUED).update(held_on=node)

@@ -131,12 +131,13 @@ def choose(
     empty: Room | None = None,
     overdue: float | None = None,
     started: Mapping[tuple[K, str, bool, int], float] | None = None,
+    turns: Mapping[K, float] | None = None,
 ) -> Choice[K]:
     """The task to start on ``node`` with this ``room``; neither start nor hold when none fits.
 
     ``shares`` has the weighted dominant share of each organization that uses something. A line is
     overdue when its head was queued before ``overdue`` and nothing of it that still runs
-    (``started``: the newest start per line) started after; it also tells whose turn it is.
+    (``started``: the newest start per line) started after. ``turns`` has each organization's last.
     ``empty`` is the node's room when it has nothing to do: without it no node is held.
     """
     heads = list(waiting)
@@ -153,14 +154,12 @@ def choose(
         free = head.held_on is None or head.held_on == node
         if hold is None and free and empty is not None and head.fits(empty.without_reserve()):
             hold = head
-    turns: dict[K, float] = {}  # when each organization had its last turn, as far as it still runs
-    for line, at in (started or {}).items():
-        turns[line[0]] = max(at, turns.get(line[0], at))
+    last = turns or {}
     best: Waiting[K] | None = None
     best_rank: tuple[int, float, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
-        rank = (-head.priority, share, turns.get(head.organization, 0.0), head.line_at)
+        rank = (-head.priority, share, last.get(head.organization, 0.0), head.line_at)
         if best_rank is not None and rank >= best_rank:
             continue
         if (hold is None or head.light) and head.fits(room):

@@ -430,6 +430,18 @@ class Pause(models.Model):
         return f"{what} of {self.organization}" if self.organization else what
 
 
+class Turn(models.Model):
+    """When an organization last started heavy work: of equal shares the oldest turn wins."""
+
+    organization = models.OneToOneField(
+        Organization, models.CASCADE, primary_key=True, related_name="turn"
+    )
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} at {self.at}"
+
+
 class Pulse(models.Model):
     """When the sweep last ran: the one row by which it notices that it did not run for a while."""
 

@@ -146,7 +146,9 @@ class Storm:
             {"s": round(chance.uniform(0.2, 1.4), 2), "models": chance.randint(1, 3), "answer": n}
             for n in range(self.report.tasks)
         ]
+        self._drain(True)  # until all tasks are there
         tasks = self.fleet.desk("add_many", self.organizations, payloads)
+        self._drain(False)
         strikes = plan(self.report.seed, lasting_s=3600)
         began, struck = time.monotonic(), Counter[str]()
         deadline = began + 60 + 1.5 * self.report.tasks
@@ -165,6 +167,10 @@ class Storm:
             self._bring_back()
             time.sleep(0.2)
         self._judge(tasks, payloads)
+
+    def _drain(self, draining: bool) -> None:
+        for name in self.names:
+            self.fleet.desk("drain", name, draining)
 
     def _left(self, tasks: list[str]) -> int:
         [[left]] = self.fleet.desk.rows(
@@ -257,12 +263,10 @@ class Storm:
         chance = random.Random(self.report.seed + 1)
         each = self.report.tasks // ORGANIZATIONS
         payloads = [{"s": round(chance.uniform(0.2, 0.6), 2), "answer": n} for n in range(each)]
-        for name in self.names:
-            self.fleet.desk("drain", name, True)
+        self._drain(True)
         tasks = {o: self.fleet.desk("add_many", [o], payloads) for o in self.organizations}
         began = time.monotonic()
-        for name in self.names:
-            self.fleet.desk("drain", name, False)
+        self._drain(False)
         everything = [task for own in tasks.values() for task in own]
         until(lambda: not self._left(everything), "the calm ends", 60 + 2.0 * self.report.tasks)
         self.report.calm_s = time.monotonic() - began

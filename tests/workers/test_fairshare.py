@@ -261,26 +261,26 @@ def test_strategy_proofness_on_reported_demands(organizations, lie):
     assert share_of(needs, useful) <= share_of(needs, honest) + slack
 
 
-def test_who_uses_the_same_takes_turns():
-    """Eight slots for five: the odd three must not be the same ones' for as long as lines last."""
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_who_uses_the_same_takes_turns(slots):
+    """Five organizations: no slot may be the same ones' for as long as their lines last."""
     names, total = "abcde", {"cpu_millis": 8000, "ram_mib": 8 * 1024}
     room = Room(slots=1, light_slots=0, cpu_millis=1000, ram_mib=1024)
     running: list[tuple[float, Waiting]] = []
-    served = dict.fromkeys(names, 0)
+    served, turns = dict.fromkeys(names, 0), {}
     for step in range(408):
-        if len(running) == 8:
+        if len(running) == slots:
             running.pop(0)
         used: dict = {}
-        started: dict = {}
-        for at, one in running:
+        for _, one in running:
             used[one.organization] = used.get(one.organization, 0) + 1000
-            started[one.line] = max(at, started.get(one.line, at))
         shares = {o: dominant_share({"cpu_millis": u}, total) for o, u in used.items()}
         # Whoever comes first in the alphabet queued first, and has the oldest task all along.
         line = [head((o, step), o, queued_at=T0 + n) for n, o in enumerate(names)]
-        best = choose(line, shares, room, started=started).start
+        best = choose(line, shares, room, turns=turns).start
         assert best is not None
         served[best.organization] += 1
+        turns[best.organization] = T0 + step
         running.append((T0 + step, best))
     assert max(served.values()) - min(served.values()) <= 2, served
 
