@@ -104,6 +104,8 @@ MAX_STORAGE_BYTES = _limit("MAX_STORAGE_GB", 10**9)
 MAX_CPU_HOURS = _limit("MAX_CPU_HOURS")  # a month
 MAX_GPU_HOURS = _limit("MAX_GPU_HOURS")
 MAX_DEPLOYMENTS = _limit("MAX_DEPLOYMENTS")
+DELETION_DAYS = _positive("DELETION_DAYS", 7)  # in which a deleted organization can be restored
+EXPORT_DAYS = _positive("EXPORT_DAYS", 7)  # that an export can be downloaded
 ALLOW_SIGNUP = env.bool("ALLOW_SIGNUP", default=True)
 
 HEARTBEAT_S = _positive("HEARTBEAT_SECONDS", 2)
@@ -220,6 +222,11 @@ CELERY_WORKER_MAX_MEMORY_PER_CHILD = 1_500_000  # KiB
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 CELERY_BEAT_SCHEDULE = {
+    "organizations-sweep": {
+        "task": "organizations.tasks.sweep",
+        "schedule": 60.0,
+        "options": {"expires": 50},
+    },
     "workers-sweep": {
         "task": "workers.tasks.sweep",
         "schedule": LEASE_S / 5,

@@ -12,7 +12,9 @@ from uuid import UUID
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
+from django.db.models import F
 from django.http import HttpRequest, HttpResponseBase
+from django.shortcuts import redirect
 
 from accounts.authentication import scope_of
 from accounts.errors import Invalid, NotFound
@@ -52,7 +54,8 @@ def active_membership(
     mine = (
         Membership.objects.filter(user=user)
         .select_related("organization")
-        .order_by("joined_at", "pk")
+        # One that is about to be deleted only if there is no other.
+        .order_by(F("organization__delete_after").asc(nulls_first=True), "joined_at", "pk")
     )
     if acts:
         mine = rls.acting(mine)
@@ -88,14 +91,15 @@ def _service_membership(token: ServiceToken, *, header: str | None, acts: bool) 
 
 
 def org_role(
-    role: int,
+    role: int, *, while_deleting: bool = False
 ) -> Callable[
     [Callable[Concatenate[OrgRequest, P], HttpResponseBase]],
     Callable[Concatenate[HttpRequest, P], HttpResponseBase],
 ]:
     """Let a page pass for members with ``role`` or above, with ``request.membership`` set.
 
-    Anonymous people go to the sign-in page; a lower role, or no organization at all, is 403.
+    Anonymous people go to the sign-in page; a lower role, or no organization at all, is 403. One
+    whose deletion was asked for shows only what is said to work ``while_deleting``.
     """
 
     def decorate(
@@ -113,6 +117,8 @@ def org_role(
                 request.membership = membership
                 if not membership.may(role):
                     raise PermissionDenied("Your role in this organization is too low for this.")
+                if membership.organization.delete_after is not None and not while_deleting:
+                    return redirect("organizations:detail")
                 return view(request, *args, **kwargs)
 
         return guarded

@@ -11,6 +11,7 @@ from organizations.models import (
     Invite,
     Membership,
     Organization,
+    OrganizationExport,
     ServiceToken,
     UsageEntry,
     UsageMonth,
@@ -86,6 +87,17 @@ class ServiceTokenAdmin(ReadOnly):
         for token in tokens:
             service.revoke_token(token)
             self.message_user(request, f"{token} is revoked.")
+
+
+@admin.register(OrganizationExport)
+class OrganizationExportAdmin(ReadOnly):
+    list_display = (
+        "created_at", "organization", "state", "asked_by", "size", "tries", "finished_at",
+        "expires_at",
+    )  # fmt: skip
+    list_filter = ("state",)
+    list_select_related = ("organization",)
+    search_fields = ("organization__name", "error")
 
 
 @admin.register(UsageMonth)

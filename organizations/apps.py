@@ -8,10 +8,11 @@ class OrganizationsConfig(AppConfig):
 
     def ready(self) -> None:
         from accounts import tokens
-        from organizations import models, reactions, rls
+        from organizations import exports, models, reactions, rls
 
         tokens.register(models.ServiceToken)
 
         post_migrate.connect(rls.protect, sender=self, dispatch_uid="organizations.rls")
         checks.register(rls.check_database, checks.Tags.database)
         reactions.connect()
+        exports.connect()

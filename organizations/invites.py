@@ -114,6 +114,8 @@ def look(code: str, user: User | None = None) -> Invite:
     if found is None or not hmac.compare_digest(found.code_hash, hashed) or found.problem:
         _count(keys)
         raise _refused(found.problem if found else "")
+    if found.organization.delete_after is not None:
+        raise _refused("")
     return found
 
 

@@ -48,6 +48,12 @@ class Organization(models.Model):
     max_deployments = models.PositiveIntegerField(
         null=True, blank=True, help_text="Empty: MAX_DEPLOYMENTS."
     )
+    delete_after = models.DateTimeField(
+        null=True,
+        blank=True,
+        db_index=True,
+        help_text="Its deletion was asked for: closed till then.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
@@ -345,3 +351,37 @@ class UsageMonth(OrgOwned):
 
     def __str__(self) -> str:
         return f"{self.organization_id} {self.month:%Y-%m}"
+
+
+class OrganizationExport(OrgOwned):
+    """A zip of all that an organization has: asked for, made by control, kept for some days."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        READY = "ready"
+        FAILED = "failed"
+        EXPIRED = "expired"
+
+    state = models.CharField(max_length=8, choices=State, default=State.QUEUED)
+    asked_by = models.CharField(max_length=160, blank=True, help_text="A name, as it was then.")
+    file = models.FileField(max_length=300, blank=True)
+    size = models.PositiveBigIntegerField(default=0)
+    error = models.TextField(blank=True)
+    tries = models.PositiveSmallIntegerField(default=0)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["organization"],
+                condition=models.Q(state__in=["queued", "running"]),
+                name="export_one_at_a_time",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"export {self.created_at:%Y-%m-%d %H:%M}"

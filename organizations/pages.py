@@ -5,11 +5,12 @@ from functools import wraps
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_GET, require_POST
@@ -17,9 +18,10 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.errors import FlowError, NotFound
 from accounts.models import User
 from accounts.pages import tells_problems
-from organizations import actions, invites, quotas, service, trail, usage
+from organizations import actions, deletion, exports, invites, quotas, service, trail, usage
 from organizations.access import SESSION_KEY, OrgRequest, org_role
-from organizations.models import Membership, Role, ServiceToken
+from organizations.files import file_response
+from organizations.models import Membership, OrganizationExport, Role, ServiceToken
 from organizations.views import join_link
 
 TABS = {
@@ -33,9 +35,11 @@ PER_PAGE = 50
 
 
 @require_GET
-@org_role(Role.VIEWER)
+@org_role(Role.VIEWER, while_deleting=True)
 @tells_problems
 def detail(request: OrgRequest) -> HttpResponse:
+    if request.membership.organization.delete_after is not None:
+        return _page(request, "settings", tabs=[])
     return _page(request, request.GET.get("tab", "members"))
 
 
@@ -130,10 +134,13 @@ def _audit(request: OrgRequest) -> dict[str, Any]:
 def _settings(request: OrgRequest) -> dict[str, Any]:
     me = request.membership
     others = Membership.objects.filter(organization=me.organization_id).exclude(pk=me.pk)
+    exported = OrganizationExport.objects.of(me.organization)
     return {
+        "exports": exported[:5] if me.may(Role.ADMIN) else [],
+        "grace_days": settings.DELETION_DAYS,
         "heirs": others.select_related("user").order_by("user__username")[:200]
         if me.may(Role.ADMIN)
-        else []
+        else [],
     }
 
 
@@ -237,7 +244,41 @@ def transfer(request: OrgRequest) -> str:
 
 
 @require_POST
-@org_role(Role.VIEWER)
+@org_role(Role.ADMIN, while_deleting=True)
+@_acts("settings")
+def export(request: OrgRequest) -> str:
+    exports.ask(request.membership)
+    return "The export is being made. It appears below; reload the page to see how far it is."
+
+
+@require_GET
+@org_role(Role.ADMIN, while_deleting=True)
+@tells_problems
+def export_file(request: OrgRequest, export: UUID) -> StreamingHttpResponse:
+    mine = OrganizationExport.objects.of(request.membership.organization)
+    found = get_object_or_404(mine.select_related("organization"), pk=export)
+    file, name = exports.download(request.membership, found)
+    return file_response(file, filename=name, content_type="application/zip")
+
+
+@require_POST
+@org_role(Role.ADMIN, while_deleting=True)
+@_acts("settings")
+def delete(request: OrgRequest) -> str:
+    me = request.membership
+    gone = deletion.ask(me, me.organization, name=request.POST.get("name", ""))
+    return f"{gone} is closed, and will be deleted. Until then you can restore it."
+
+
+@require_POST
+@org_role(Role.ADMIN, while_deleting=True)
+@_acts("settings")
+def restore(request: OrgRequest) -> str:
+    return f"{deletion.restore(request.membership, request.membership.organization)} is restored."
+
+
+@require_POST
+@org_role(Role.VIEWER, while_deleting=True)
 def leave(request: OrgRequest) -> HttpResponse:
     try:
         actions.leave(request.membership)

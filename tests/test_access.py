@@ -31,10 +31,17 @@ from drf_spectacular.generators import SchemaGenerator
 
 from accounts import jwt, mail
 from accounts.models import PersonalToken, TokenFamily
-from organizations import invites, service
+from organizations import exports, invites, service
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
-from tests.factories import PASSWORD, UserFactory, WorkerFactory, make_task
+from tests.factories import (
+    PASSWORD,
+    MembershipFactory,
+    OrganizationFactory,
+    UserFactory,
+    WorkerFactory,
+    make_task,
+)
 from tests.training import make
 from training import actions, scoring, serving
 from training.models import BatchPrediction
@@ -90,6 +97,10 @@ POST    /organization/members/{member}/remove                   sign    403     
 POST    /organization/invite                                    sign    403     403     302     302
 POST    /organization/invite/withdraw                           sign    403     403     302     302
 POST    /organization/transfer                                  sign    403     403     302     302
+POST    /organization/exports                                   sign    403     403     302     302
+GET     /organization/exports/{export}                          sign    403     403     200     404
+POST    /organization/delete                                    sign    403     403     302     302
+POST    /organization/restore                                   sign    403     403     302     302
 POST    /organization/leave                                     sign    302     302     302     302
 POST    /organization/tokens                                    sign    403     403     200     200
 POST    /organization/tokens/{service}/revoke                   sign    403     403     302     302
@@ -191,6 +202,12 @@ DELETE  /api/organizations/{organization}/invite-code            401    403     
 GET     /api/organizations/{organization}/tokens                 401    403     403     200     404
 POST    /api/organizations/{organization}/tokens                 401    403     403     201     404
 DELETE  /api/organizations/{organization}/tokens/{service}       401    403     403     204     404
+GET     /api/organizations/{organization}/exports                401    403     403     200     404
+POST    /api/organizations/{organization}/exports                401    403     403     202     404
+GET     /api/organizations/{organization}/exports/{export}       401    403     403     200     404
+GET     /api/organizations/{organization}/exports/{export}/download  401 403    403     200     404
+POST    /api/organizations/{organization}/deletion               401    403     403     202     404
+DELETE  /api/organizations/{closed}/deletion                     401    403     403     200     404
 GET     /api/organizations/{organization}/usage                  401    200     200     200     404
 GET     /api/organizations/{organization}/audit                  401    403     403     200     404
 GET     /api/organizations/{organization}/audit/export           401    403     403     200     404
@@ -360,6 +377,20 @@ def two_passwords(_: World) -> dict[str, Any]:
     return {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
 
 
+def an_export(admin: Membership) -> Any:
+    made = exports.ask(admin)
+    exports.build(made.pk)
+    return made.pk
+
+
+def a_closed_one(people: dict[str, Membership | None]) -> Any:
+    """Another organization of the members, which is about to be deleted."""
+    home = OrganizationFactory(name=f"{MARK} closed", delete_after=timezone.now() + timedelta(1))
+    for member in filter(None, [people[who] for who in ("viewer", "developer", "admin")]):
+        MembershipFactory(organization=home, user=member.user, role=member.role)
+    return home.pk
+
+
 def a_wish(world: World) -> dict[str, Any]:
     return {"dataset": str(world.ids["dataset"]), "target": "kind"}
 
@@ -380,6 +411,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/organizations/{organization}/transfer": lambda world: {
         "user": str(world.ids["member"])
     },
+    "POST /api/organizations/{organization}/deletion": lambda _: {"name": MARK},
     "POST /api/organizations/{organization}/tokens": lambda world: {
         "name": "new",
         "model": str(world.ids["model"]),
@@ -470,6 +502,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         {
             "organization": admin.organization_id,
             "member": make.member(Role.ADMIN, organization=admin.organization).user_id,
+            "export": an_export(admin),
+            "closed": a_closed_one(people),
             "service": service.make(admin, name=f"{MARK} token")[0].pk,
             "dataset": version.dataset_id,
             "version": version.pk,

@@ -4,11 +4,18 @@ from typing import Any
 
 from datasets.models import Dataset
 from datasets.registry import register_use
-from organizations import service
+from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
 from training import actions, finish
-from training.models import REFIT, TRAIN, TrainedModel, TrainingJob, jobs_using
+from training.models import (
+    REFIT,
+    TRAIN,
+    BatchPrediction,
+    TrainedModel,
+    TrainingJob,
+    jobs_using,
+)
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
@@ -19,6 +26,7 @@ def connect() -> None:
     task_event.connect(_reported, dispatch_uid="training.reported")
     task_ended.connect(_ended, dispatch_uid="training.ended")
     register_use(_uses)
+    parts.register(export=_export, stop=_stop, purge=_purge)
     service.register_object(
         "model",
         lambda home, pk: str(
@@ -55,3 +63,31 @@ def _ended(task: Task, **_: Any) -> None:
 def _uses(dataset: Dataset) -> list[str]:
     jobs = jobs_using(dataset.organization, dataset.pk).only("id", "name", "target", "state")
     return [f"The training job '{job}' is {job.state} on it." for job in jobs[:10]]
+
+
+# --- A whole organization ------------------------------------------------------------------------
+
+
+def _export(home: Organization, bundle: parts.Bundle) -> None:
+    models, batches = TrainedModel.objects.of(home), BatchPrediction.objects.of(home)
+    bundle.add_table("training_jobs", TrainingJob.objects.of(home))
+    bundle.add_table("models", models)
+    bundle.add_table("predictions", batches)
+    for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
+        if model.artifact is not None:
+            bundle.add_file(f"models/{model.pk}.zip", model.artifact.file.name)
+    for batch in batches.select_related("csv").only("pk", "csv__file").iterator(100):
+        if batch.csv is not None:
+            bundle.add_file(f"predictions/{batch.pk}.csv", batch.csv.file.name)
+
+
+def _stop(home: Organization) -> None:
+    for job in TrainingJob.objects.of(home).active().order_by("pk"):
+        actions.cancel_job("the organization's deletion", job)
+
+
+def _purge(home: Organization) -> None:
+    BatchPrediction.objects.of(home).delete()
+    TrainingJob.objects.of(home).update(best_model=None)
+    TrainedModel.objects.of(home).delete()
+    TrainingJob.objects.of(home).delete()

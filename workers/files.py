@@ -1,24 +1,21 @@
 """Stored files in and out of HTTP, in pieces: no whole file is ever held in memory."""
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from typing import IO, Any
 from uuid import UUID, uuid4
 
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import transaction
-from django.http import StreamingHttpResponse
-from django.utils.http import content_disposition_header
 
 from accounts.errors import NoRoom
 from organizations import quotas
+from organizations.files import CHUNK, file_response
 from organizations.models import Organization
 from workers.keys import sign_artifact
 from workers.models import Artifact, Task
 
-CHUNK = 1024 * 1024
+__all__ = ["file_response", "store_artifact"]
 
 
 class _Hashing(File):  # type: ignore[type-arg]
@@ -81,29 +78,3 @@ def store_artifact(
     except Exception:
         default_storage.delete(path)
         raise
-
-
-def file_response(
-    stored: Any, *, filename: str, content_type: str = "application/octet-stream"
-) -> StreamingHttpResponse:
-    """Stream a stored file (a FieldFile) as a download named ``filename``.
-
-    An async iterator, since Django reads a plain one whole into memory when it serves ASGI.
-    """
-    size = stored.size
-    source = stored.storage.open(stored.name, "rb")
-
-    async def pieces() -> AsyncIterator[bytes]:
-        try:
-            while piece := await asyncio.to_thread(source.read, CHUNK):
-                yield piece
-        finally:
-            source.close()
-
-    response = StreamingHttpResponse(pieces(), content_type=content_type)
-    response["Content-Length"] = str(size)
-    disposition = content_disposition_header(True, filename)
-    if disposition:
-        response["Content-Disposition"] = disposition
-    response["X-Content-Type-Options"] = "nosniff"
-    return response

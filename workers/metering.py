@@ -1,4 +1,4 @@
-"""What tasks used and files take, told to the quotas and the usage ledger of organizations."""
+"""What tasks and files mean to organizations: what was used, and what goes with a whole one."""
 
 import math
 from typing import Any
@@ -6,9 +6,10 @@ from uuid import UUID
 
 from django.db.models import Sum
 
-from organizations import quotas, usage
+from organizations import parts, quotas, usage
 from organizations.models import Organization
-from workers.models import Artifact, Task
+from workers.actions import cancel_task
+from workers.models import Artifact, Event, Stream, Task
 from workers.signals import task_ended
 
 
@@ -16,6 +17,7 @@ def connect() -> None:
     task_ended.connect(_ended, dispatch_uid="workers.metering")
     quotas.register_meter("storage_bytes", stored)
     usage.register_storage(stored_by_all)
+    parts.register(export=_export, stop=_stop, purge=_purge)
 
 
 def stored(organization: Organization) -> int:
@@ -58,3 +60,26 @@ def _seconds(said: Any) -> float | None:
     if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
         return None
     return max(0.0, float(said))
+
+
+# --- A whole organization ------------------------------------------------------------------------
+
+
+def _export(home: Organization, bundle: parts.Bundle) -> None:
+    bundle.add_table("tasks", Task.objects.of(home), "payload")
+    bundle.add_table("events", Event.objects.filter(stream__organization=home))
+    bundle.add_table("files", Artifact.objects.of(home), "signature", "file")
+
+
+def _stop(home: Organization) -> None:
+    for task in Task.objects.of(home).exclude(state__in=Task.ENDED).order_by("pk"):
+        cancel_task(task, by="the organization's deletion")
+
+
+def _purge(home: Organization) -> None:
+    """The files first: a row that is left says what is still to be deleted."""
+    for artifact in Artifact.objects.of(home).iterator(1000):
+        artifact.file.delete(save=False)
+    Artifact.objects.of(home).delete()
+    Task.objects.of(home).delete()
+    Stream.objects.filter(organization=home).delete()

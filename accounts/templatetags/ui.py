@@ -28,6 +28,7 @@ STATES = {
     "failed": ("failed", "alert-triangle", "Failed"),
     "lost": ("lost", "refresh", "Lost its node"),
     "cancelled": ("cancelled", "ban", "Cancelled"),
+    "expired": ("cancelled", "clock", "Expired"),
 }
 
 ROLES = {

@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from organizations import rls
+from organizations import deletion, rls
 from organizations.access import active_membership
 from organizations.models import Membership
 
@@ -32,6 +32,8 @@ class HasOrgRole(BasePermission):
         if needed is None or membership is None:
             return False
         request.membership = membership  # type: ignore[attr-defined]
+        if not view.while_deleting:
+            deletion.refuse(membership.organization)
         if (token := membership.token) is not None and (
             view.people_only or not token.allows(view.serves.get(action), view.kwargs.get("pk"))
         ):
@@ -50,6 +52,7 @@ class _OrgView(APIView):
     permission_classes: Any = (IsAuthenticated, HasOrgRole)
     roles: ClassVar[dict[str, int]] = {}
     people_only = False  # no service token gets in
+    while_deleting = False  # works though the organization's deletion was asked for
     # What a service token that only predicts may ask, by action: the kind of object that ``pk`` is.
     serves: ClassVar[dict[str, str]] = {}
 

@@ -6,7 +6,13 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from organizations import invites
-from organizations.models import AuditEntry, Membership, Role, ServiceToken
+from organizations.models import (
+    AuditEntry,
+    Membership,
+    OrganizationExport,
+    Role,
+    ServiceToken,
+)
 
 
 @extend_schema_field({"type": "string", "enum": list(Role.labels)})
@@ -34,6 +40,9 @@ class OrganizationOut(serializers.Serializer[Membership]):
     role = RoleField(help_text="Your role in it.")
     joined_at = serializers.DateTimeField()
     created_at = serializers.DateTimeField(source="organization.created_at")
+    delete_after = serializers.DateTimeField(
+        source="organization.delete_after", allow_null=True, help_text="When its deletion is asked."
+    )
 
 
 class Member(serializers.Serializer[Membership]):
@@ -152,3 +161,14 @@ class ServiceTokenWish(serializers.Serializer[Any]):
     expires_in_days = serializers.IntegerField(
         default=365, allow_null=True, min_value=1, max_value=3650, help_text="Null: never."
     )
+
+
+class ExportOut(serializers.ModelSerializer[OrganizationExport]):
+    # By hand: a choice field called state would be one more enum of that name in the schema.
+    state = serializers.CharField(help_text="queued, running, ready, failed or expired.")
+
+    class Meta:
+        model = OrganizationExport
+        fields: ClassVar = [
+            "id", "state", "size", "error", "asked_by", "created_at", "finished_at", "expires_at",
+        ]  # fmt: skip

@@ -29,6 +29,10 @@ urlpatterns = [
             ("tokens", views.ServiceTokensView, "tokens"),
             ("tokens/<uuid:token>", views.ServiceTokenView, "token"),
             ("usage", views.UsageView, "usage"),
+            ("exports", views.ExportsView, "exports"),
+            ("exports/<uuid:export>", views.ExportView, "export"),
+            ("exports/<uuid:export>/download", views.ExportDownloadView, "export-download"),
+            ("deletion", views.DeletionView, "deletion"),
             ("audit", views.AuditView, "audit"),
             ("audit/export", views.AuditExportView, "audit-export"),
         )

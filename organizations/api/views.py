@@ -4,7 +4,9 @@ from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django.db.models import QuerySet
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -13,11 +15,21 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from accounts.pagination import Page
-from organizations import actions, invites, quotas, service, trail, usage
+from organizations import (
+    actions,
+    deletion,
+    exports,
+    invites,
+    quotas,
+    service,
+    trail,
+    usage,
+)
 from organizations.access import active_membership
 from organizations.api import serializers as said
 from organizations.api.base import OrgAPIView
-from organizations.models import Membership, Role, ServiceToken
+from organizations.files import file_response
+from organizations.models import Membership, OrganizationExport, Role, ServiceToken
 
 
 def read(serializer: type[Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -84,6 +96,10 @@ class JoinView(_PersonView):
 class OrganizationView(OrgAPIView):
     roles: ClassVar = {"get": Role.VIEWER, "patch": Role.ADMIN}
 
+    @property
+    def while_deleting(self) -> bool:  # type: ignore[override]
+        return self.request.method == "GET"
+
     @extend_schema(responses=said.OrganizationOut)
     def get(self, request: Request, organization: UUID) -> Response:
         """One of your organizations."""
@@ -128,6 +144,7 @@ class MemberView(OrgAPIView):
 @extend_schema(tags=["organizations"])
 class LeaveView(OrgAPIView):
     roles: ClassVar = {"post": Role.VIEWER}
+    while_deleting = True
     people_only = True
 
     @extend_schema(request=None, responses={204: None})
@@ -231,3 +248,73 @@ class ServiceTokenView(OrgAPIView):
         """Revoke it, at once and for good."""
         service.revoke(self.membership, token)
         return Response(status=204)
+
+
+@extend_schema(tags=["organizations"])
+class ExportsView(Paged, OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN, "post": Role.ADMIN}
+    while_deleting = people_only = True
+
+    @extend_schema(responses=said.ExportOut(many=True))
+    def get(self, request: Request, organization: UUID) -> Response:
+        """Exports of everything that the organization has, newest first."""
+        return self.page(
+            request, OrganizationExport.objects.of(self.membership.organization), said.ExportOut
+        )
+
+    @extend_schema(request=None, responses={202: said.ExportOut})
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Have one made. Watch the answer's address until its state is `ready`, then download."""
+        export = exports.ask(self.membership)
+        place = reverse("organization-export", args=[organization, export.pk])
+        return Response(said.ExportOut(export).data, 202, headers={"Location": place})
+
+
+class _ExportView(OrgAPIView):
+    roles: ClassVar = {"get": Role.ADMIN}
+    while_deleting = people_only = True
+
+    def export(self, pk: UUID) -> OrganizationExport:
+        mine = OrganizationExport.objects.of(self.membership.organization)
+        found: OrganizationExport = get_object_or_404(mine.select_related("organization"), pk=pk)
+        return found
+
+
+@extend_schema(tags=["organizations"])
+class ExportView(_ExportView):
+    @extend_schema(responses=said.ExportOut)
+    def get(self, request: Request, organization: UUID, export: UUID) -> Response:
+        """How far an export is."""
+        return Response(said.ExportOut(self.export(export)).data)
+
+
+@extend_schema(tags=["organizations"])
+class ExportDownloadView(_ExportView):
+    @extend_schema(responses={(200, "application/zip"): bytes})
+    def get(self, request: Request, organization: UUID, export: UUID) -> StreamingHttpResponse:
+        """The zip: rows as JSON lines, and the files. 409 until it is ready."""
+        file, name = exports.download(self.membership, self.export(export))
+        return file_response(file, filename=name, content_type="application/zip")
+
+
+@extend_schema(tags=["organizations"])
+class DeletionView(OrgAPIView):
+    roles: ClassVar = {"post": Role.ADMIN, "delete": Role.ADMIN}
+    while_deleting = people_only = True
+
+    @extend_schema(request=said.OrganizationName, responses={202: said.OrganizationOut})
+    def post(self, request: Request, organization: UUID) -> Response:
+        """Delete the organization after some days of grace; its name is typed again. All that runs
+        is cancelled, and only restoring, leaving and exporting work until then."""
+        name = read(said.OrganizationName, request)["name"]
+        me = self.membership
+        me.organization = deletion.ask(me, me.organization, name=name)
+        return Response(said.OrganizationOut(me).data, 202)
+
+    @extend_schema(responses=said.OrganizationOut)
+    def delete(self, request: Request, organization: UUID) -> Response:
+        """Take the deletion back."""
+        self.membership.organization = deletion.restore(
+            self.membership, self.membership.organization
+        )
+        return Response(said.OrganizationOut(self.membership).data)

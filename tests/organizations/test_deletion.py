@@ -1,0 +1,249 @@
+"""Taking an organization along, and deleting it: with days of grace, and then for good."""
+
+import asyncio
+import io
+import json
+import zipfile
+from datetime import timedelta
+
+import pytest
+from django.core.files.storage import default_storage
+from django.utils import timezone
+
+from datasets.models import Dataset
+from organizations import deletion, exports, invites, service, tasks
+from organizations.models import (
+    AuditEntry,
+    Membership,
+    Organization,
+    OrganizationExport,
+    Role,
+    ServiceToken,
+    UsageEntry,
+)
+from tests.organizations.test_quotas import note
+from tests.organizations.threads import at_once
+from tests.training import make
+from training.models import TrainingJob
+from workers.models import Artifact, Task
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def admin(client):
+    admin = make.member(Role.ADMIN, organization__name="Delta")
+    client.force_login(admin.user)
+    return admin
+
+
+@pytest.fixture
+def ask(client, admin):
+    def ask(method, path, **data):
+        address = f"/api/organizations/{admin.organization_id}{path}"
+        return getattr(client, method)(address, data, content_type="application/json")
+
+    return ask
+
+
+def zipped(answer):
+    async def read():
+        return b"".join([piece async for piece in answer.streaming_content])
+
+    return zipfile.ZipFile(io.BytesIO(asyncio.run(read())))
+
+
+def rows(archive, name):
+    return [json.loads(line) for line in archive.read(f"{name}.jsonl").splitlines()]
+
+
+def due(organization):
+    Organization.objects.filter(pk=organization.pk).update(
+        delete_after=timezone.now() - timedelta(seconds=1)
+    )
+
+
+# --- Export --------------------------------------------------------------------------------------
+
+
+def test_an_export_holds_everything_of_this_organization_and_nothing_secret(ask, admin, client):
+    model = make.scored_model(admin)
+    secret = service.make(admin, name="ci", actions="read")[1]
+    code = invites.renew(admin).code
+    other = make.version(make.member(), name="not theirs")
+    asked = ask("post", "/exports")
+    assert (asked.status_code, asked.json()["state"]) == (202, "queued")
+    watch = asked["Location"]
+    assert client.get(f"{watch}/download").status_code == 409
+    tasks.build_export(asked.json()["id"])
+    assert client.get(watch).json()["state"] == "ready"
+    archive = zipped(client.get(f"{watch}/download"))
+    assert archive.testzip() is None
+    about = json.loads(archive.read("about.json"))
+    assert about["organization"]["name"] == "Delta"
+    assert set(about["files"]) | {"about.json"} == set(archive.namelist())
+    assert [row["username"] for row in rows(archive, "members")] == [admin.user.username]
+    assert [row["name"] for row in rows(archive, "datasets")] == ["flowers"]
+    assert archive.read(f"models/{model.pk}.zip") == model.artifact.file.open().read()
+    version = model.job.dataset_version
+    stored = archive.read(f"datasets/{version.dataset_id}/v1.parquet")
+    assert len(stored) == version.size_bytes
+    text = b" ".join(archive.read(name) for name in archive.namelist()).decode("latin-1")
+    token = ServiceToken.objects.get()
+    for hidden in (secret, code, token.digest, str(other.dataset_id), "not theirs"):
+        assert hidden not in text
+    assert AuditEntry.objects.filter(verb="organization.exported").count() == 1
+
+
+def test_while_one_is_made_asking_again_gives_the_same(ask):
+    first = ask("post", "/exports").json()["id"]
+    assert ask("post", "/exports").json()["id"] == first
+    exports.build(OrganizationExport.objects.get().pk)
+    assert ask("post", "/exports").json()["id"] != first
+
+
+def test_one_that_fails_is_tried_again_and_then_says_so(ask, monkeypatch):
+    pk = ask("post", "/exports").json()["id"]
+    monkeypatch.setattr(exports, "_written", lambda export: 1 / 0)
+    for state in ("queued", "queued", "failed"):
+        exports.build(pk)
+        assert OrganizationExport.objects.get().state == state
+    assert "Tell the operator" in ask("get", f"/exports/{pk}").json()["error"]
+
+
+def test_one_whose_maker_died_is_made_again_and_an_old_one_goes(ask, client):
+    pk = ask("post", "/exports").json()["id"]
+    long_ago = timezone.now() - timedelta(days=1)
+    OrganizationExport.objects.update(state="running", started_at=long_ago)
+    assert [str(one) for one in exports.waiting()] == [pk]
+    exports.build(pk)
+    path = OrganizationExport.objects.get().file.name
+    assert default_storage.exists(path)
+    OrganizationExport.objects.update(expires_at=long_ago)
+    tasks.sweep()
+    assert not default_storage.exists(path)
+    assert ask("get", f"/exports/{pk}").json()["state"] == "expired"
+    assert ask("get", f"/exports/{pk}/download").status_code == 409
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_who_make_the_same_export_make_it_once():
+    admin = make.member(Role.ADMIN)
+    pk = exports.ask(admin).pk
+    at_once(*(lambda: exports.build(pk) for _ in range(3)))
+    export = OrganizationExport.objects.get()
+    assert (export.state, export.tries) == ("ready", 1)
+
+
+# --- Deletion ------------------------------------------------------------------------------------
+
+
+def test_deleting_takes_the_name_closes_everything_and_can_be_taken_back(ask, admin, client):
+    job = make.job(admin)
+    viewer = make.member(Role.VIEWER, organization=admin.organization)
+    code = invites.renew(admin).code
+    secret = service.make(admin, name="ci", actions="read")[1]
+    assert ask("post", "/deletion", name="delta").status_code == 400
+    gone = ask("post", "/deletion", name="Delta")
+    assert gone.status_code == 202
+    left = timezone.datetime.fromisoformat(gone.json()["delete_after"]) - timezone.now()
+    assert timedelta(days=6, hours=23) < left < timedelta(days=7, minutes=1)
+    assert TrainingJob.objects.get(pk=job.pk).cancel_requested_at is not None
+    assert not Task.objects.exclude(state="cancelled").exists()
+
+    refused = client.get("/api/datasets")
+    assert (refused.status_code, refused.json()["code"]) == (409, "organization-being-deleted")
+    assert ask("get", "/members").status_code == 409
+    assert ask("patch", "", name="x").status_code == 409
+    assert ask("get", "").json()["delete_after"] == gone.json()["delete_after"]
+    assert ask("post", "/exports").status_code == 202
+    assert ask("post", "/deletion", name="Delta").status_code == 409
+    assert client.get("/data").url == "/organization"
+    text = client.get("/organization").content.decode()
+    assert "will be deleted after" in text
+    assert "Restore it" in text
+    bearer = {"Authorization": f"Bearer {secret}"}
+    client.force_login(viewer.user)
+    assert ask("delete", "/deletion").status_code == 403
+    assert "Restore it" not in client.get("/organization").content.decode()
+    client.logout()
+    assert client.get("/api/datasets", headers=bearer).status_code == 409
+    with pytest.raises(invites.BadCode):
+        invites.look(code)
+
+    client.force_login(admin.user)
+    assert ask("delete", "/deletion").json()["delete_after"] is None
+    assert ask("delete", "/deletion").status_code == 409
+    assert client.get("/api/datasets").json()["count"] == 1
+    verbs = set(AuditEntry.objects.values_list("verb", flat=True))
+    assert {"organization.deletion-asked", "organization.restored"} <= verbs
+
+
+def test_whoever_has_another_organization_works_there(admin, client):
+    other = make.member(Role.VIEWER, user=admin.user)
+    deletion.ask(admin, admin.organization, name="Delta")
+    assert client.get("/api/datasets").status_code == 200
+    assert client.get("/organization").context["organization"] == other.organization
+
+
+def test_after_its_days_everything_goes_and_nothing_of_others(admin):
+    make.scored_model(admin)
+    note(admin.organization)
+    exports.build(exports.ask(admin).pk)
+    service.make(admin, name="ci", actions="read")
+    neighbour = make.version(make.member(), name="theirs")
+    files = [one.file.name for one in Artifact.objects.of(admin.organization)]
+    files.append(OrganizationExport.objects.get().file.name)
+    deletion.ask(admin, admin.organization, name="Delta")
+    tasks.sweep()
+    assert Organization.objects.filter(pk=admin.organization_id).exists()
+
+    due(admin.organization)
+    tasks.sweep()
+    assert not Organization.objects.filter(pk=admin.organization_id).exists()
+    assert not any(default_storage.exists(name) for name in files)
+    assert [one.name for one in Dataset.objects.all()] == ["theirs"]
+    assert default_storage.exists(neighbour.data.file.name)
+    assert not UsageEntry.objects.exists()
+    assert not Membership.objects.filter(user=admin.user).exists()
+    kept = AuditEntry.objects.get(verb="organization.deleted")
+    assert (kept.organization, kept.object_name) == (None, "Delta")
+
+
+def test_what_is_due_can_not_be_restored(ask, admin):
+    deletion.ask(admin, admin.organization, name="Delta")
+    due(admin.organization)
+    answer = ask("delete", "/deletion")
+    assert (answer.status_code, "too late" in answer.json()["detail"]) == (409, True)
+
+
+def test_one_that_fails_does_not_keep_the_others(admin, monkeypatch):
+    other = make.member(Role.ADMIN)
+    for home in (admin.organization, other.organization):
+        due(home)
+
+    def purge(home):
+        if home == admin.organization:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(deletion, "purges", [*deletion.purges, purge])
+    assert deletion.purge_due() == 1
+    assert Organization.objects.get() == admin.organization
+    monkeypatch.undo()
+    assert deletion.purge_due() == 1
+
+
+def test_the_page_deletes_and_restores_and_exports(admin, client):
+    client.post("/organization/exports")
+    exports.build(OrganizationExport.objects.get().pk)
+    text = client.get("/organization", {"tab": "settings"}).content.decode()
+    link = f"/organization/exports/{OrganizationExport.objects.get().pk}"
+    assert link in text
+    assert "about.json" in zipped(client.get(link)).namelist()
+    client.post("/organization/delete", {"name": "wrong"})
+    admin.organization.refresh_from_db()
+    assert admin.organization.delete_after is None
+    client.post("/organization/delete", {"name": "Delta"})
+    assert "is closed" in client.get("/organization").content.decode()
+    answer = client.post("/organization/restore", follow=True)
+    assert "Delta is restored" in answer.content.decode()
