@@ -10,6 +10,7 @@ import joblib  # noqa: F401 - here, so that no fork has to import it within its 
 import numpy as np
 import pytest
 import sklearn.dummy
+import sklearn.ensemble
 import sklearn.linear_model  # noqa: F401
 
 from training.engines import estimators, race
@@ -79,7 +80,16 @@ def test_of_a_large_table_each_model_is_fitted_once_without_the_rows_that_compar
     small: None, tmp_path: Path
 ) -> None:
     data = rows(1200)
-    found = raced(data, Run(tmp_path / "a", 60), logistic(), logistic("few", fit_rows=400))
+    forest = {
+        "class": "sklearn.ensemble.RandomForestClassifier",
+        "params": {"max_samples": 500, "n_estimators": 5},  # more than a probe has rows
+    }
+    member = {"style": "trees", "estimator": forest}
+    run = Run(tmp_path / "a", 60)
+    few, trees = logistic("few", fit_rows=400), Entry("rf", "Forest", "forest", member)
+    found = raced(data, run, logistic(), few, trees)
+    assert not run.notices
+    assert found["x:rf"].train_rows == 1080
     assert found["x:baseline"].train_rows == 1080  # a tenth is apart
     assert found["x:lr"].train_rows == 1080
     assert found["x:few"].train_rows == 400

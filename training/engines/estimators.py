@@ -172,6 +172,9 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
     table = encoding.matrix(train)
     estimator = build(recipe["estimator"])
     set_threads(estimator, problem.threads)
+    drawn = estimator.get_params(deep=False).get("max_samples")
+    if isinstance(drawn, int) and drawn > len(y):  # per tree; scikit-learn refuses more than all
+        estimator.set_params(max_samples=len(y))
     extra: dict[str, Any] = {}
     if recipe["style"] == "native" and encoding.categorical:
         extra["categorical_feature"] = encoding.categorical
