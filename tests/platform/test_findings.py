@@ -280,8 +280,8 @@ def test_the_figures_of_ten_thousand_tasks_come_at_once():
     with CaptureQueriesContext(connection) as seen:
         told = figures.look()
     assert told.waiting == 1002
-    # What the database itself says it took: a quiet machine needs a tenth of this.
-    assert sum(float(query["time"]) for query in seen) < 2.0
+    # What the database itself says it took: a quiet machine needs a fiftieth of this.
+    assert sum(float(query["time"]) for query in seen) < 10.0
 
 
 @pytest.mark.django_db
