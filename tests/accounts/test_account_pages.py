@@ -50,3 +50,9 @@ def test_a_name_is_saved(client: Client) -> None:
     client.post("/account", {"first_name": "Ada", "last_name": "Lovelace", "is_staff": "on"})
     user.refresh_from_db()
     assert (user.get_full_name(), user.is_staff) == ("Ada Lovelace", False)
+
+
+def test_the_frame_of_the_account_says_where_one_works(client: Client) -> None:
+    member = MembershipFactory(organization__name="The third lab")
+    client.force_login(member.user)
+    assert "The third lab" in client.get("/account").content.decode()

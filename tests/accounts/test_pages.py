@@ -79,7 +79,7 @@ def test_people_in_two_organizations_choose_where_they_work(client: Client) -> N
     first = MembershipFactory()
     second = MembershipFactory(user=first.user, organization__name="The other lab")
     client.force_login(first.user)
-    assert "The other lab" in client.get("/organization").content.decode()
+    assert "The other lab" in client.get("/organizations").content.decode()
     url = reverse("organizations:choose", args=[second.organization_id])
     assert "You now work in The other lab" in client.post(url, follow=True).content.decode()
     foreign = reverse("organizations:choose", args=[OrganizationFactory().pk])
