@@ -1,7 +1,6 @@
 """HTTP and WebSocket, both through daphne."""
 
 import os
-from typing import Any
 
 from django.core.asgi import get_asgi_application
 
@@ -10,24 +9,13 @@ http = get_asgi_application()  # before anything that imports a model
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import OriginValidator  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from flowml_site.bodies import guard_bodies  # noqa: E402
+from flowml_site.origins import own_origins_only  # noqa: E402
 from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
 from workers.longpoll import waiting_claims  # noqa: E402
-
-
-class OurOrigin(OriginValidator):
-    """A browser's socket must come from a page of ours.
-
-    No browser leaves the Origin out, so programs may: LiveConsumer heeds no cookie of theirs.
-    """
-
-    def valid_origin(self, parsed_origin: Any) -> bool:
-        return parsed_origin is None or super().valid_origin(parsed_origin)
-
 
 sockets = URLRouter(
     [
@@ -46,6 +34,6 @@ def most_bytes(path: str) -> int:
 application = ProtocolTypeRouter(
     {
         "http": guard_bodies(waiting_claims(http), most_bytes),
-        "websocket": OurOrigin(sockets, settings.ALLOWED_HOSTS),
+        "websocket": own_origins_only(sockets),
     }
 )
