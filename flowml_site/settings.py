@@ -90,6 +90,10 @@ METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(FLOWML_VAR / "metrics"))
 Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
 
+# Where machines that join get packages from: an index's URL, or a folder of wheels on them. Empty:
+# from where their own pip gets them.
+PACKAGE_INDEX = env.str("FLOWML_PACKAGE_INDEX", default="")
+
 SCHEDULER_BACKEND = env.str("SCHEDULER_BACKEND", default="celery")
 if SCHEDULER_BACKEND not in {"celery", "poll"}:
     raise ImproperlyConfigured(

@@ -267,6 +267,8 @@ ELSEWHERE = {
     "api/organizations/": "the list of organizations, as some write its address",
     "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "admin/login/": "leads to the sign-in page: test_the_console_has_no_way_in_of_its_own",
+    "api/workers/join.sh": "for a machine with a join token: tests/workers/test_bootstrap.py",
+    "api/workers/bundle": "for a machine with a join token: tests/workers/test_bootstrap.py",
     "api/schema": "the API's description, the same for everybody",
     "api/docs": "draws the description",
     "api/redoc": "draws the description",

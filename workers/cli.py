@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.node import probe
+from workers.node import probe, service
 from workers.node.settings import ROOT, VERSION, Settings, read
 from workers.node.supervisor import RESTART, CannotJoin, Supervisor
 
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"flowml node: {error}", file=sys.stderr)
         return 2
+    if args.service:
+        return service.install(settings, [o for o in argv or sys.argv[1:] if o != "--service"])
     try:
         status = asyncio.run(_run(settings))
     except CannotJoin as error:
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print what this machine can do, and end",
     )
     add("--json", action="store_true", help="with --probe-only: as JSON")
+    add("--service", action="store_true", help="have systemd run this node, now and at each start")
     add("--version", action="version", version=VERSION)
     return parser
 

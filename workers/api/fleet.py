@@ -225,8 +225,8 @@ class LocalView(FleetView):
 
 def command_for(token: str) -> str:
     """The line that joins a machine."""
-    url = settings.PUBLIC_URL
-    return f"curl -fsS -H 'Authorization: Join {token}' {url}/api/workers/join.sh | sh -s -- {url}"
+    script = f"{settings.PUBLIC_URL}/api/workers/join.sh"
+    return f"curl -fsS -H 'Authorization: Join {token}' {script} | sh -s --"
 
 
 @extend_schema(tags=["workers"])

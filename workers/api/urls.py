@@ -1,6 +1,6 @@
 from django.urls import path
 
-from workers.api import fleet, views
+from workers.api import bootstrap, fleet, views
 
 urlpatterns = [
     path("workers", fleet.NodesView.as_view(), name="workers"),
@@ -14,6 +14,8 @@ urlpatterns = [
         path(f"workers/<uuid:node>/{action}", fleet.NodeActionView.as_view(), {"action": action})
         for action in fleet.ACTIONS
     ),
+    path("workers/join.sh", bootstrap.ScriptView.as_view()),
+    path("workers/bundle", bootstrap.BundleView.as_view()),
     path("workers/register", views.RegisterView.as_view()),
     path("workers/heartbeat", views.HeartbeatView.as_view()),
     path("workers/claim", views.ClaimView.as_view()),
