@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flowml_site import embedded
+from flowml_site import embedded, processes
 from flowml_site.platform import NOT_FOR_NODES, Platform
 from tests.chaos.desk import ROOT, Desk
 
@@ -67,10 +67,9 @@ class Node:
             **self.env,
         }
         python = ROOT / ".venvs" / "node" / "bin" / "python"
-        with (self.fleet.folder / f"{self.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(python), "-m", "workers.cli"], env=env, cwd=self.root, stdout=log, stderr=log
-            )
+        log = self.fleet.folder / f"{self.name}.log"
+        args = [str(python), "-m", "workers.cli"]
+        self.process = processes.spawn(args, log=log, env=env, cwd=self.root)
         return self
 
     def send(self, number: int) -> None:
