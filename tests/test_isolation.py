@@ -47,6 +47,7 @@ FOR_ALL = re.compile(r"/(health|metrics)")
 NAMED = {
     ("POST /api/training/start", "dataset"): ("dataset", 404),
     ("POST /api/organizations/{organization}/transfer", "user"): ("member", 404),
+    ("POST /api/organizations/{organization}/tokens", "model"): ("model", 400),
 }
 # Topics by their first word, and the name of one in the world.
 TOPICS = {"dataset": "dataset", "job": "job", "prediction": "batch"}
@@ -164,11 +165,19 @@ def test_an_id_in_a_body_opens_nothing_of_another_organization(
     mine = {**world.ids, "organization": stranger.organization_id, "dataset": own.dataset_id}
     known, expected = NAMED[address, name]
     foreign = {"member": world.ids.get("member")}.get(known) or world.ids[known]
-    good = {"dataset": own.dataset_id, "user": friend.user_id}[name]
+    model = TrainedModel.objects.create(
+        organization=stranger.organization,
+        job=make.job(stranger, of=own),
+        key="k",
+        name="Tree",
+        engine="pycaret",
+        state="invalid",
+    )
+    good = {"dataset": own.dataset_id, "user": friend.user_id, "model": model.pk}[name]
     method, path = address.split()
     client = world.client("stranger")
     for value, status in ((foreign, {expected}), (good, {200, 201, 202})):
-        body = {"target": "kind", name: str(value)}
+        body = {"target": "kind", "name": "mine", name: str(value)}
         call = getattr(client, method.lower())
         answer = undone(
             lambda call=call, body=body: call(path.format(**mine), body, content_type=JSON)

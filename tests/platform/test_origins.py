@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from channels.testing import WebsocketCommunicator
 
+from flowml_site.asgi import application
 from flowml_site.origins import is_ours
 
 
@@ -69,3 +71,9 @@ def test_tls_may_end_at_a_proxy_that_is_trusted(settings: Any) -> None:
     assert opens(page, host, **forwarded)
     assert not opens("http://a.inside.example", host, **forwarded)
     assert opens(page, host, scheme="wss")
+
+
+async def test_the_socket_itself_is_closed_to_other_ports() -> None:
+    headers = [(b"host", b"localhost:8000"), (b"origin", b"http://localhost:8001")]
+    connected, _ = await WebsocketCommunicator(application, "/ws", headers=headers).connect()
+    assert not connected
