@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts.errors import Conflict
 from organizations.models import Organization
-from workers import bells, routing
+from workers import beats, bells, routing
 from workers.claiming import claim
 from workers.files import store_artifact
 from workers.keys import task_token
@@ -217,27 +217,8 @@ def heartbeat(
     worker: Worker, *, running: Sequence[tuple[UUID, int]], usage: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Renew the leases of what the node runs; tell it what to do about each, and about itself."""
-    now = timezone.now()
-    Worker.objects.filter(pk=worker.pk).update(last_seen_at=now, usage=dict(usage))
-    mine = Q(pk__in=[])
-    for task, attempt in running:
-        mine |= Q(pk=task, attempt=attempt)
-    held = Task.objects.filter(mine, worker=worker, state=State.RUNNING)
-    words: dict[str, str] = {str(task): "gone" for task, _ in running}
-    if running:
-        held.update(lease_expires_at=now + timedelta(seconds=settings.LEASE_S))
-        for renewed in held.only("cancel_requested_at", "stop_requested_at"):
-            words[str(renewed.pk)] = _word(renewed)
-    waits = Task.objects.filter(state=State.QUEUED, queue__in=worker.queues)
-    if worker.organization_id is not None:
-        waits = waits.filter(organization=worker.organization_id)
-    return {
-        "tasks": words,
-        "waiting": not worker.draining and waits.exists(),
-        "queues": worker.queues,
-        "concurrency": worker.concurrency,
-        "restart": worker.restart_asked_at is not None,
-    }
+    beat = beats.Beat(worker.token_hash, running, usage)
+    return beats.renew([beat])[0] or {}
 
 
 def _word(task: Task) -> str:

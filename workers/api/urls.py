@@ -1,6 +1,7 @@
 from django.urls import path
 
 from workers.api import bootstrap, fleet, views
+from workers.api.heartbeat import heartbeat
 
 urlpatterns = [
     path("workers", fleet.NodesView.as_view(), name="workers"),
@@ -17,7 +18,7 @@ urlpatterns = [
     path("workers/join.sh", bootstrap.ScriptView.as_view()),
     path("workers/bundle", bootstrap.BundleView.as_view()),
     path("workers/register", views.RegisterView.as_view()),
-    path("workers/heartbeat", views.HeartbeatView.as_view()),
+    path("workers/heartbeat", heartbeat),
     path("workers/claim", views.ClaimView.as_view()),
     path("workers/tasks/<uuid:task>/events", views.EventsView.as_view()),
     path("workers/tasks/<uuid:task>/end", views.EndView.as_view()),

@@ -87,13 +87,6 @@ class RegisterView(NodeView):
         )
 
 
-class HeartbeatView(NodeView):
-    def post(self, request: Request) -> Response:
-        beat = _read(said.Heartbeat, request)
-        running = [(held["task"], held["attempt"]) for held in beat["running"]]
-        return Response(actions.heartbeat(self.node, running=running, usage=beat["usage"]))
-
-
 class ClaimView(NodeView):
     def post(self, request: Request) -> Response:
         left = _read(said.Claim, request)["room"]

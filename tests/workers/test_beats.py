@@ -1,0 +1,93 @@
+"""Heartbeats of many nodes, renewed together."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from tests.factories import OrganizationFactory, WorkerFactory, make_task
+from workers import actions
+from workers.beats import Beat, renew
+from workers.fairshare import Room
+from workers.models import Task, Worker
+
+pytestmark = pytest.mark.django_db
+ROOM = Room(slots=1, light_slots=1, cpu_millis=4000, ram_mib=8192)
+
+
+def test_each_node_is_answered_for_itself_and_only_its_own_leases_are_renewed():
+    nodes = [WorkerFactory() for _ in range(3)]
+    tasks = []
+    for node in nodes[:2]:
+        make_task()
+        tasks.append(actions.claim(node, ROOM))
+    soon = timezone.now() + timedelta(seconds=1)
+    Task.objects.update(lease_expires_at=soon)
+    actions.cancel_task(tasks[1], by="ada")
+    first, second, thief, void = renew(
+        [
+            Beat(nodes[0].token_hash, [(tasks[0].pk, 1)], {"load": 1.5}),
+            Beat(nodes[1].token_hash, [(tasks[1].pk, 1), (uuid4(), 1)], {}),
+            Beat(nodes[2].token_hash, [(tasks[0].pk, 1)], {}),
+            Beat("nobody", [(tasks[0].pk, 1)], {}),
+        ]
+    )
+    assert first["tasks"] == {str(tasks[0].pk): "ok"}
+    assert set(second["tasks"].values()) == {"cancel", "gone"}
+    assert thief["tasks"] == {str(tasks[0].pk): "gone"}
+    assert void is None
+    for task in tasks:
+        task.refresh_from_db()
+        assert task.lease_expires_at > soon + timedelta(seconds=settings.LEASE_S / 2)
+    assert Worker.objects.get(pk=nodes[0].pk).usage == {"load": 1.5}
+
+
+def test_a_node_learns_of_work_that_it_may_do_and_of_no_other():
+    ours, theirs = OrganizationFactory(), OrganizationFactory()
+    nodes = [
+        WorkerFactory(),
+        WorkerFactory(organization=ours),
+        WorkerFactory(organization=theirs),
+        WorkerFactory(draining=True),
+        WorkerFactory(queues=["gpu"]),
+    ]
+    beats = [Beat(node.token_hash, [], {}) for node in nodes]
+    assert [answer["waiting"] for answer in renew(beats)] == [False] * 5
+    make_task(ours)
+    assert [answer["waiting"] for answer in renew(beats)] == [True, True, False, False, False]
+
+
+def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries):
+    Worker.objects.bulk_create(
+        Worker(name=f"n{n}", token_hash=f"h{n}", queues=["cpu"]) for n in range(1000)
+    )
+    with django_assert_num_queries(2):
+        assert len(renew([Beat(f"h{n}", [], {}) for n in range(1000)])) == 1000
+
+
+@pytest.mark.parametrize(
+    ("token", "body", "status"),
+    [
+        ("", "{}", 401),
+        ("Worker wrong", "{}", 401),
+        ("Task x", "{}", 403),
+        ("Worker right", "{", 400),
+        ("Worker right", '{"running": [{"task": "x"}]}', 400),
+        ("Worker right", '{"usage": {"host": "\\u0000"}}', 200),
+    ],
+)
+def test_a_heartbeat_over_http(client, token, body, status):
+    WorkerFactory(token_hash=Worker.hash_token("right"))
+    answer = client.post(
+        "/api/workers/heartbeat",
+        body,
+        content_type="application/json",
+        headers={"Authorization": token} if token else {},
+    )
+    assert answer.status_code == status, answer.content
+    if status == 200:
+        assert answer.json()["queues"] == ["priority", "pycaret.cpu", "cpu"]
+    else:
+        assert answer.json()["status"] == status

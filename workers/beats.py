@@ -1,0 +1,176 @@
+"""Heartbeats in bulk: those that come within a blink are answered with three statements together.
+
+Many nodes say the same thing every few seconds; one by one they would cost web more than all else.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
+
+GATHER_S = 0.02  # how long the first heartbeat of a batch waits for others
+
+_NODES = """
+UPDATE workers_worker w SET last_seen_at = %(now)s, usage = said.usage
+  FROM unnest(%(hashes)s::text[], %(usages)s::jsonb[]) AS said(hash, usage)
+ WHERE w.token_hash = said.hash
+RETURNING w.token_hash, w.id::text, w.organization_id::text, w.queues, w.draining, w.concurrency,
+          w.restart_asked_at IS NOT NULL
+"""
+_LEASES = """
+UPDATE workers_task t SET lease_expires_at = %(until)s
+  FROM unnest(%(tasks)s::uuid[], %(attempts)s::int[], %(nodes)s::uuid[]) AS held(id, attempt, node)
+ WHERE t.id = held.id AND t.attempt = held.attempt AND t.worker_id = held.node
+   AND t.state = 'running'
+RETURNING t.worker_id::text, t.id::text, t.attempt,
+          CASE WHEN t.cancel_requested_at IS NOT NULL THEN 'cancel'
+               WHEN t.stop_requested_at IS NOT NULL THEN 'stop' ELSE 'ok' END
+"""
+_WAITING = """
+SELECT asked.queue, asked.organization::text
+  FROM unnest(%(queues)s::text[], %(organizations)s::uuid[]) AS asked(queue, organization)
+ WHERE EXISTS (SELECT 1 FROM workers_task t WHERE t.state = 'queued' AND t.queue = asked.queue
+                  AND (asked.organization IS NULL OR t.organization_id = asked.organization))
+"""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What one node says: who it is, what it runs (task, attempt), how it is."""
+
+    token_hash: str
+    running: Sequence[tuple[UUID, int]]
+    usage: Mapping[str, Any]
+
+
+def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
+    """Renew the leases of what the nodes run; tell each what to do. None for a void token."""
+    now = timezone.now()
+    latest = {beat.token_hash: beat for beat in beats}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _NODES,
+            {
+                "now": now,
+                "hashes": list(latest),
+                "usages": [json.dumps(dict(beat.usage)) for beat in latest.values()],
+            },
+        )
+        nodes = {row[0]: row[1:] for row in cursor.fetchall()}
+        held = [
+            (task, attempt, nodes[beat.token_hash][0])
+            for beat in beats
+            if beat.token_hash in nodes
+            for task, attempt in beat.running
+        ]
+        words: dict[tuple[str, str, int], str] = {}
+        if held:
+            tasks, attempts, owners = (list(column) for column in zip(*held, strict=True))
+            until = now + timedelta(seconds=settings.LEASE_S)
+            asked: dict[str, Any] = {
+                "tasks": tasks,
+                "attempts": attempts,
+                "nodes": owners,
+                "until": until,
+            }
+            cursor.execute(_LEASES, asked)
+            words = {(node, task, n): word for node, task, n, word in cursor.fetchall()}
+        pairs = {
+            (queue, organization)
+            for _, organization, queues, draining, *_ in map(_parsed, nodes.values())
+            for queue in queues
+            if not draining
+        }
+        waiting: set[tuple[str, str | None]] = set()
+        if pairs:
+            queues, organizations = (list(column) for column in zip(*pairs, strict=True))
+            cursor.execute(_WAITING, {"queues": queues, "organizations": organizations})
+            waiting = set(cursor.fetchall())
+    return [
+        _answer(beat, _parsed(nodes[beat.token_hash]), words, waiting)
+        if beat.token_hash in nodes
+        else None
+        for beat in beats
+    ]
+
+
+def _parsed(node: Sequence[Any]) -> tuple[str, str | None, list[str], bool, int, bool]:
+    pk, organization, queues, draining, concurrency, restart = node
+    return (
+        pk,
+        organization,
+        json.loads(queues) if isinstance(queues, str) else queues,
+        draining,
+        concurrency,
+        restart,
+    )
+
+
+def _answer(
+    beat: Beat,
+    node: tuple[str, str | None, list[str], bool, int, bool],
+    words: Mapping[tuple[str, str, int], str],
+    waiting: set[tuple[str, str | None]],
+) -> dict[str, Any]:
+    pk, organization, queues, draining, concurrency, restart = node
+    told: dict[str, str] = {}
+    for task, attempt in beat.running:
+        word = words.get((pk, str(task), attempt), "gone")
+        if told.get(str(task), "gone") == "gone":
+            told[str(task)] = word
+    return {
+        "tasks": told,
+        "waiting": not draining and any((queue, organization) in waiting for queue in queues),
+        "queues": queues,
+        "concurrency": concurrency,
+        "restart": restart,
+    }
+
+
+class _Gathering:
+    """One event loop's heartbeats that wait to be answered together."""
+
+    def __init__(self) -> None:
+        self.beats: list[tuple[Beat, asyncio.Future[dict[str, Any] | None]]] = []
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def answer(self, beat: Beat) -> dict[str, Any] | None:
+        waits: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self.beats.append((beat, waits))
+        if len(self.beats) == 1:
+            work = asyncio.create_task(self._flush())
+            self.running.add(work)
+            work.add_done_callback(self.running.discard)
+        return await waits
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        batch, self.beats = self.beats, []
+        try:
+            answers = await sync_to_async(renew)([beat for beat, _ in batch])
+        except Exception as problem:
+            for _, waits in batch:
+                if not waits.done():
+                    waits.set_exception(problem)
+            return
+        for (_, waits), answer in zip(batch, answers, strict=True):
+            if not waits.done():
+                waits.set_result(answer)
+
+
+_gatherings: WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = WeakKeyDictionary()
+
+
+async def answer(beat: Beat) -> dict[str, Any] | None:
+    """The answer to one heartbeat, found together with those of others; None for a void token."""
+    loop = asyncio.get_running_loop()
+    return await _gatherings.setdefault(loop, _Gathering()).answer(beat)
