@@ -5,7 +5,8 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
-from organizations import service
+from accounts.console import acts, operator
+from organizations import deletion, service
 from organizations.models import (
     AuditEntry,
     Invite,
@@ -28,8 +29,11 @@ class MembershipInline(TabularInline):
 class OrganizationAdmin(ModelAdmin):
     list_display = (
         "name", "members", "max_concurrent_jobs", "max_storage_bytes", "max_cpu_hours",
-        "max_gpu_hours", "created_at",
+        "max_gpu_hours", "delete_after", "created_at",
     )  # fmt: skip
+    list_filter = (("delete_after", admin.EmptyFieldListFilter),)
+    readonly_fields = ("delete_after",)
+    actions = ("close", "restore")
     search_fields = ("name", "memberships__user__username", "memberships__user__email")
     inlines = (MembershipInline,)
 
@@ -39,6 +43,25 @@ class OrganizationAdmin(ModelAdmin):
     @admin.display(ordering="member_count")
     def members(self, organization: Any) -> int:
         return int(organization.member_count)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # its files and its days of grace: that is what the actions are for
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("organizations.delete_organization"))
+
+    @acts(
+        "Delete after the days of grace",
+        done="is closed",
+        consequence="All that runs there is cancelled and nobody gets in any more. Until the days "
+        "of grace are over it can be restored; then rows and files go for good.",
+    )
+    def close(self, request: HttpRequest, organization: Organization) -> None:
+        deletion.ask(operator(request), organization, name=organization.name)
+
+    @acts("Restore", done="is restored", consequence="It opens again, as it was.")
+    def restore(self, request: HttpRequest, organization: Organization) -> None:
+        deletion.restore(operator(request), organization)
 
 
 class ReadOnly(ModelAdmin):
@@ -82,11 +105,9 @@ class ServiceTokenAdmin(ReadOnly):
     def has_act_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("organizations.change_servicetoken"))
 
-    @admin.action(description="Revoke", permissions=["act"])
-    def revoke(self, request: HttpRequest, tokens: QuerySet[ServiceToken]) -> None:
-        for token in tokens:
-            service.revoke_token(token)
-            self.message_user(request, f"{token} is revoked.")
+    @acts("Revoke", done="is revoked", consequence="Programs that use it are refused at once.")
+    def revoke(self, request: HttpRequest, token: ServiceToken) -> None:
+        service.revoke_token(token)
 
 
 @admin.register(OrganizationExport)

@@ -21,6 +21,7 @@ from organizations.models import (
     ServiceToken,
     UsageEntry,
 )
+from tests.factories import UserFactory
 from tests.organizations.test_quotas import note
 from tests.organizations.threads import at_once
 from tests.training import make
@@ -247,3 +248,26 @@ def test_the_page_deletes_and_restores_and_exports(admin, client):
     assert "is closed" in client.get("/organization").content.decode()
     answer = client.post("/organization/restore", follow=True)
     assert "Delta is restored" in answer.content.decode()
+
+
+def test_an_operator_closes_and_restores_after_a_question_and_deletes_nothing_at_once(
+    admin, client
+):
+    client.force_login(UserFactory(is_staff=True, is_superuser=True))
+    place = "/admin/organizations/organization/"
+
+    def act(action, **more):
+        chosen = {"action": action, "_selected_action": [str(admin.organization_id)], **more}
+        answer = client.post(place, chosen)
+        admin.organization.refresh_from_db()
+        return answer
+
+    assert b"nobody gets in any more" in act("close").content
+    assert admin.organization.delete_after is None
+    act("close", confirmed="yes")
+    assert admin.organization.delete_after is not None
+    act("restore", confirmed="yes")
+    assert admin.organization.delete_after is None
+    assert (
+        client.post(f"{place}{admin.organization_id}/delete/", {"post": "yes"}).status_code == 403
+    )
