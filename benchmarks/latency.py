@@ -153,9 +153,42 @@ def measure_predict(platform: Platform, person: Person, data: str, count: int) -
                 inside.append(answer["ms"]["model"] / 1000)
         spread(f"predict one row over HTTP: {model['name']}", whole, "15 ms")
         spread("  of which the model", inside, "-")
+        relayed = measure_relay(platform, connection, model["id"], body, headers, count)
+        ratio = statistics.median(relayed) / statistics.median(whole)
+        spread("  over the node's WebSocket", relayed, "-")
+        print(f"  the relay takes {ratio:.1f} times as long as the socket", flush=True)
         share = 1 - statistics.median(inside) / statistics.median(whole)
         print(f"  FlowML's own share: {share:.0%}", flush=True)
     assert ended["state"] == "succeeded"
+
+
+def measure_relay(
+    platform: Platform,
+    connection: http.client.HTTPConnection,
+    model: str,
+    body: str,
+    headers: dict[str, str],
+    count: int,
+) -> list[float]:
+    """The same predictions while web can't reach the node's Unix socket. Seconds."""
+    (socket,) = (platform.var / "run").glob("node-*.sock")
+    away = socket.with_suffix(".away")
+    socket.rename(away)
+    try:
+        taken = []
+        for number in range(count + 20):
+            sent = time.perf_counter()
+            connection.request(
+                "POST", f"/api/results/model/{model}/predict", body=body, headers=headers
+            )
+            answer = connection.getresponse()
+            told = answer.read()
+            assert answer.status == 200, told
+            if number >= 20:
+                taken.append(time.perf_counter() - sent)
+        return taken
+    finally:
+        away.rename(socket)
 
 
 def main() -> None:
