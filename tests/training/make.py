@@ -109,7 +109,7 @@ class Node:
     """Does by hand what a node does, and lets control react at once."""
 
     def __init__(self, worker: Worker | None = None) -> None:
-        # The ledger counts too: a node as large as ROOM, so that only the jobs' own rules hold back.
+        # The ledger counts too: as large as ROOM, so that only the rules of jobs hold back.
         self.worker = worker or WorkerFactory(
             concurrency=4,
             capabilities={"cpu": 64, "ram_mib": 800_000, "engines": ["pycaret"], "gpus": []},
