@@ -9,6 +9,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from organizations.models import Membership, Role
+from tests.factories import bearer
 from tests.test_access import World, world  # noqa: F401 - a fixture
 from tests.training import make
 
@@ -40,10 +41,7 @@ def by_session(member: Membership) -> Client:
 
 
 def by_jwt(member: Membership) -> Client:
-    answer = Client().post(
-        "/api/auth/login", {"username": member.user.username, "password": "correct horse battery"}
-    )
-    return Client(headers={"Authorization": f"Bearer {answer.json()['access']}"})
+    return Client(headers=bearer(member.user))
 
 
 def by_token(member: Membership) -> Client:

@@ -4,6 +4,7 @@ Whatever the first line does is switched off here: queries that name no organiza
 name another one. What PostgreSQL then shows and takes is what counts.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from django.db import DatabaseError, ProgrammingError, connection, models, trans
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import path
+from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -24,7 +26,8 @@ from tests import test_access
 from tests.factories import make_task
 from tests.test_access import World, world  # noqa: F401 - a fixture
 from tests.training import make
-from workers.models import Artifact, Event, Stream, Task, emit
+from workers.models import Artifact, Event, Pause, Stream, Task, emit
+from workers.waiting import waits_for
 
 pytestmark = pytest.mark.django_db
 
@@ -382,6 +385,24 @@ def test_work_for_the_platform_ends_where_it_began(people: tuple[Membership, Mem
             raise RuntimeError
         assert names() == ["of 0"]
     assert names() == ["of 0", "of 1"]
+
+
+def test_what_a_task_waits_for_is_the_same_told_to_its_tenant(
+    two: tuple[Membership, Membership],
+) -> None:
+    """Lines and pauses are everybody's: a tenant who saw its own part alone would be misled."""
+    mine, other = two
+    make_task(other.organization)
+    task = make_task(mine.organization)
+    Task.objects.update(queued_at=timezone.now() - timedelta(minutes=1))
+    task.refresh_from_db()
+    for paused in (False, True):
+        if paused:
+            Pause.objects.create(queue="", reason="a new disk")
+        told = waits_for([task], mine.organization)
+        assert ("paused" in told) == paused
+        with rls.tenant(mine.organization_id, mine.user_id):
+            assert waits_for([task], mine.organization) == told
 
 
 # --- A database that is not prepared --------------------------------------------------------------
