@@ -448,7 +448,7 @@ def _deployment() -> Iterator[Finding]:
 
 
 def _only_for_tls(message: checks.CheckMessage) -> bool:
-    own = {"security.W004", "security.W008", "security.W012", "security.W016", "security.W018"}
+    own = {f"security.W{number:03}" for number in (4, 8, 10, 11, 12, 16, 18)}
     return message.id in own and not settings.PUBLIC_URL.startswith("https://")
 
 

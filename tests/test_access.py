@@ -265,8 +265,8 @@ GET     /api/workers/artifacts/{artifact}                       401     200     
 ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
     "api/organizations/": "the list of organizations, as some write its address",
-    "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "admin/login/": "leads to the sign-in page: test_the_console_has_no_way_in_of_its_own",
+    "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "api/workers/join.sh": "for a machine with a join token: tests/workers/test_bootstrap.py",
     "api/workers/bundle": "for a machine with a join token: tests/workers/test_bootstrap.py",
     "api/schema": "the API's description, the same for everybody",

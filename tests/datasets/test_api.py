@@ -42,8 +42,10 @@ def by():
 
 @pytest.fixture
 def ask(client, by):
+    signed_in = token(by)
+
     def send(method, path, body=None, **headers):
-        return getattr(client, method)(path, body, content_type=JSON, headers=token(by) | headers)
+        return getattr(client, method)(path, body, content_type=JSON, headers=signed_in | headers)
 
     return send
 

@@ -36,8 +36,10 @@ def by():
 def ask(client, by):
     """ask(method, path, body=None, **headers) -> response, as the developer ``by``."""
 
+    signed_in = token(by)
+
     def send(method, path, body=None, **headers):
-        return getattr(client, method)(path, body, content_type=JSON, headers=token(by) | headers)
+        return getattr(client, method)(path, body, content_type=JSON, headers=signed_in | headers)
 
     return send
 

@@ -7,7 +7,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from accounts.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
+from accounts.errors import Conflict, Invalid, NotFound, Unavailable
+from organizations.quotas import QuotaReached
 from tests.factories import WorkerFactory
 from tests.training import make
 from training import actions, serving
@@ -226,7 +227,11 @@ def test_a_node_that_sends_no_result_fails_the_prediction(by, model):
 
 @pytest.mark.parametrize(
     ("name", "content", "error"),
-    [("rows.xlsx", b"x", Invalid), ("rows.csv", b"", Invalid), ("rows.csv", b"x" * 99, TooLarge)],
+    [
+        ("rows.xlsx", b"x", Invalid),
+        ("rows.csv", b"", Invalid),
+        ("rows.csv", b"x" * 99, QuotaReached),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_refused_and_not_kept(
     by, model, settings, name, content, error
