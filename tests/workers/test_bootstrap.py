@@ -37,13 +37,13 @@ def test_both_need_a_join_token_and_use_none_up(client, token, path):
 
 
 def test_the_script_is_a_shell_script_that_nobody_keeps(client, token, settings):
-    settings.PACKAGE_INDEX = "https://pypi.example.org/it's"
+    settings.PACKAGE_INDEX = "https://packages.example.org/it's"
     answer = fetch(client, "join.sh", f"Join {token}")
     assert answer["Cache-Control"] == "no-store"
     text = answer.content.decode()
     assert token in text
     assert bootstrap.bundle()[1] in text
-    assert """PIP_INDEX_URL='https://pypi.example.org/it'"'"'s'""" in text
+    assert """PIP_INDEX_URL='https://packages.example.org/it'"'"'s'""" in text
     settings.PACKAGE_INDEX = "/mnt/wheels"
     assert "PIP_FIND_LINKS=/mnt/wheels PIP_NO_INDEX=1" in bootstrap.script("https://a", "t")
     for shell in (["sh", "-n"],):
