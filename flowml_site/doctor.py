@@ -20,7 +20,6 @@ from typing import Any
 
 import psutil
 import redis
-from celery import current_app
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
@@ -292,7 +291,7 @@ def _leases() -> Iterator[Finding]:
 
 
 def _schedule() -> Iterator[Finding]:
-    wanted = current_app.conf.beat_schedule or {}
+    wanted = settings.CELERY_BEAT_SCHEDULE
     off = set(PeriodicTask.objects.filter(enabled=False).values_list("name", flat=True))
     for name in sorted(off & set(wanted)):
         yield Finding(
