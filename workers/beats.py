@@ -156,15 +156,31 @@ class _Gathering:
         await asyncio.sleep(GATHER_S)
         batch, self.beats = self.beats, []
         try:
-            answers = await sync_to_async(renew)([beat for beat, _ in batch])
-        except Exception as problem:
-            for _, waits in batch:
-                if not waits.done():
+            answers = await _renewed([beat for beat, _ in batch])
+        except Exception:
+            # One by one, so that what is wrong with one node's stays that node's.
+            for beat, waits in batch:
+                if waits.done():
+                    continue
+                try:
+                    waits.set_result((await _renewed([beat]))[0])
+                except Exception as problem:
                     waits.set_exception(problem)
             return
         for (_, waits), answer in zip(batch, answers, strict=True):
             if not waits.done():
                 waits.set_result(answer)
+
+
+@sync_to_async
+def _renewed(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
+    """Whoever asked first may have gone by now, and with them whatever gives connections back at a
+    request's end. So this gives back its own, in the thread that took it."""
+    try:
+        return renew(beats)
+    finally:
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 _gatherings: WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = WeakKeyDictionary()

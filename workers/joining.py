@@ -16,7 +16,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from accounts.errors import Conflict, FlowError, Invalid
 from accounts.models import User
 from organizations import audit
-from organizations.models import Organization
+from organizations.models import Membership, Organization, Role
 from workers import actions, bells, broker, relay, routing
 from workers.models import OWN_NODES as OWN
 from workers.models import JoinToken, Task, Worker
@@ -95,11 +95,11 @@ def _use(text: str) -> Organization | None:
         return None
     found = (
         JoinToken.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("organization")
+        .select_related("organization", "made_by")
         .filter(token_hash=Worker.hash_token(text))
         .first()
     )
-    if found is None:
+    if found is None or not _stands(found):
         raise AuthenticationFailed("The join token is wrong, or it was revoked.")
     if found.expires_at < timezone.now():
         raise AuthenticationFailed("The join token has run out: make another one.")
@@ -113,9 +113,36 @@ def may_join(text: str) -> bool:
     """Whether a machine could join with this token now. Uses nothing up."""
     if settings.JOIN_TOKEN and hmac.compare_digest(text.encode(), settings.JOIN_TOKEN.encode()):
         return True
-    return JoinToken.objects.filter(
-        token_hash=Worker.hash_token(text), expires_at__gte=timezone.now(), uses__lt=F("max_uses")
-    ).exists()
+    found = (
+        JoinToken.objects.select_related("organization", "made_by")
+        .filter(
+            token_hash=Worker.hash_token(text),
+            expires_at__gte=timezone.now(),
+            uses__lt=F("max_uses"),
+        )
+        .first()
+    )
+    return found is not None and _stands(found)
+
+
+def _stands(token: JoinToken) -> bool:
+    """Whether its maker could still make it: machines of an organization see all of its data.
+
+    One without a maker is from `manage.py join-token`, on the server itself.
+    """
+    if token.organization is None:
+        return True
+    if token.organization.delete_after is not None:
+        return False
+    maker = token.made_by
+    if maker is None or (maker.is_active and maker.is_staff):
+        return True
+    return (
+        maker.is_active
+        and Membership.objects.filter(
+            organization=token.organization, user=maker, role=Role.ADMIN
+        ).exists()
+    )
 
 
 # --- Joining -------------------------------------------------------------------------------------

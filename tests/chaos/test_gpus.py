@@ -1,7 +1,6 @@
-"""GPU work through the whole platform. The driver is a fake, its tool `nvidia-smi` too."""
+"""GPU work through the whole platform. The driver is a fake: what NVML would say is in a file."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,6 @@ pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.xdist_group("fleet"),
 ]
-SMI = """#!/bin/sh
-echo "0, GPU-zero, A10, 24576, 550.1"
-echo "1, GPU-one, A10, 24576, 550.1"
-"""
 
 
 def free(path: Path, *free_mib: int) -> None:
@@ -34,13 +29,10 @@ def free(path: Path, *free_mib: int) -> None:
 def test_a_gpu_task_gets_a_device_with_room_and_waits_until_there_is_one(
     fleet: Fleet, organization: str, tmp_path: Path
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(SMI)
-    tool.chmod(0o755)
     gpus = tmp_path / "gpus.json"
     free(gpus, 1000, 20_000)
     fleet.only()
-    fleet.node("gpu", TOY_GPUS=str(gpus), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    fleet.node("gpu", TOY_GPUS=str(gpus))
     queues = fleet.desk.rows("SELECT queues FROM workers_worker WHERE name = 'gpu'")[0][0]
     assert "gpu.vram24" in queues
 

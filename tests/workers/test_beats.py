@@ -1,15 +1,18 @@
 """Heartbeats of many nodes, renewed together."""
 
+import asyncio
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.db import DataError
 from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
 from workers import actions
-from workers.beats import Beat, renew
+from workers.beats import Beat, answer, renew
 from workers.fairshare import Room
 from workers.models import Task, Worker
 
@@ -76,6 +79,9 @@ def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries)
         ("Worker right", "{", 400),
         ("Worker right", '{"running": [{"task": "x"}]}', 400),
         ("Worker right", '{"usage": {"host": "\\u0000"}}', 200),
+        ("Worker right", '{"usage": {"cpu_percent": "x"}}', 400),
+        ("Worker right", '{"usage": {"ram_used_mib": []}}', 400),
+        ("Worker right", f'{{"running": [{{"task": "{UUID(int=1)}", "attempt": {2**40}}}]}}', 400),
     ],
 )
 def test_a_heartbeat_over_http(client, token, body, status):
@@ -91,3 +97,13 @@ def test_a_heartbeat_over_http(client, token, body, status):
         assert answer.json()["queues"] == ["priority", "pycaret.cpu", "cpu"]
     else:
         assert answer.json()["status"] == status
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_is_wrong_with_one_beat_is_no_other_nodes_trouble():
+    node = await sync_to_async(WorkerFactory)()
+    bad = Beat(node.token_hash, [(uuid4(), 2**40)], {})
+    good = Beat(node.token_hash, [], {})
+    refused, answered = await asyncio.gather(answer(bad), answer(good), return_exceptions=True)
+    assert isinstance(refused, DataError)
+    assert answered["queues"] == node.queues

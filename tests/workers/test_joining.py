@@ -8,7 +8,8 @@ import pytest
 from django.test import override_settings
 from django.utils import timezone
 
-from tests.factories import OrganizationFactory, make_task
+from organizations.models import Role
+from tests.factories import MembershipFactory, OrganizationFactory, make_task
 from workers import joining, keys
 from workers.files import store_artifact
 from workers.models import Artifact, JoinToken, Task, Worker
@@ -83,6 +84,24 @@ def test_a_join_token_lets_in_as_many_machines_as_it_says_and_no_longer_than_it_
     assert register(client, "", name="c").status_code == 401
     assert token not in str(list(JoinToken.objects.values()))
     assert set(Worker.objects.values_list("name", flat=True)) == {"a", "b"}
+
+
+def test_a_join_token_ends_with_the_rights_of_who_made_it(client):
+    member = MembershipFactory(role=Role.ADMIN)
+    first, second, third = [
+        joining.make_join_token(member.organization, by=member.user)[1] for _ in range(3)
+    ]
+    assert register(client, first, name="a").status_code == 201
+    member.role = Role.DEVELOPER
+    member.save()
+    assert not joining.may_join(second)
+    assert register(client, second, name="b").status_code == 401
+    member.role = Role.ADMIN
+    member.save()
+    assert joining.may_join(second)
+    member.organization.delete_after = timezone.now() + timedelta(days=7)
+    member.organization.save()
+    assert register(client, third, name="c").status_code == 401
 
 
 def test_a_refused_join_uses_nothing_up(client):

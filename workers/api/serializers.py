@@ -4,12 +4,25 @@ from typing import Any
 
 from rest_framework import serializers
 
+MOST_ATTEMPTS = 2**15 - 1  # what the column holds
+
+
+class Measured(serializers.FloatField):
+    """A figure that a node may leave out; infinities and the like are refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            **{"min_value": 0, "max_value": 1e15, "required": False, "allow_null": True} | options
+        )
+
 
 class Capabilities(serializers.Serializer[Any]):
-    cpu = serializers.FloatField(min_value=0)
-    ram_mib = serializers.IntegerField(min_value=0)
-    gpus = serializers.ListField(child=serializers.DictField(), default=list)
-    engines = serializers.ListField(child=serializers.SlugField(max_length=40), default=list)
+    cpu = serializers.FloatField(min_value=0, max_value=100_000)
+    ram_mib = serializers.IntegerField(min_value=0, max_value=2**31 - 1)
+    gpus = serializers.ListField(child=serializers.DictField(), max_length=64, default=list)
+    engines = serializers.ListField(
+        child=serializers.SlugField(max_length=40), max_length=64, default=list
+    )
     llm = serializers.BooleanField(default=False)
     models = serializers.ListField(
         child=serializers.CharField(max_length=200), max_length=200, default=list
@@ -17,7 +30,8 @@ class Capabilities(serializers.Serializer[Any]):
     system = serializers.CharField(max_length=200, default="", allow_blank=True)
 
     def validate_gpus(self, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not all(isinstance(gpu.get("memory_mib", 0), int) for gpu in gpus):
+        memories = [gpu.get("memory_mib", 0) for gpu in gpus]
+        if not all(isinstance(mib, int) and 0 <= mib < 2**24 for mib in memories):
             raise serializers.ValidationError("A GPU's memory_mib is a whole number.")
         return gpus
 
@@ -36,12 +50,30 @@ class Registration(serializers.Serializer[Any]):
 
 class Running(serializers.Serializer[Any]):
     task = serializers.UUIDField()
-    attempt = serializers.IntegerField(min_value=1)
+    attempt = serializers.IntegerField(min_value=1, max_value=MOST_ATTEMPTS)
+
+
+class GpuUse(serializers.Serializer[Any]):
+    index = serializers.IntegerField(min_value=0, max_value=1024)
+    percent = Measured()
+    memory_used_mib = Measured()
+    memory_mib = Measured()
+
+
+class Usage(serializers.Serializer[Any]):
+    """A node may be a tenant's own: nothing of what it says is taken as it comes."""
+
+    cpu_percent = Measured()
+    ram_used_mib = Measured()
+    load = Measured()
+    disk_free_mib = Measured()
+    clock = Measured()
+    gpus = GpuUse(many=True, max_length=64, required=False)  # type: ignore[call-arg]
 
 
 class Heartbeat(serializers.Serializer[Any]):
-    running = Running(many=True, default=list)
-    usage = serializers.DictField(default=dict)
+    running = Running(many=True, default=list, max_length=2000)  # type: ignore[call-arg]
+    usage = Usage(default=dict)
 
 
 class RoomLeft(serializers.Serializer[Any]):
@@ -68,8 +100,8 @@ class SaidEvent(serializers.Serializer[Any]):
 
 
 class Events(serializers.Serializer[Any]):
-    attempt = serializers.IntegerField(min_value=1)
-    events = SaidEvent(many=True)
+    attempt = serializers.IntegerField(min_value=1, max_value=MOST_ATTEMPTS)
+    events = SaidEvent(many=True, max_length=5000)  # type: ignore[call-arg]
 
 
 class Result(serializers.Serializer[Any]):
@@ -78,7 +110,7 @@ class Result(serializers.Serializer[Any]):
 
 
 class End(serializers.Serializer[Any]):
-    attempt = serializers.IntegerField(min_value=1)
+    attempt = serializers.IntegerField(min_value=1, max_value=MOST_ATTEMPTS)
     outcome = serializers.ChoiceField(["succeeded", "failed", "cancelled", "returned"])
     result = Result(default=dict, allow_null=True)
     error = serializers.CharField(default="", allow_blank=True, allow_null=True)

@@ -7,6 +7,7 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def disk_free_mib(folder: Path) -> int:
 
 def gpus() -> list[dict[str, Any]]:
     """The NVIDIA GPUs that the driver tells of (NVML), [] where there is none that answers."""
+    if read := handlers.added("NVML").get("read"):
+        return [{**asdict(device), "driver": "none", "cuda": "none"} for device in read()]
     try:
         import pynvml  # no GPU library is needed where there is no GPU
     except ImportError:
@@ -164,6 +167,7 @@ def usage(folder: Path) -> dict[str, Any]:
         "ram_used_mib": (memory.total - memory.available) // (1024 * 1024),
         "load": round(os.getloadavg()[0], 2),
         "disk_free_mib": disk_free_mib(folder),
+        "gpus": gpu_usage(),
         "clock": time.time(),
     }
 
