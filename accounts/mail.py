@@ -11,6 +11,7 @@ from django.core import signing
 from django.core.mail import send_mail
 from django.db import transaction
 from django.urls import reverse
+from django.utils.crypto import salted_hmac
 from django.utils.encoding import force_bytes
 from django.utils.http import urlsafe_base64_encode
 
@@ -122,7 +123,10 @@ def read_verification(token: str) -> tuple[User, str] | None:
 
 
 def _state(user: User) -> list[str]:
-    return [user.email, str(user.email_verified_at and user.email_verified_at.timestamp())]
+    """The password is part of it: whoever changes theirs voids the links that another asked for."""
+    password = salted_hmac(SALT, user.password).hexdigest()[:20]
+    verified = user.email_verified_at and user.email_verified_at.timestamp()
+    return [user.email, str(verified), password]
 
 
 def _send(to: str, subject: str, text: str) -> None:

@@ -184,7 +184,7 @@ def change_role(by: Membership, user: UUID, role: int) -> Membership:
     member.save(update_fields=["role"])
     told = {"from": before.label, "to": Role(member.role).label}
     record("member.role-changed", member.user, organization=by.organization, by=by, changes=told)
-    if before == Role.ADMIN:
+    if member.role < before:  # they may know a code that grants what was taken from them
         invites.forget_known(by)
     return member
 
@@ -215,6 +215,8 @@ def leave(by: Membership) -> None:
     told = {"role": Role(member.role).label}
     record("member.left", member.user, organization=by.organization, by=by, changes=told)
     member.delete()
+    if member.role == Role.ADMIN:  # who knows the code, and could come back by it
+        invites.forget_known(by)
 
 
 @transaction.atomic
@@ -232,5 +234,6 @@ def transfer(by: Membership, user: UUID) -> Membership:
     )
     told = {"from": by.user.get_username(), "to": member.user.get_username()}
     record("organization.transferred", by.organization, by=by, changes=told)
+    invites.forget_known(by)
     member.role = Role.ADMIN
     return member

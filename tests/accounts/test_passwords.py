@@ -273,6 +273,16 @@ def test_a_page_that_signs_up_sends_the_link_too(mails: Any, settings: Any) -> N
     assert post("email/verify", {"token": token}).status_code == 400
 
 
+def test_a_new_password_voids_the_links_that_another_asked_for(mails: Any, settings: Any) -> None:
+    settings.REQUIRE_VERIFIED_EMAIL = True
+    user = UserFactory()
+    thiefs = mail.verification(user, "thief@example.org")
+    assert mail.read_verification(thiefs) == (user, "thief@example.org")
+    user.set_password("another long pass phrase")
+    user.save()
+    assert mail.read_verification(thiefs) is None
+
+
 def test_another_address_takes_the_password_and_the_old_one_is_told(
     client: Client, mails: Any
 ) -> None:

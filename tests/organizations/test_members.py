@@ -107,6 +107,25 @@ def test_who_was_removed_is_out_and_gets_no_way_back(client, admin, ask):
     assert verbs == {"invite.made", "member.removed", "invite.withdrawn"}
 
 
+def test_nobody_takes_back_by_a_code_what_was_taken_from_them(client, admin, ask):
+    ada = make.member(Role.DEVELOPER, organization=admin.organization)
+    code = ask("get", admin, "/invite-code").json()["code"]
+    ask("patch", admin, f"/members/{ada.user_id}", role="viewer")
+    assert ask("post", ada, "/leave").status_code == 204
+    back = client.post("/api/organizations/join", {"code": code}, content_type="application/json")
+    assert back.status_code == 400
+
+
+@pytest.mark.parametrize("gone", ["/transfer", "/leave"])
+def test_an_admin_who_goes_leaves_no_code_behind(client, admin, ask, gone):
+    ada = make.member(Role.ADMIN, organization=admin.organization)
+    code = ask("get", admin, "/invite-code").json()["code"]
+    assert ask("post", admin, gone, user=str(ada.user_id)).status_code in {200, 204}
+    client.force_login(UserFactory())
+    back = client.post("/api/organizations/join", {"code": code}, content_type="application/json")
+    assert back.status_code == 400
+
+
 def test_the_last_admin_stays(admin, ask):
     make.member(Role.DEVELOPER, organization=admin.organization)
     switched_off = make.member(Role.ADMIN, organization=admin.organization)
