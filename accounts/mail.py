@@ -26,7 +26,7 @@ NOTICES = {  # subject, text
     "password-changed": (
         "Your password was changed",
         """The password of your FlowML account {name} was changed.
-Every other sign-in was ended; API tokens go on: look through them under {tokens}.""",
+Every other sign-in was ended. Look through your API tokens under {tokens}.""",
     ),
     "email-changed": (
         "Your e-mail address was changed",

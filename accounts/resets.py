@@ -9,7 +9,7 @@ from django.utils.http import urlsafe_base64_decode
 
 from accounts import actions
 from accounts.errors import Invalid
-from accounts.models import User
+from accounts.models import PersonalToken, User
 
 
 def owner_of_link(uid: str, token: str) -> User | None:
@@ -34,4 +34,7 @@ def reset_password(*, uid: str, token: str, password: str, request: Any = None) 
     if user.email_verified_at is None:  # only who reads that mail has the link
         User.objects.filter(pk=user.pk).update(email_verified_at=timezone.now())
     actions.set_password(user, password, field="password", request=request)
+    # Whoever needs this may have been robbed: nothing that a stranger made goes on.
+    for made in PersonalToken.objects.filter(user=user, revoked_at=None):
+        actions.revoke_token(made, request=request)
     return user

@@ -12,7 +12,7 @@ from django.test import Client
 from accounts import mail, tasks
 from accounts.backends import find
 from accounts.hashers import BcryptHasher
-from accounts.models import BrowserSession, User
+from accounts.models import BrowserSession, PersonalToken, User
 from tests.accounts.mails import link_in
 from tests.factories import PASSWORD, MembershipFactory, UserFactory, bearer
 
@@ -190,12 +190,18 @@ def test_the_api_sets_it_by_the_same_link(mails: Any) -> None:
     query = link_in(mails[-1]).partition("?")[2]
     given = dict(part.split("=") for part in query.split("&")) | {"password": NEW}
     other = UserFactory()
+    tokens = [PersonalToken.issue(user=one, name="script")[1] for one in (user, other)]
     for wrong in ({"token": given["token"][:-1] + "x"}, {"uid": "x"}, {"uid": "%%"}, {"token": ""}):
         assert post("password/reset/confirm", given | wrong).status_code == 400
     assert post("password/reset/confirm", given).status_code == 204
     assert post("password/reset/confirm", given).status_code == 400
     assert sign_in(user.username, NEW).status_code == 200
     assert sign_in(other.username, PASSWORD).status_code == 200
+    # Who lost a password may have been robbed: what the thief made goes, too.
+    asked = [
+        Client(headers={"Authorization": f"Bearer {token}"}).get("/api/auth/me") for token in tokens
+    ]
+    assert [answer.status_code for answer in asked] == [401, 200]
 
 
 def test_a_link_is_good_for_an_hour_and_for_nobody_switched_off(mails: Any, settings: Any) -> None:
