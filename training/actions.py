@@ -316,7 +316,9 @@ def _wish(job: TrainingJob, ask: Any, field: str, *, by: str) -> TrainingJob:
     if stored.has_ended:
         ended = stored.get_state_display().lower()
         raise Conflict(f"The training job has ended already: it is {ended}.", code="has-ended")
-    for task in stored.tasks.exclude(state__in=Task.ENDED).order_by("pk"):
+    # All of the tasks before the first word on the stream: a node that reports holds one of them.
+    running = stored.tasks.select_for_update(no_key=True, of=("self",))
+    for task in list(running.exclude(state__in=Task.ENDED).order_by("pk")):
         ask(task, by=by)
     if getattr(stored, field) is None:
         setattr(stored, field, timezone.now())

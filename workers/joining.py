@@ -304,6 +304,8 @@ def change(
 def remove(worker: Worker, *, by: User | None) -> None:
     """Forget the node: its token is void at once, and what it ran is queued again."""
     pk = worker.pk
+    # The node first, as a claim does: none is granted to it while it goes.
+    Worker.objects.select_for_update().filter(pk=pk).first()
     held = Task.objects.select_for_update(no_key=True, of=("self",)).filter(
         worker=worker, state=Task.State.RUNNING
     )
