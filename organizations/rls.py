@@ -19,7 +19,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -61,11 +61,13 @@ class NotProtected(Unavailable):
 def request_transaction() -> Iterator[None]:
     """A transaction in which ``acting`` may make the caller a tenant, whose end makes it none."""
     if not connection.in_atomic_block:
-        with transaction.atomic():
+        with ExitStack() as stack:
+            stack.enter_context(_own_transaction())
+            connection.flowml_request = stack  # type: ignore[attr-defined]
             try:
                 yield
             finally:
-                _remember(None)
+                connection.flowml_request = None  # type: ignore[attr-defined]
         return
     # Inside another transaction (a test's) nothing ends by itself.
     before = _acts()
@@ -73,6 +75,37 @@ def request_transaction() -> Iterator[None]:
         yield
     finally:
         _put_back(before)
+
+
+@contextmanager
+def _own_transaction() -> Iterator[None]:
+    with transaction.atomic():
+        try:
+            yield
+        finally:
+            _remember(None)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Around what only waits for others: the request's transaction is committed before it, and its
+    connection goes back to the pool. After it the request goes on, as the same tenant.
+
+    A pool is small: a few who wait for a silent node must not keep everybody else out.
+    """
+    stack: ExitStack | None = getattr(connection, "flowml_request", None)
+    if stack is None or connection.savepoint_ids:
+        yield  # inside a transaction that is not the request's to end
+        return
+    acts = _acts()
+    stack.close()
+    connection.close()
+    try:
+        yield
+    finally:
+        stack.enter_context(_own_transaction())
+        if acts is not None:
+            _change(acts)
 
 
 def acting(mine: models.QuerySet[Membership]) -> models.QuerySet[Membership]:

@@ -26,7 +26,9 @@ from tests import test_access
 from tests.factories import make_task
 from tests.test_access import World, world  # noqa: F401 - a fixture
 from tests.training import make
-from workers.models import Artifact, Event, Pause, Stream, Task, emit
+from tests.training.conftest import serving_node  # noqa: F401 - a fixture
+from training import serving
+from workers.models import Artifact, Event, Pause, Stream, Task, Worker, emit
 from workers.waiting import waits_for
 
 pytestmark = pytest.mark.django_db
@@ -403,6 +405,48 @@ def test_what_a_task_waits_for_is_the_same_told_to_its_tenant(
         assert ("paused" in told) == paused
         with rls.tenant(mine.organization_id, mine.user_id):
             assert waits_for([task], mine.organization) == told
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_waits_for_a_node_holds_no_connection(
+    serving_node: make.FakeServing,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    member = make.member()
+    model = make.scored_model(member)
+    Worker.objects.update(address=serving_node.address)
+    serving_node.answer = {"predictions": ["kind 1"], "ms": {}}
+    sent, asked = serving._ask_node, []
+
+    def watched(*args: Any) -> serving.Answer:
+        asked.append((connection.in_atomic_block, connection.connection))
+        return sent(*args)
+
+    monkeypatch.setattr(serving, "_ask_node", watched)
+    answer = browser(member).post(
+        f"/api/results/model/{model.pk}/predict",
+        {"rows": [{"petal_cm": 1.0, "colour": "red", "weight_g": 2.0}]},
+        content_type="application/json",
+    )
+    assert (answer.status_code, asked) == (200, [(False, None)])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_waiting_a_request_goes_on_as_the_same_tenant() -> None:
+    member = make.member()
+    with rls.tenant(member.organization_id, member.user_id):
+        before = who_acts()
+        with rls.waiting():
+            assert connection.connection is None
+        assert who_acts() == before
+        with pytest.raises(ZeroDivisionError), rls.waiting():
+            _ = 1 / 0
+        assert who_acts() == before
+        assert before[0] == rls.TENANT
+        with transaction.atomic(), rls.waiting():
+            assert connection.in_atomic_block, "what is begun inside is not torn apart"
+            assert who_acts() == before
+    assert who_acts()[0] != rls.TENANT
 
 
 # --- A database that is not prepared --------------------------------------------------------------

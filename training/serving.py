@@ -24,6 +24,7 @@ from uuid import UUID
 from django.db.models import Q
 
 from accounts.errors import Invalid, TooLarge, Unavailable
+from organizations import rls
 from organizations.models import Organization
 from training.models import TrainedModel
 from workers import relay
@@ -202,7 +203,8 @@ def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any
     for tries in (1, PATIENT_TRIES):
         for node in list(nodes):
             try:
-                return _ask_node(node, body, tries)
+                with rls.waiting():
+                    return _ask_node(node, body, tries)
             except NodeFailed as failure:
                 _nodes.clear()
                 reasons[node.name] = str(failure)
@@ -250,6 +252,8 @@ def _ask_node(node: Worker, body: bytes, tries: int) -> Answer:
     except ValueError:
         raise NodeFailed("gave an answer that is no JSON") from None
     if status == 200:
+        if not isinstance(answer, dict) or not isinstance(answer.get("predictions"), list):
+            raise NodeFailed("gave an answer without predictions")
         return Answer(
             answer["predictions"],
             answer.get("probabilities"),
