@@ -8,14 +8,16 @@ from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import transaction
 
-from accounts.errors import NoRoom
+from accounts.errors import NoRoom, TooLarge
 from organizations import quotas
 from organizations.files import CHUNK, file_response
 from organizations.models import Organization
 from workers.keys import sign_artifact
 from workers.models import Artifact, Task
 
-__all__ = ["file_response", "store_artifact"]
+__all__ = ["file_response", "refuse_upload", "store_artifact"]
+
+MOST_FILES = 1000  # of one task, all its attempts together
 
 
 class _Hashing(File):  # type: ignore[type-arg]
@@ -34,18 +36,51 @@ class _Hashing(File):  # type: ignore[type-arg]
             yield piece
 
 
+def _is_own(task: Task | None) -> bool:
+    """Whether a node of the organization's own does the task."""
+    return bool(task and task.worker and task.worker.organization_id)
+
+
+def _reserve(organization: Organization, task: Task | None, size: int, name: str) -> None:
+    """Raise QuotaReached where what is stored counts before it is kept, TooLarge for too many."""
+    if task is None:
+        quotas.reserve(organization, storage_bytes=size)
+        return
+    if Artifact.objects.filter(task=task).count() >= MOST_FILES:
+        raise TooLarge(
+            f'"{name}" is not stored: a task keeps at most {MOST_FILES} files, and this one has '
+            "them already.",
+            code="too-many-files",
+        )
+    if _is_own(task):
+        try:
+            quotas.reserve(organization, storage_bytes=size)
+        except quotas.QuotaReached as reached:
+            # To a node 429 says "again, in a moment", which would go on for ever.
+            raise quotas.QuotaReached(reached.detail, status=413, **reached.extra) from None
+
+
+def refuse_upload(task: Task, name: str, size: int) -> None:
+    """Raise what ``store_artifact`` would, before ``size`` bytes are read in vain."""
+    if not Artifact.objects.filter(task=task, name=name).exists():  # it may be sent once more
+        with transaction.atomic():
+            _reserve(task.organization, task, size, name)
+
+
 def store_artifact(
     organization: Organization, name: str, source: IO[bytes], *, task: Task | None = None
 ) -> Artifact:
     """Store, hash and sign what ``source`` reads. The same bytes under the same name of the same
     task are stored once.
 
-    What a task wrote is kept even past the quota of storage, for its work is done; anything else
-    raises QuotaReached there. Raises NoRoom when the disk is full.
+    What a task wrote on the platform's nodes is kept even past the quota of storage, for its work
+    is done; anything else raises QuotaReached there: what an organization's own node sends is
+    whatever the organization likes. Raises TooLarge for a task's file too many, NoRoom when the
+    disk is full.
     """
     identity: UUID = uuid4()
     content = _Hashing(source, name)
-    own = bool(task and task.worker and task.worker.organization_id)
+    own = _is_own(task)
     path = f"artifacts/{organization.pk}/{identity}"
     try:
         path = default_storage.save(path, content)
@@ -62,8 +97,7 @@ def store_artifact(
             return twin
     try:
         with transaction.atomic():
-            if task is None:
-                quotas.reserve(organization, storage_bytes=content.bytes)
+            _reserve(organization, task, content.bytes, name)
             return Artifact.objects.create(
                 id=identity,
                 organization=organization,

@@ -1,5 +1,6 @@
 """The node endpoints: nodes dial in, speak for themselves or for one attempt of one task."""
 
+from io import BytesIO
 from typing import IO, Any, ClassVar, cast
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from workers import actions, broker, joining, keys, live, longpoll
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
-from workers.files import file_response
+from workers.files import file_response, refuse_upload
 from workers.models import Artifact, Task, Worker
 
 MAX_NAME = 200
@@ -157,12 +158,13 @@ class UploadView(TaskView):
         """Store a file of the attempt. Its X-SHA256 must fit what arrived."""
         if len(name) > MAX_NAME or not name.isprintable():
             raise Invalid(f"A file's name has at most {MAX_NAME} characters that can be printed.")
-        held = get_object_or_404(Task.objects.select_related("organization"), pk=task)
+        held = get_object_or_404(Task.objects.select_related("organization", "worker"), pk=task)
         if (held.attempt, held.state) != (self.attempt(), Task.State.RUNNING):
             raise actions.NotYours("This attempt no longer holds the task: drop it.")
-        artifact = actions.store_artifact(
-            held.organization, name, cast("IO[bytes]", request.stream or request.data), task=held
-        )
+        length = request.headers.get("Content-Length", "")
+        refuse_upload(held, name, int(length) if length.isdecimal() else 0)
+        source = cast("IO[bytes]", request.stream or BytesIO())  # none: an empty file
+        artifact = actions.store_artifact(held.organization, name, source, task=held)
         expected = request.headers.get("X-SHA256", artifact.sha256)
         if expected != artifact.sha256:
             artifact.file.delete(save=False)

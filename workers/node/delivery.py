@@ -65,7 +65,8 @@ async def _send_end(out: Spool, api: Api) -> None:
             "result": {"data": {}, "files": {}},
             "error": f"The result could not be stored: {error.detail}",
             "code": "refused",
-            "fault": "platform",
+            # Too large for the organization's quota: it would be for the next node's as well.
+            "fault": "work" if error.status == 413 else "platform",
             "usage": end.get("usage", {}),
         }
         try:
