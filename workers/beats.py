@@ -19,21 +19,42 @@ from django.utils import timezone
 
 GATHER_S = 0.02  # how long the first heartbeat of a batch waits for others
 
+# What is needed for the answers is read without locks, and what can't be locked at once is left
+# out: a node's row is a claim's at that moment, a task's that of somebody who ends, cancels or
+# renews it. So no heartbeat waits for another request, and two batches never for each other.
 _NODES = """
-UPDATE workers_worker w SET last_seen_at = %(now)s, usage = said.usage
-  FROM unnest(%(hashes)s::text[], %(usages)s::jsonb[]) AS said(hash, usage)
- WHERE w.token_hash = said.hash
-RETURNING w.token_hash, w.id::text, w.organization_id::text, w.queues, w.draining, w.concurrency,
-          w.restart_asked_at IS NOT NULL
+WITH free AS (
+  SELECT id, token_hash FROM workers_worker WHERE token_hash = ANY(%(hashes)s)
+   ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), seen AS (
+  UPDATE workers_worker w SET last_seen_at = greatest(w.last_seen_at, %(now)s), usage = said.usage
+    FROM free JOIN unnest(%(hashes)s::text[], %(usages)s::jsonb[]) AS said(hash, usage)
+         ON said.hash = free.token_hash
+   WHERE w.id = free.id
+)
+SELECT token_hash, id::text, organization_id::text, queues, draining, concurrency,
+       restart_asked_at IS NOT NULL
+  FROM workers_worker WHERE token_hash = ANY(%(hashes)s)
 """
 _LEASES = """
-UPDATE workers_task t SET lease_expires_at = %(until)s
-  FROM unnest(%(tasks)s::uuid[], %(attempts)s::int[], %(nodes)s::uuid[]) AS held(id, attempt, node)
- WHERE t.id = held.id AND t.attempt = held.attempt AND t.worker_id = held.node
-   AND t.state = 'running'
-RETURNING t.worker_id::text, t.id::text, t.attempt,
-          CASE WHEN t.cancel_requested_at IS NOT NULL THEN 'cancel'
-               WHEN t.stop_requested_at IS NOT NULL THEN 'stop' ELSE 'ok' END
+WITH held AS (
+  SELECT t.id, t.worker_id, t.attempt, t.cancel_requested_at, t.stop_requested_at
+    FROM workers_task t
+    JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[], %(nodes)s::uuid[]) AS said(id, attempt, node)
+      ON t.id = said.id AND t.attempt = said.attempt AND t.worker_id = said.node
+   WHERE t.state = 'running'
+), free AS (
+  SELECT t.id, t.attempt FROM workers_task t JOIN held ON held.id = t.id
+   WHERE t.state = 'running' AND t.attempt = held.attempt AND t.worker_id = held.worker_id
+   ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
+), renewed AS (
+  UPDATE workers_task t SET lease_expires_at = greatest(t.lease_expires_at, %(until)s)
+    FROM free WHERE t.id = free.id
+)
+SELECT worker_id::text, id::text, attempt,
+       CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancel'
+            WHEN stop_requested_at IS NOT NULL THEN 'stop' ELSE 'ok' END
+  FROM held
 """
 _WAITING = """
 SELECT asked.queue, asked.organization::text

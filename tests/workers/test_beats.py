@@ -1,13 +1,14 @@
 """Heartbeats of many nodes, renewed together."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DataError
+from django.db import DataError, connection, transaction
 from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
@@ -60,6 +61,54 @@ def test_a_node_learns_of_work_that_it_may_do_and_of_no_other():
     assert [answer["waiting"] for answer in renew(beats)] == [False] * 5
     make_task(ours)
     assert [answer["waiting"] for answer in renew(beats)] == [True, True, False, False, False]
+
+
+def test_a_longer_lease_is_not_shortened():
+    make_task()
+    node = WorkerFactory()
+    task = actions.claim(node, ROOM)
+    longer = timezone.now() + timedelta(seconds=10 * settings.LEASE_S)
+    Task.objects.update(lease_expires_at=longer)
+    assert renew([Beat(node.token_hash, [(task.pk, 1)], {})])[0]["tasks"] == {str(task.pk): "ok"}
+    task.refresh_from_db()
+    assert task.lease_expires_at == longer
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_heartbeat_waits_for_no_row_and_other_nodes_are_renewed_beside_a_locked_one():
+    busy, idle = WorkerFactory(), WorkerFactory()
+    tasks = {}
+    for node in (busy, idle):
+        make_task()
+        tasks[node] = actions.claim(node, ROOM)
+    soon = timezone.now() + timedelta(seconds=1)
+    Task.objects.update(lease_expires_at=soon)
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        # As another request that is about the node and its task would.
+        Worker.objects.select_for_update(no_key=True).get(pk=busy.pk)
+        Task.objects.select_for_update(no_key=True).get(pk=tasks[busy].pk)
+        answers = pool.submit(
+            in_a_thread,
+            renew,
+            [Beat(node.token_hash, [(task.pk, 1)], {}) for node, task in tasks.items()],
+        ).result(20)
+    for answer, task in zip(answers, tasks.values(), strict=True):
+        assert answer["tasks"] == {str(task.pk): "ok"}
+        task.refresh_from_db()
+    assert tasks[busy].lease_expires_at == soon
+    assert tasks[idle].lease_expires_at > soon
+
+
+def in_a_thread(work, *args):
+    """With a connection of its own, which waits for no lock longer than a moment."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '5s'")
+        return work(*args)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
+        connection.close()
 
 
 def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries):
