@@ -1,5 +1,6 @@
 """What people and nodes do with tasks. Every change of a task goes through here."""
 
+import json
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +10,10 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q
 from django.utils import timezone
 
-from accounts.errors import Conflict
+from accounts.errors import Conflict, TooLarge
 from organizations.models import Organization
 from workers import beats, bells, routing
 from workers.claiming import claim
@@ -33,6 +34,13 @@ from workers.models import (
 __all__ = ["claim", "emit", "store_artifact"]
 log = logging.getLogger(__name__)
 State = Task.State
+
+# What nodes may report of one task. A node may be a tenant's own, and the database is everybody's.
+MOST_EVENTS, MOST_EVENT_BYTES = 20_000, 64 * 2**20
+MORE_FOR_RESULTS = 1.25  # times as much, once there is no room for lines of a log
+FLEETING = frozenset({"progress", "log"})  # left out when there are too many
+# A node ends a task at its limit. This is for what fetching, starting and delivering take as well.
+OVERTIME = timedelta(minutes=30)
 
 
 # --- People, and the apps on the right ------------------------------------------------------------
@@ -278,7 +286,8 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
     """Store what a node reports about the attempt that it runs; returns ok, cancel or stop.
 
     A candidate of a key that is stored already is left out, so a repeated report does no harm.
-    Raises NotYours from a late writer.
+    Where a task has told very much, so are further lines of its log, and anything else raises
+    TooLarge. Raises NotYours from a late writer.
     """
     held = held_task(task, attempt)
     for said in events:
@@ -288,8 +297,9 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
         if kind == "progress":
             held.progress = max(held.progress, min(1.0, _fraction(data)))
             held.message = str(data.get("message") or "")[:300]
-            held.save(update_fields=["progress", "message"])
             data = {**data, "fraction": held.progress}
+        if not _count(held, kind, {**data, **(said.get("files") or {})}):
+            continue
         event = emit(
             held.stream_id,
             kind,
@@ -301,7 +311,24 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
         )
         if event.handled_at is None:
             _hasten("workers.tasks.handle_event", event.pk)
+    held.save(update_fields=["progress", "message", "events_kept", "event_bytes"])
     return _word(held)
+
+
+def _count(task: Task, kind: str, data: Mapping[str, Any]) -> bool:
+    """Count one more event of ``task``; False where it is left out. Raises TooLarge."""
+    kept, size = task.events_kept + 1, task.event_bytes + len(json.dumps(data))
+    more = 1.0 if kind in FLEETING else MORE_FOR_RESULTS
+    if kept <= more * MOST_EVENTS and size <= more * MOST_EVENT_BYTES:
+        task.events_kept, task.event_bytes = kept, size
+        return True
+    if kind in FLEETING:
+        return False
+    raise TooLarge(
+        f"This task has told {task.events_kept:,} things, {task.event_bytes / 2**20:.1f} MiB "
+        "together: no more of it is kept.",
+        code="too-many-events",
+    )
 
 
 def _at(task: Task, said: datetime | None) -> datetime:
@@ -426,6 +453,7 @@ def expire_leases(now: datetime, *, web_answers: bool) -> int:
         )
         deaf = (now - pulse.swept_at).total_seconds() > settings.LEASE_S / 2 or not web_answers
         pulse.swept_at = now
+        pulse.heard_since = now if deaf else pulse.heard_since
         pulse.save()
         if deaf:
             Task.objects.filter(state=State.RUNNING).update(
@@ -445,7 +473,44 @@ def expire_leases(now: datetime, *, web_answers: bool) -> int:
             if task is not None:
                 _lose(task, reason="its node did not answer any more")
                 lost += 1
+    _end_overtime(now, heard_since=pulse.heard_since)
     return lost
+
+
+def _end_overtime(now: datetime, *, heard_since: datetime) -> None:
+    """Fail what its node should have ended by itself long ago. The node hears that it is gone."""
+    if heard_since + OVERTIME > now:
+        return  # nodes may still be delivering what they did meanwhile
+    limit = ExpressionWrapper(
+        F("started_at") + F("time_limit_s") * timedelta(seconds=1), output_field=DateTimeField()
+    )
+    over = Task.objects.filter(state=State.RUNNING).alias(limit_at=limit)
+    over = over.filter(limit_at__lt=now - OVERTIME)
+    for pk in over.values_list("pk", flat=True):
+        with transaction.atomic():
+            mine = over.select_for_update(no_key=True, skip_locked=True, of=("self",))
+            task = mine.select_related("worker").filter(pk=pk).first()
+            if task is None:
+                continue
+            if task.cancel_requested_at:
+                task.move_to(State.CANCELLED, reason="its node never did", lease_expires_at=None)
+                _ended(task)
+                continue
+            node = task.worker.name if task.worker else "Its node"
+            minutes = max(1, round(task.time_limit_s / 60))
+            error = (
+                f"It may take {minutes} {'minute' if minutes == 1 else 'minutes'}, and {node} "
+                "still ran it half an hour after that. Look at this node, or give it more time."
+            )
+            task.move_to(
+                State.FAILED,
+                reason=error,
+                error=error,
+                code="time-limit",
+                fault=Task.Fault.WORK,
+                lease_expires_at=None,
+            )
+            _ended(task)
 
 
 def ring_waiting() -> set[str]:

@@ -200,6 +200,8 @@ class Task(OrgOwned):
 
     progress = models.FloatField(default=0, help_text="0 to 1.")
     message = models.CharField(max_length=300, blank=True)
+    events_kept = models.PositiveIntegerField(default=0, help_text="Of what nodes reported.")
+    event_bytes = models.PositiveBigIntegerField(default=0, help_text="As JSON.")
     result = models.JSONField(default=dict)
     code = models.CharField(max_length=60, blank=True)
     error = models.TextField(blank=True)
@@ -446,6 +448,9 @@ class Pulse(models.Model):
     """When the sweep last ran: the one row by which it notices that it did not run for a while."""
 
     swept_at = models.DateTimeField()
+    heard_since = models.DateTimeField(
+        default=timezone.now, help_text="Since when nodes could be heard without a break."
+    )
 
     def __str__(self) -> str:
         return f"swept at {self.swept_at}"
