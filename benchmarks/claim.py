@@ -183,7 +183,7 @@ def measure(claims: int, organizations: int) -> bool:
             now.shares,
             room,
             node=str(node.pk),
-            empty=empty,
+            freed=empty,
             overdue=overdue,
             started=now.started,
         ),

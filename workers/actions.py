@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q
+from django.db.models import DateTimeField, ExpressionWrapper, F, Func, JSONField, Q
 from django.utils import timezone
 
 from accounts.errors import Conflict, TooLarge
@@ -516,11 +516,13 @@ def _end_overtime(now: datetime, *, heard_since: datetime) -> None:
 def ring_waiting() -> set[str]:
     """Ring again for every queue on which something waits and no bell lies; returns those.
 
-    A node that is gone or drains is no longer held for anybody.
+    A node that is gone, takes nothing new or not from that queue is no longer held for anybody.
     """
     held = Task.objects.filter(state=State.QUEUED, held_on__isnull=False)
     gone = Q(held_on__last_seen_at__lt=Worker.alive_since()) | Q(held_on__draining=True)
-    held.filter(gone).update(held_on=None)
+    restarts = Q(held_on__restart_asked_at__isnull=False)
+    queue = Func(F("queue"), function="to_jsonb", output_field=JSONField())
+    held.filter(gone | restarts | ~Q(held_on__queues__contains=queue)).update(held_on=None)
     waiting = set(
         Task.objects.filter(state=State.QUEUED).values_list("queue", flat=True).distinct()
     )

@@ -85,6 +85,7 @@ SELECT coalesce(sum((capabilities ->> 'cpu')::float * 1000), 0),
   FROM workers_worker WHERE organization_id IS NULL AND last_seen_at >= %(alive)s
 """
 _TURNS = "SELECT organization_id::text, extract(epoch FROM at)::float FROM workers_turn"
+_TAKEN = ("light", "cpu_millis", "ram_mib", "gpus", "gpu_ram_mib")
 _RESOURCES = ("cpu_millis", "ram_mib", "gpus")
 
 
@@ -161,14 +162,15 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     """
     with transaction.atomic():
         node = Worker.objects.select_for_update(no_key=True).filter(pk=worker.pk).first()
-        if node is None or node.draining:
+        if node is None or node.draining or node.restart_asked_at is not None:
             return None
         paused = pauses()
         queues = [name for name in node.queues if not paused & {("", None), (name, None)}]
         if not queues:
             return None
         empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)
-        room = _left(node, said, empty)
+        ours = [fairshare.Taken(*row) for row in node.allocations.values_list(*_TAKEN)]
+        room = fairshare.room_left(said, empty, ours)
         light = [*([True] if room.light_slots > 0 else []), *([False] if room.slots > 0 else [])]
         if not light:
             return None
@@ -179,7 +181,9 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             for head in heads(queues, of=mine, light=light, now=now)
             if not paused & {("", head.organization), (head.queue, head.organization)}
         ]
-        task = _take(node, lines, now, room, empty)
+        freed = fairshare.room_once_freed(said, empty, ours)
+        _let_go(node, freed)
+        task = _take(node, lines, now, room, freed)
         if task is None:
             return None
         at = timezone.now()
@@ -219,25 +223,11 @@ def pauses() -> set[tuple[str, str | None]]:
     }
 
 
-def _left(node: Worker, said: fairshare.Room, empty: fairshare.Room) -> fairshare.Room:
-    taken = {"light": 0, "slots": 0, "cpu_millis": 0, "ram_mib": 0, "gpus": 0}
-    for held in node.allocations.all():
-        if held.light:
-            taken["light"] += 1
-            continue
-        taken["slots"] += 1
-        taken["cpu_millis"] += held.cpu_millis
-        taken["ram_mib"] += held.ram_mib
-        taken["gpus"] += held.gpus
-    # Which devices are taken only the node knows: the smallest may be what is left.
-    free = max(0, len(empty.gpus) - taken["gpus"])
-    return fairshare.Room(
-        slots=min(said.slots, empty.slots - taken["slots"]),
-        light_slots=min(said.light_slots, empty.light_slots - taken["light"]),
-        cpu_millis=min(said.cpu_millis, empty.cpu_millis - taken["cpu_millis"]),
-        ram_mib=min(said.ram_mib, empty.ram_mib - taken["ram_mib"]),
-        gpus=tuple(sorted(said.gpus)[:free]),
-    ).with_reserve(empty)
+def _let_go(node: Worker, freed: fairshare.Room) -> None:
+    """Hold the node no more for what will not fit it: another program uses its GPU by now."""
+    for task in Task.objects.filter(held_on=node, state=State.QUEUED):
+        if not _waiting(task).fits(freed):
+            Task.objects.filter(pk=task.pk, held_on=node).update(held_on=None)
 
 
 def _take(
@@ -245,7 +235,7 @@ def _take(
     lines: list[fairshare.Waiting[str]],
     now: Running,
     room: fairshare.Room,
-    empty: fairshare.Room,
+    freed: fairshare.Room,
 ) -> Task | None:
     """The chosen task, locked. Other nodes choose at the same time: what they took is passed by."""
     overdue = time.time() - fairshare.PATIENCE_S
@@ -258,7 +248,7 @@ def _take(
             now.shares,
             room,
             node=str(node.pk),
-            empty=empty,
+            freed=freed,
             overdue=overdue,
             started=now.started,
             turns=turns,

@@ -7,8 +7,8 @@ send:
 
 * a line from which nothing was started for longer than `PATIENCE_S` goes before all of that, the
   oldest first, whatever its urgency and share;
-* if its task fits the node only when that is empty, the node is held for it: heavy work does not
-  start there any more, so that small tasks can't slip past a large one forever.
+* if its task fits the node only once our work there has ended, the node is held for it: heavy work
+  does not start there any more, so that small tasks can't slip past a large one forever.
 """
 
 from collections.abc import Iterable, Mapping
@@ -104,6 +104,77 @@ class Waiting(NamedTuple, Generic[K]):
         return room.slots > room.gpu_slots and self.cpu_millis <= room.cpu_millis - room.gpu_millis
 
 
+class Taken(NamedTuple):
+    """What one running task of ours takes of its node; ``gpu_ram_mib`` of each of its GPUs."""
+
+    light: bool
+    cpu_millis: int = 0
+    ram_mib: int = 0
+    gpus: int = 0
+    gpu_ram_mib: int = 0
+
+
+def room_left(said: Room, empty: Room, ours: Iterable[Taken]) -> Room:
+    """The room to start in: what the node says and what the ledger says, whichever is less."""
+    taken = _sum(ours)
+    # Which devices are taken only the node knows: the smallest may be what is left.
+    free = max(0, len(empty.gpus) - taken.gpus)
+    return Room(
+        slots=min(said.slots, empty.slots - taken.slots),
+        light_slots=min(said.light_slots, empty.light_slots - taken.light_slots),
+        cpu_millis=min(said.cpu_millis, empty.cpu_millis - taken.cpu_millis),
+        ram_mib=min(said.ram_mib, empty.ram_mib - taken.ram_mib),
+        gpus=tuple(sorted(said.gpus)[:free]),
+    ).with_reserve(empty)
+
+
+def room_once_freed(said: Room, empty: Room, ours: Iterable[Taken]) -> Room:
+    """The room that there will be when all that runs of ours has ended.
+
+    What other programs of the machine use stays used: nobody knows when they end.
+    """
+    ours = list(ours)
+    taken = _sum(ours)
+    used = sorted(empty.gpus)
+    for free in sorted(said.gpus):  # memory is said, not which: the smallest device with as much
+        if used:
+            used.remove(next((size for size in used if size >= free), used[-1]))
+    freed: list[int] = []
+    for one in sorted(ours, key=lambda one: one.gpu_ram_mib, reverse=True):
+        for _ in range(one.gpus):
+            if fitting := [size for size in used if size >= one.gpu_ram_mib * FORGIVEN]:
+                used.remove(fitting[0])
+                freed.append(fitting[0])
+    return Room(
+        slots=min(said.slots + taken.slots, empty.slots),
+        light_slots=min(said.light_slots + taken.light_slots, empty.light_slots),
+        cpu_millis=min(said.cpu_millis + taken.cpu_millis, empty.cpu_millis),
+        ram_mib=min(said.ram_mib + taken.ram_mib, empty.ram_mib),
+        gpus=tuple(sorted([*said.gpus, *freed])),
+    )
+
+
+class _Sum(NamedTuple):
+    slots: int
+    light_slots: int
+    cpu_millis: int
+    ram_mib: int
+    gpus: int
+
+
+def _sum(ours: Iterable[Taken]) -> _Sum:
+    """Light work takes nothing but its slot."""
+    ours = list(ours)
+    heavy = [one for one in ours if not one.light]
+    return _Sum(
+        slots=len(heavy),
+        light_slots=len(ours) - len(heavy),
+        cpu_millis=sum(one.cpu_millis for one in heavy),
+        ram_mib=sum(one.ram_mib for one in heavy),
+        gpus=sum(one.gpus for one in heavy),
+    )
+
+
 class Choice(NamedTuple, Generic[K]):
     """What to start now, and what to hold the node for. Either may be None."""
 
@@ -128,7 +199,7 @@ def choose(
     room: Room,
     *,
     node: K | None = None,
-    empty: Room | None = None,
+    freed: Room | None = None,
     overdue: float | None = None,
     started: Mapping[tuple[K, str, bool, int], float] | None = None,
     turns: Mapping[K, float] | None = None,
@@ -138,7 +209,7 @@ def choose(
     ``shares`` has the weighted dominant share of each organization that uses something. A line is
     overdue when its head was queued before ``overdue`` and nothing of it that still runs
     (``started``: the newest start per line) started after. ``turns`` has each organization's last.
-    ``empty`` is the node's room when it has nothing to do: without it no node is held.
+    ``freed`` is the room once what runs has ended (`room_once_freed`): without it no node is held.
     """
     heads = list(waiting)
     late: list[Waiting[K]] = []
@@ -152,7 +223,7 @@ def choose(
         if head.fits(whole) and (hold is None or head.light):
             return Choice(head, hold)
         free = head.held_on is None or head.held_on == node
-        if hold is None and free and empty is not None and head.fits(empty.without_reserve()):
+        if hold is None and free and freed is not None and head.fits(freed.without_reserve()):
             hold = head
     last = turns or {}
     best: Waiting[K] | None = None

@@ -11,10 +11,12 @@ from workers.fairshare import (
     PATIENCE_S,
     Choice,
     Room,
+    Taken,
     Waiting,
     choose,
     dominant_share,
     full_organizations,
+    room_once_freed,
 )
 
 T0 = 1_700_000_000.0  # seconds
@@ -306,9 +308,9 @@ def test_a_node_is_held_for_large_work_that_waited_long():
     short = head("short", "b", light=True)
     room = Room(slots=3, light_slots=1, cpu_millis=3000, ram_mib=8192)
     empty = Room(slots=4, light_slots=2, cpu_millis=4000, ram_mib=8192)
-    ask = {"overdue": T0 + 1, "empty": empty, "node": "n1"}
+    ask = {"overdue": T0 + 1, "freed": empty, "node": "n1"}
     small = small._replace(queued_at=T0 + 3600)
-    assert choose([large, small], {}, room, empty=empty, node="n1").start == small
+    assert choose([large, small], {}, room, freed=empty, node="n1").start == small
     assert choose([large, small], {}, room, **ask) == Choice(None, large)
     # Short work has slots of its own, another node goes on, and a node too small is not held.
     short = short._replace(queued_at=small.queued_at)
@@ -317,6 +319,30 @@ def test_a_node_is_held_for_large_work_that_waited_long():
     assert choose([elsewhere, small], {}, room, **ask) == Choice(small, None)
     huge = large._replace(cpu_millis=5000)
     assert choose([huge, small], {}, room, **ask) == Choice(small, None)
+
+
+GPU = {"cpu": 8, "ram_mib": 20_000, "gpus": [{"memory_mib": 24_564}, {"memory_mib": 8188}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "ours", "later"),
+    [
+        ((8000, 24_100), [], (8000, 24_100)),
+        ((24_100,), [Taken(False, 1000, 1024, 1, 8192)], (8188, 24_100)),
+        ((24_100,), [], (24_100,)),  # another program has the small one
+        ((300, 24_100), [], (300, 24_100)),
+        ((), [Taken(False, 1000, 1024, 1, 8192)], (8188,)),  # and the large one: whose is which?
+        ((), [Taken(False, 1000, 1024, 1, 20_000)], (24_564,)),
+        ((), [Taken(False, 1000, 1024, 2, 0)], (8188, 24_564)),
+        ((), [], ()),
+    ],
+)
+def test_a_node_will_have_what_our_own_tasks_free_and_no_more(said, ours, later):
+    empty = Room.of_empty(GPU, 4)
+    left = Room(3, 2, 8000 - 1000 * len(ours) - 2000, 10_000, said)
+    freed = room_once_freed(left, empty, ours)
+    assert freed.gpus == later
+    assert (freed.slots, freed.cpu_millis) == (3 + len(ours), 6000)
 
 
 MINUTE = 60
@@ -373,7 +399,7 @@ def test_every_task_that_fits_an_empty_fleet_starts_in_bounded_time(nodes, wants
                     used,
                     room,
                     node=n,
-                    empty=empty,
+                    freed=empty,
                     overdue=now - PATIENCE_S,
                     started=live,
                 )

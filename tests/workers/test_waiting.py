@@ -196,6 +196,51 @@ def test_a_node_that_is_gone_is_held_for_nobody(ours):
     assert Task.objects.get(pk=task.pk).held_on is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"draining": True}, {"restart_asked_at": timezone.now()}, {"queues": ["priority", "cpu"]}],
+    ids=["drains", "restarts", "other queues"],
+)
+def test_a_node_that_will_not_take_it_is_not_held_for_it(ours, change):
+    node, task = WorkerFactory(), waiting(ours)
+    Task.objects.filter(pk=task.pk).update(held_on=node)
+    actions.ring_waiting()
+    assert Task.objects.get(pk=task.pk).held_on == node
+    Worker.objects.filter(pk=node.pk).update(**change)
+    actions.ring_waiting()
+    assert Task.objects.get(pk=task.pk).held_on is None
+
+
+def test_a_node_whose_gpu_another_program_uses_is_not_held_for_gpu_work(ours):
+    gpu = {"cpu": 8, "ram_mib": 16384, "engines": [], "gpus": [{"memory_mib": 8188}]}
+    node = WorkerFactory(capabilities=gpu, queues=["gpu.vram8", "gpu", "cpu"], concurrency=4)
+    room = Room(slots=4, light_slots=2, cpu_millis=8000, ram_mib=14000, gpus=(8000,))
+    need = {"engine": "", "device": "gpu", "gpu_ram_mib": 8192}
+    train, late = make_task(ours, **need), waiting(OrganizationFactory(), **need)
+    plain = [make_task(OrganizationFactory(), engine="") for _ in range(3)]
+    assert actions.claim(node, room) in {train, late}
+    train, late = Task.objects.filter(device="gpu").order_by("-state")
+    long_ago = timezone.now() - timedelta(seconds=fairshare.PATIENCE_S + 1)
+    Task.objects.filter(pk=late.pk).update(queued_at=long_ago, line_at=long_ago)
+    busy = Room(slots=3, light_slots=2, cpu_millis=7000, ram_mib=11000, gpus=())
+    # Ours will end: the node waits for that.
+    assert actions.claim(node, busy) is None
+    assert told(late).reason == "held"
+    actions.end_task(train.pk, 1, outcome="succeeded", result={})
+    # But now another program has the GPU, and may have it for months.
+    taken = Room(slots=4, light_slots=2, cpu_millis=8000, ram_mib=14000, gpus=(300,))
+    assert actions.claim(node, taken) in plain
+    assert told(late).reason != "held"
+
+
+def test_a_node_that_is_to_restart_gets_nothing_new(ours):
+    node, task = WorkerFactory(), make_task(ours)
+    Worker.objects.filter(pk=node.pk).update(restart_asked_at=timezone.now())
+    assert actions.claim(node, ROOM) is None
+    Worker.objects.filter(pk=node.pk).update(restart_asked_at=None)
+    assert actions.claim(node, ROOM) == task
+
+
 def test_two_nodes_share_the_ledger_of_one_only_with_itself(ours):
     """What a node says that it has left is believed only as far as the ledger agrees."""
     node = WorkerFactory(concurrency=1)
