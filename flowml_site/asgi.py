@@ -13,7 +13,9 @@ from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from flowml_site.bodies import guard_bodies  # noqa: E402
+from flowml_site.metrics import count  # noqa: E402
 from flowml_site.origins import own_origins_only  # noqa: E402
+from workers.api.heartbeat import thin  # noqa: E402
 from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
 from workers.longpoll import waiting_claims  # noqa: E402
 
@@ -33,7 +35,7 @@ def most_bytes(path: str) -> int:
 
 application = ProtocolTypeRouter(
     {
-        "http": guard_bodies(waiting_claims(http), most_bytes),
+        "http": guard_bodies(thin(waiting_claims(http), count), most_bytes),
         "websocket": own_origins_only(sockets),
     }
 )

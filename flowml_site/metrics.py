@@ -75,10 +75,14 @@ class MetricsMiddleware:
 
 def _count(request: HttpRequest, response: HttpResponseBase, started: float) -> HttpResponseBase:
     method = request.method if request.method in METHODS else "other"
-    route = route_of(request)
-    REQUESTS.labels(method, route, response.status_code).inc()
-    SECONDS.labels(method, route).observe(time.perf_counter() - started)
+    count(method or "other", route_of(request), response.status_code, time.perf_counter() - started)
     return response
+
+
+def count(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one answer."""
+    REQUESTS.labels(method, route, status).inc()
+    SECONDS.labels(method, route).observe(seconds)
 
 
 def route_of(request: HttpRequest) -> str:

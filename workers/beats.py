@@ -4,8 +4,10 @@ Many nodes say the same thing every few seconds; one by one they would cost web 
 """
 
 import asyncio
+import contextvars
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -40,7 +42,8 @@ _LEASES = """
 WITH held AS (
   SELECT t.id, t.worker_id, t.attempt, t.cancel_requested_at, t.stop_requested_at
     FROM workers_task t
-    JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[], %(nodes)s::uuid[]) AS said(id, attempt, node)
+    JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[], %(nodes)s::uuid[])
+         AS said(id, attempt, node)
       ON t.id = said.id AND t.attempt = said.attempt AND t.worker_id = said.node
    WHERE t.state = 'running'
 ), free AS (
@@ -168,7 +171,8 @@ class _Gathering:
         waits: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self.beats.append((beat, waits))
         if len(self.beats) == 1:
-            work = asyncio.create_task(self._flush())
+            # Of no request's context: whoever came first may act as a tenant, or be gone soon.
+            work = asyncio.create_task(self._flush(), context=contextvars.Context())
             self.running.add(work)
             work.add_done_callback(self.running.discard)
         return await waits
@@ -193,15 +197,18 @@ class _Gathering:
                 waits.set_result(answer)
 
 
-@sync_to_async
-def _renewed(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
-    """Whoever asked first may have gone by now, and with them whatever gives connections back at a
-    request's end. So this gives back its own, in the thread that took it."""
+def _renew_here(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
+    """No request ends in this thread, so nothing else would give its connection back."""
     try:
         return renew(beats)
     finally:
-        if not connection.in_atomic_block:
-            connection.close()
+        connection.close()
+
+
+# One thread: what comes while it renews is the next batch, so a slow database makes batches large
+# and not many.
+_thread = ThreadPoolExecutor(1, "heartbeats")
+_renewed = sync_to_async(_renew_here, thread_sensitive=False, executor=_thread)
 
 
 _gatherings: WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = WeakKeyDictionary()

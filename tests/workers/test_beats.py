@@ -1,18 +1,24 @@
 """Heartbeats of many nodes, renewed together."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.testing import ApplicationCommunicator
 from django.conf import settings
 from django.db import DataError, connection, transaction
 from django.utils import timezone
 
+from flowml_site.asgi import application
+from flowml_site.metrics import REQUESTS
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
 from workers import actions
+from workers.api.heartbeat import PATH, thin
 from workers.beats import Beat, answer, renew
 from workers.fairshare import Room
 from workers.models import Task, Worker
@@ -92,8 +98,8 @@ def test_a_heartbeat_waits_for_no_row_and_other_nodes_are_renewed_beside_a_locke
             renew,
             [Beat(node.token_hash, [(task.pk, 1)], {}) for node, task in tasks.items()],
         ).result(20)
-    for answer, task in zip(answers, tasks.values(), strict=True):
-        assert answer["tasks"] == {str(task.pk): "ok"}
+    for told, task in zip(answers, tasks.values(), strict=True):
+        assert told["tasks"] == {str(task.pk): "ok"}
         task.refresh_from_db()
     assert tasks[busy].lease_expires_at == soon
     assert tasks[idle].lease_expires_at > soon
@@ -119,24 +125,25 @@ def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries)
         assert len(renew([Beat(f"h{n}", [], {}) for n in range(1000)])) == 1000
 
 
-@pytest.mark.parametrize(
-    ("token", "body", "status"),
-    [
-        ("", "{}", 401),
-        ("Worker wrong", "{}", 401),
-        ("Task x", "{}", 403),
-        ("Worker right", "{", 400),
-        ("Worker right", '{"running": [{"task": "x"}]}', 400),
-        ("Worker right", '{"usage": {"host": "\\u0000"}}', 200),
-        ("Worker right", '{"usage": {"cpu_percent": "x"}}', 400),
-        ("Worker right", '{"usage": {"ram_used_mib": []}}', 400),
-        ("Worker right", f'{{"running": [{{"task": "{UUID(int=1)}", "attempt": {2**40}}}]}}', 400),
-    ],
-)
+SENT = [  # token, body, status
+    ("", "{}", 401),
+    ("Worker wrong", "{}", 401),
+    ("Task x", "{}", 403),
+    ("Worker right", "{", 400),
+    ("Worker right", '{"running": [{"task": "x"}]}', 400),
+    ("Worker right", '{"usage": {"host": "\\u0000"}}', 200),
+    ("Worker right", '{"usage": {"cpu_percent": "x"}}', 400),
+    ("Worker right", '{"usage": {"ram_used_mib": []}}', 400),
+    ("Worker right", f'{{"running": [{{"task": "{UUID(int=1)}", "attempt": {2**40}}}]}}', 400),
+    ("Worker right", f'{{"x": "{"x" * 2**20}"}}', 413),
+]
+
+
+@pytest.mark.parametrize(("token", "body", "status"), SENT, ids=range(len(SENT)))
 def test_a_heartbeat_over_http(client, token, body, status):
     WorkerFactory(token_hash=Worker.hash_token("right"))
     answer = client.post(
-        "/api/workers/heartbeat",
+        PATH,
         body,
         content_type="application/json",
         headers={"Authorization": token} if token else {},
@@ -146,6 +153,88 @@ def test_a_heartbeat_over_http(client, token, body, status):
         assert answer.json()["queues"] == ["priority", "pycaret.cpu", "cpu"]
     else:
         assert answer.json()["status"] == status
+        assert answer["Content-Type"] == "application/problem+json"
+
+
+async def over_asgi(token, body, *, method="POST", to=application):
+    """Status, headers and JSON of an answer, asked as a node asks."""
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    if token:
+        headers.append((b"authorization", token.encode()))
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": PATH,
+        "query_string": b"",
+        "headers": headers,
+    }
+    call = ApplicationCommunicator(to, scope)
+    for n in range(0, len(body) or 1, 1000):  # in pieces, as the network brings it
+        more = n + 1000 < len(body)
+        piece = body[n : n + 1000].encode()
+        await call.send_input({"type": "http.request", "body": piece, "more_body": more})
+    start = await call.receive_output(timeout=30)
+    rest = await call.receive_output(timeout=30)
+    headers = {name.decode().lower(): value.decode() for name, value in start["headers"]}
+    return start["status"], headers, json.loads(rest["body"])
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_is_answered_around_django_is_what_django_would_answer(async_client):
+    node = await sync_to_async(WorkerFactory)(token_hash=Worker.hash_token("right"))
+    for token, body, status in SENT:
+        here, headers, said = await over_asgi(token, body)
+        asked = {"headers": {"Authorization": token}} if token else {}
+        there = await async_client.post(PATH, body, content_type="application/json", **asked)
+        assert (here, said) == (status, there.json())
+        for name in ("content-type", "www-authenticate", "x-content-type-options"):
+            assert headers.get(name) == there.headers.get(name)
+        assert len(headers["x-request-id"]) == 32
+    assert (await over_asgi("Worker right", "", method="GET"))[0] == 405
+    await node.arefresh_from_db()
+    assert node.last_seen_at > timezone.now() - timedelta(minutes=1)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_heartbeat_needs_nothing_of_django_and_is_counted_like_a_request():
+    await sync_to_async(WorkerFactory)(token_hash=Worker.hash_token("right"))
+
+    async def nothing(scope, receive, send):
+        raise AssertionError("a heartbeat came to Django")
+
+    counted = []
+    to = thin(nothing, lambda *what: counted.append(what[:3]))
+    assert (await over_asgi("Worker right", "{}", to=to))[0] == 200
+    assert (await over_asgi("Worker wrong", "{}", to=to))[0] == 401
+    assert counted == [("POST", PATH, 200), ("POST", PATH, 401)]
+    before = REQUESTS.labels("POST", PATH, 200)._value.get()
+    await over_asgi("Worker right", "{}")
+    assert REQUESTS.labels("POST", PATH, 200)._value.get() == before + 1
+
+
+async def test_a_fault_of_ours_is_told_and_logged_with_its_number(monkeypatch, caplog):
+    async def broken(beats):
+        raise OSError("the database is away")
+
+    monkeypatch.setattr("workers.beats._renewed", broken)
+    status, headers, said = await over_asgi("Worker right", "{}")
+    assert (status, said["code"]) == (500, "internal")
+    assert headers["content-type"] == "application/problem+json"
+    assert any(getattr(r, "request_id", "") == headers["x-request-id"] for r in caplog.records)
+
+
+async def test_the_heartbeats_are_renewed_in_no_requests_context(monkeypatch):
+    tenant = ContextVar("tenant", default=None)
+    seen = []
+
+    async def renewed(beats):
+        seen.append(tenant.get())
+        return [{}]
+
+    monkeypatch.setattr("workers.beats._renewed", renewed)
+    tenant.set("somebody")
+    await answer(Beat("x", [], {}))
+    assert seen == [None]
 
 
 @pytest.mark.django_db(transaction=True)
