@@ -24,6 +24,7 @@ FEW_WHOLE_NUMBERS = 10  # so many different whole numbers or fewer read as class
 MIN_BUDGET_S = 5.0
 
 TASK_TYPES = ("auto", "classification", "regression", "binary", "multiclass")
+TIMES = ("date", "datetime", "integer", "float")  # a year or a step is a time, too
 # What a column may be taken for, by how its values are stored.
 ROLES = {
     "integer": ("numeric", "categorical"),
@@ -131,7 +132,7 @@ def check(
     metric = attempt(_metric, wish, task, target)
     chosen = attempt(_engines, wish, task, engines)
     positive = attempt(_positive_class, wish, task, classes)
-    split = attempt(_split, wish, usable, task, counts)
+    split = attempt(_split, wish, usable, task, counts, by_name)
     features, notices = _features(wish, columns)
     if not features and "exclude" not in problems:
         message = "No column is left to learn from. Exclude fewer columns."
@@ -141,6 +142,12 @@ def check(
     if usable < n_rows:
         notices.insert(
             0, f"{n_rows - usable:,} rows have no value in '{wish.target}' and take no part."
+        )
+    by = by_name.get(str(split.get("column"))) if split.get("kind") != "random" else None
+    if by is not None and by.get("missing"):
+        notices.append(
+            f"{int(by['missing']):,} rows have no value in '{by['name']}', by which the rows are "
+            "split, and take no part."
         )
     return Plan(
         target=wish.target,
@@ -195,6 +202,7 @@ def _features(wish: Wish, columns: Sequence[Column]) -> tuple[list[dict[str, str
     """The columns to learn from, and a notice for each kind that was left out."""
     features: list[dict[str, str]] = []
     left_out: dict[str, list[str]] = {}
+    split = wish.split or {}
     for column in columns:
         name, role = str(column["name"]), str(column["role"])
         if name == wish.target or name in wish.exclude:
@@ -204,6 +212,9 @@ def _features(wish: Wish, columns: Sequence[Column]) -> tuple[list[dict[str, str
         elif role in {"constant", "identifier"}:
             left_out.setdefault(role, []).append(name)
             continue
+        elif split.get("kind") == "group" and split.get("column") == name:
+            left_out.setdefault("group", []).append(name)
+            continue
         features.append({"name": name, "role": role, "dtype": str(column["dtype"])})
     notices = []
     if constant := left_out.get("constant"):
@@ -212,6 +223,11 @@ def _features(wish: Wish, columns: Sequence[Column]) -> tuple[list[dict[str, str
         notices.append(
             f"Left out, because they look like identifiers: {_listed(identifiers)}. "
             "Name them in column_types to use them."
+        )
+    if grouped := left_out.get("group"):
+        notices.append(
+            f"Left out, because the rows are split by it and later rows have other values: "
+            f"{_listed(grouped)}. Name it in column_types to use it."
         )
     return features, notices
 
@@ -429,8 +445,56 @@ def _positive_class(wish: Wish, task: str, classes: Sequence[str] | None) -> str
     return name
 
 
-def _split(wish: Wish, usable: int, task: str, counts: Mapping[str, int] | None) -> dict[str, Any]:
+def _split(
+    wish: Wish,
+    usable: int,
+    task: str,
+    counts: Mapping[str, int] | None,
+    columns: Mapping[str, Column],
+) -> dict[str, Any]:
+    asked = wish.split or {}
+    kind, name = asked.get("kind", "random"), asked.get("column")
+    groups = None
+    if kind in {"time", "group"} and name:
+        column = _split_column(wish, kind, name, columns, enough=3 - (asked.get("test") == 0))
+        groups = int(column.get("distinct") or 0)
+        usable -= int(column.get("missing") or 0)
+        if usable < MIN_ROWS:
+            raise _Problem(
+                "split",
+                f"Only {max(0, usable)} rows have a value in '{name}' and a target; at least "
+                f"{MIN_ROWS} are needed. Split by another column.",
+            )
     try:
-        return plan_split(usable, task, counts, wish.split)
+        return plan_split(usable, task, counts, asked, groups=groups)
     except BadSplit as error:
         raise _Problem("split", str(error)) from None
+
+
+def _split_column(
+    wish: Wish, kind: str, name: object, columns: Mapping[str, Column], *, enough: int
+) -> Column:
+    """The column to split by, which must be able to tell early from late, or groups apart."""
+    if not isinstance(name, str) or name not in columns:
+        near = nearest(str(name), columns)
+        raise _Problem("split", f"There is no column '{name}' to split by.{near}")
+    if name == wish.target:
+        raise _Problem("split", f"'{name}' is the target; the rows cannot be split by it.")
+    column = columns[name]
+    dtype, distinct = str(column["dtype"]), int(column.get("distinct") or 0)
+    if not distinct:
+        raise _Problem("split", f"Column '{name}' has no values to split by. Choose another one.")
+    if kind == "time" and dtype not in TIMES:
+        raise _Problem(
+            "split",
+            f"Column '{name}' holds {dtype} values, which are no time. Split by a column of dates "
+            "or numbers, or by group.",
+        )
+    if distinct < enough:
+        what = "moments" if kind == "time" else "groups"
+        raise _Problem(
+            "split",
+            f"Column '{name}' has {distinct} different value{'s' if distinct > 1 else ''}; a split "
+            f"by {kind} needs at least {enough} {what}, better many. Choose another column.",
+        )
+    return column

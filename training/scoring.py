@@ -48,10 +48,16 @@ def truth_of(job: TrainingJob) -> Truth:
         raise InvalidCandidate("The data set is gone, so nothing can be scored with it any more.")
     import polars as pl
 
-    values = pl.read_parquet(_source(version.data), columns=[job.target])[job.target]
-    column = values.to_numpy()
-    strata = splits.strata_of(column, job.classes)
-    parts = splits.assign(len(values), job.split, strata)
+    by = splits.column_of(job.split)
+    wanted = [job.target, *([by] if by else [])]
+    table = pl.read_parquet(_source(version.data), columns=wanted)
+    values = table[job.target]
+    strata = splits.strata_of(values.to_numpy(), job.classes)
+    try:
+        cut_by = table[by].to_numpy() if by else None
+        parts = splits.assign(len(values), job.split, strata, cut_by)
+    except splits.BadSplit as error:
+        raise InvalidCandidate(f"The rows cannot be split as asked. {error}") from error
     target = strata if job.classes else values.cast(pl.Float64).to_numpy()
     truth = Truth(splits.ranked_rows(parts), splits.sealed_rows(parts), target)
     _kept[job.pk] = truth

@@ -3,11 +3,16 @@
 The control process (to score) and a node (to train) compute the same split from the job alone,
 under different numpy versions. So nothing here uses numpy's random streams, which may change
 between releases: rows are ordered by a fixed integer hash of (seed, row index), and counts are kept
-in exact integer arithmetic.
+in exact integer arithmetic. Nor is a value ever hashed or written as text: of a column that a split
+goes by only the order (by time) or equality (by group) counts, which all libraries agree on.
+
+Three kinds: ``random`` (stratified by class), ``time`` (training rows, then those that rank, then
+the sealed ones) and ``group`` (rows with the same value stay together).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +29,8 @@ MOST_HELD_OUT_ROWS = (
     50_000  # more than this in one part costs time and no longer sharpens the ranking
 )
 MOST_FOLDS = 20
+KINDS = ("random", "time", "group")
+SETTINGS = ("kind", "column", "seed", "test", "validation", "folds")
 _PPM = 1_000_000
 
 Split = dict[str, Any]
@@ -129,38 +136,213 @@ def _mix_one(z: int) -> int:
     return z ^ (z >> 31)
 
 
+def column_of(split: Mapping[str, Any]) -> str | None:
+    """The column whose values :func:`assign` needs for this split, or None."""
+    return str(split["column"]) if split.get("kind", "random") != "random" else None
+
+
 def assign(
-    n_rows: int, split: Mapping[str, Any], strata: npt.NDArray[Any] | None = None
+    n_rows: int,
+    split: Mapping[str, Any],
+    strata: npt.NDArray[Any] | None = None,
+    by: Sequence[object] | npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[np.int8]:
     """Part of each row: 0 train, -1 validation, -2 sealed test, -3 none; or folds 1..k and no 0.
 
     ``strata`` holds one code per row (see :func:`strata_of`); a negative code is a missing target.
-    Each class's share of each part is the asked one to within a row (validation: two), because the
-    parts are dealt out in turn along rows sorted by class and, inside a class, by hash.
+    ``by`` holds the values of the split's column, which a split by time or by group needs; rows
+    without one take no part.
+
+    Random: each class's share of each part is the asked one to within a row (validation: two),
+    because the parts are dealt out in turn along rows sorted by class and, inside a class, by hash.
+    By time: every validation row is later than every training row, and every sealed one than both;
+    rows of the same moment stay together, so shares are met as nearly as moments allow.
+    By group: no group straddles parts or folds; shares are met as nearly as groups allow.
+
     With ``refit`` the rows that would be validation train as well; the sealed ones stay the same.
-    Raises BadSplit for a split that :func:`plan_split` would not have made.
+    Raises BadSplit for a split that :func:`plan_split` would not have made, and for a column that
+    has too few values among the rows with a target.
     """
     _check(split)
-    test, validation = _ppm(split.get("test", 0)), _ppm(split.get("validation", 0))
-    folds = int(split.get("folds") or 0)
     codes = np.zeros(n_rows, dtype=np.int64) if strata is None else np.asarray(strata, np.int64)
     if codes.shape != (n_rows,):
         raise BadSplit(f"strata has shape {codes.shape}, expected ({n_rows},).")
+    parts = np.full(n_rows, NO_PART, dtype=np.int8)
+    if column := column_of(split):
+        if by is None or len(by) != n_rows:
+            raise BadSplit(f"The values of '{column}' are needed, one for each of {n_rows} rows.")
+        values = ranks_of(by) if split["kind"] == "time" else groups_of(by)
+        rows = np.flatnonzero((codes >= 0) & (values >= 0))
+        if split["kind"] == "time":
+            parts[rows] = _by_time(values[rows], split)
+        else:
+            parts[rows] = _by_group(values[rows], codes[rows], split)
+    else:
+        _at_random(parts, codes, split)
+    if split.get("refit"):
+        parts[parts == VALIDATION] = TRAIN
+    return parts
+
+
+def _at_random(
+    parts: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], split: Mapping[str, Any]
+) -> None:
+    test, validation = _ppm(split.get("test", 0)), _ppm(split.get("validation", 0))
+    folds, n_rows = int(split.get("folds") or 0), len(parts)
     # lexsort's last key leads; equal hashes (practically never) fall back on the row index.
     order = np.lexsort((np.arange(n_rows), splitmix64(int(split["seed"]), n_rows), codes))
     order = order[codes[order] >= 0]
 
     sealed = _in_turn(len(order), test, _PPM)
     rest = order[~sealed]
-    parts = np.full(n_rows, NO_PART, dtype=np.int8)
     parts[order[sealed]] = TEST
     if folds:
         parts[rest] = (np.arange(len(rest)) % folds + 1).astype(np.int8)
     else:
         parts[rest] = TRAIN
-    if not folds and not split.get("refit"):
         parts[rest[_in_turn(len(rest), validation, _PPM - test)]] = VALIDATION
+
+
+def ranks_of(values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Place of each value among the different ones, from 0 upwards; -1 where it is missing.
+
+    Raises BadSplit for values that have no order.
+    """
+    array = _as_array(values)
+    there = _present(array)
+    ranks = np.full(len(array), -1, dtype=np.int64)
+    try:
+        if array.dtype.kind == "O":
+            place = {value: rank for rank, value in enumerate(sorted(set(array[there].tolist())))}
+            found = np.array([place[value] for value in array[there].tolist()], dtype=np.int64)
+        else:
+            _, found = np.unique(array[there], return_inverse=True)
+    except TypeError as error:
+        raise BadSplit("The column of a split by time has values without an order.") from error
+    ranks[there] = found
+    return ranks
+
+
+def groups_of(values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Number of each value's group, by first appearance from 0; -1 where it is missing."""
+    array = _as_array(values)
+    there = _present(array)
+    groups = np.full(len(array), -1, dtype=np.int64)
+    if array.dtype.kind == "O":
+        number: dict[object, int] = {}
+        groups[there] = [number.setdefault(value, len(number)) for value in array[there].tolist()]
+    elif there.any():
+        _, first, found = np.unique(array[there], return_index=True, return_inverse=True)
+        groups[there] = np.argsort(np.argsort(first))[found]
+    return groups
+
+
+def _as_array(values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _present(array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if array.dtype.kind in "biu":
+        return np.ones(len(array), dtype=bool)
+    if array.dtype.kind in "fmM":
+        return np.equal(array, array)  # neither NaN nor NaT equals itself
+    return np.array([_is_there(value) for value in array.tolist()], dtype=bool)
+
+
+def _is_there(value: object) -> bool:
+    try:
+        return value is not None and bool(value == value)
+    except TypeError:  # pandas.NA
+        return False
+
+
+def _by_time(ranks: npt.NDArray[np.int64], split: Mapping[str, Any]) -> npt.NDArray[np.int8]:
+    """Cut between two moments, as near to the asked shares as they lie; no part stays empty."""
+    test, validation = _ppm(split.get("test", 0)), _ppm(split.get("validation", 0))
+    _, ranks, counts = np.unique(ranks, return_inverse=True, return_counts=True)
+    moments, least = len(counts), 3 if test else 2
+    if moments < least:
+        raise BadSplit(
+            f"Column '{split['column']}' has {moments} different times among the rows with a "
+            f"target; a split by time needs {least}, better many."
+        )
+    before = np.concatenate([[0], np.cumsum(counts)])  # rows before each moment
+    n = int(before[-1])
+
+    def nearest(share: int, first: int, last: int) -> int:
+        """The moment in first..last before which about ``share`` of the rows lie."""
+        gaps = np.abs(before[first : last + 1] * _PPM - n * share)
+        return first + int(np.argmin(gaps))
+
+    sealed_from = nearest(_PPM - test, 2, moments - 1) if test else moments
+    ranked_from = nearest(_PPM - test - validation, 1, sealed_from - 1)
+    parts = np.full(len(ranks), TRAIN, dtype=np.int8)
+    parts[ranks >= ranked_from] = VALIDATION
+    parts[ranks >= sealed_from] = TEST
     return parts
+
+
+def _by_group(
+    groups: npt.NDArray[np.int64], codes: npt.NDArray[np.int64], split: Mapping[str, Any]
+) -> npt.NDArray[np.int8]:
+    """Deal whole groups out, each to the part that lacks most rows of its share so far.
+
+    Groups come by the rarest class that they hold, so that rare classes spread over the parts, then
+    large before small, then by hash. The first of each class trains.
+    """
+    test, validation = _ppm(split.get("test", 0)), _ppm(split.get("validation", 0))
+    folds = int(split.get("folds") or 0)
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    _, codes, rows_of_class = np.unique(codes, return_inverse=True, return_counts=True)
+    count, least = len(sizes), 2 + bool(test)
+    if count < least:
+        raise BadSplit(
+            f"Column '{split['column']}' has {count} different values among the rows with a "
+            f"target; a split by group needs {least}, better many."
+        )
+    rarity = np.argsort(np.argsort(rows_of_class, kind="stable"), kind="stable")
+    rarest = np.full(count, len(rarity), dtype=np.int64)
+    np.minimum.at(rarest, groups, rarity[codes])
+    magnitude = np.frexp(sizes)[1]  # of alike sizes the hash decides, else no seed would matter
+    hashes = splitmix64(int(split["seed"]), count)
+    order = np.lexsort((np.arange(count), hashes, -magnitude, rarest))
+    first = np.diff(rarest[order], prepend=-1) != 0
+
+    named = [(TRAIN, _PPM - test - (0 if folds else validation)), (TEST, test)]
+    if not folds:
+        named.append((VALIDATION, validation))
+    dealt = np.full(count, TRAIN, dtype=np.int8)
+    lacking = [0] * len(named)
+    for group, leads in zip(order.tolist(), first.tolist(), strict=True):
+        size = int(sizes[group])
+        lacking = [rows + size * share for rows, (_, share) in zip(lacking, named, strict=True)]
+        chosen = 0 if leads else max(range(len(named)), key=lambda part: lacking[part])
+        lacking[chosen] -= size * _PPM
+        dealt[group] = named[chosen][0]
+    small_last = order[np.lexsort((np.arange(count), -sizes[order]))]
+    for part, share in named[1:]:
+        if share and not (dealt == part).any():
+            # The smallest group goes, from where another is left.
+            for group in small_last[::-1]:
+                if (dealt == dealt[group]).sum() > 1:
+                    dealt[group] = part
+                    break
+    if folds:
+        rest = order[dealt[order] == TRAIN]
+        if len(rest) < 2:
+            raise BadSplit(
+                f"Column '{split['column']}' has too few groups for folds beside the sealed rows."
+            )
+        loads = [(0, fold) for fold in range(1, min(folds, len(rest)) + 1)]
+        for group in rest.tolist():
+            rows, fold = loads[0]
+            heapq.heapreplace(loads, (rows + int(sizes[group]), fold))
+            dealt[group] = fold
+    return dealt[groups]
 
 
 def _in_turn(n: int, share: int, whole: int) -> npt.NDArray[np.bool_]:
@@ -175,8 +357,18 @@ def _ppm(share: float) -> int:
 
 def _check(split: Mapping[str, Any]) -> None:
     kind = split.get("kind", "random")
-    if kind != "random":
-        raise BadSplit(f"Split kind '{kind}' is not known; use 'random'.")
+    if kind not in KINDS:
+        raise BadSplit(f"Split kind '{kind}' is not known; use one of: {', '.join(KINDS)}.")
+    column = split.get("column")
+    if kind == "random" and column is not None:
+        raise BadSplit("'column' goes with the kinds 'time' and 'group'; say which.")
+    if kind != "random" and not (isinstance(column, str) and column):
+        raise BadSplit(f"A split by {kind} needs 'column': the name of the column to go by.")
+    if kind == "time" and split.get("folds"):
+        raise BadSplit(
+            "A split by time has no folds: each fold's models would learn from later rows. "
+            "Give 'validation' instead."
+        )
     try:
         test, validation = float(split.get("test", 0)), float(split.get("validation", 0))
         folds, _seed = int(split.get("folds") or 0), int(split["seed"])
@@ -200,27 +392,29 @@ def plan_split(
     task: str,
     class_counts: Mapping[str, int] | None,
     requested: Mapping[str, Any] | None = None,
+    *,
+    groups: int | None = None,
 ) -> Split:
     """Choose the split of a job from what was asked for and how many rows have a target.
 
     ``n_rows`` counts usable rows; ``class_counts`` (classification) rows per class; ``requested``
-    may fix any of kind, seed, test, validation, folds. Without a wish: out-of-fold below FEW_ROWS
-    rows, else 20% validation, and 20% test in both, capped at MOST_HELD_OUT_ROWS.
-    Raises BadSplit when the wish cannot be met.
+    may fix any of SETTINGS; ``groups`` is how many different values its column has. Without a
+    wish: out-of-fold below FEW_ROWS rows (never by time), else 20% validation, and 20% test in
+    both, capped at MOST_HELD_OUT_ROWS. Raises BadSplit when the wish cannot be met.
     """
-    asked = dict(requested or {})
-    if unknown := sorted(set(asked) - {"kind", "seed", "test", "validation", "folds"}):
-        raise BadSplit(
-            f"Unknown split setting '{unknown[0]}'; use seed, test, validation or folds."
-        )
+    asked = {name: value for name, value in (requested or {}).items() if value is not None}
+    if unknown := sorted(set(asked) - set(SETTINGS)):
+        raise BadSplit(f"Unknown split setting '{unknown[0]}'; use {', '.join(SETTINGS)}.")
     cap = min(0.2, max(1e-6, MOST_HELD_OUT_ROWS / max(n_rows, 1)))
     split: Split = {"kind": asked.get("kind", "random"), "seed": asked.get("seed", 0)}
+    if "column" in asked:
+        split["column"] = asked["column"]
     split["test"] = asked.get("test", cap)
     split["validation"] = asked.get("validation", 0)
     if asked.get("folds"):
         split["folds"] = asked["folds"]
     elif not split["validation"]:
-        if n_rows < FEW_ROWS:
+        if n_rows < FEW_ROWS and split["kind"] != "time":
             split["folds"] = 5
         else:
             split["validation"] = cap
@@ -231,6 +425,11 @@ def plan_split(
     split["validation"] = round(float(split["validation"]), 6)
     if folds := int(split.get("folds") or 0):
         split["folds"] = _fewer_folds(folds, n_rows, split["test"], class_counts, asked=asked)
+    if split["kind"] == "group" and groups is not None and split.get("folds"):
+        possible = max(2, groups - bool(split["test"]))  # at least one group is sealed
+        if asked.get("folds") and possible < split["folds"]:
+            raise BadSplit(f"'folds' is {split['folds']}, but {groups} groups allow {possible}.")
+        split["folds"] = min(split["folds"], possible)
     return split
 
 

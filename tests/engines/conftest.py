@@ -122,7 +122,10 @@ class Warm:
         table.write_parquet(path)
         ran = self.run(TRAIN, self.task(path, payload, **more))
         strata = splits.strata_of(table[payload["target"]].to_list(), payload["classes"])
-        ran.parts = splits.assign(table.height, payload["split"], strata)
+        by = splits.column_of(payload["split"])
+        ran.parts = splits.assign(
+            table.height, payload["split"], strata, table[by].to_numpy() if by else None
+        )
         return ran
 
     def task(self, path: Path, payload: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -218,3 +218,61 @@ def test_a_wish_has_defaults_that_pass():
     assert check(
         replace(wish, task_type="multiclass"), IRIS, 150, engines=ENGINES, max_budget_s=300
     )
+
+
+# Splits by a column
+
+
+VISITS = [
+    column("day", "date", role="datetime", distinct=100),
+    column("year", "integer", distinct=4),
+    column("patient", "string", distinct=30, missing=10),
+    column("ward", "string", distinct=1),
+    column("nothing", "float", role="constant", distinct=0, missing=2_000),
+    column("gappy", "string", distinct=5, missing=1_990),
+    column("sick", "boolean", classes={True: 500, False: 1_500}),
+    column("cost", "float", distinct=1_900),
+]
+
+
+def visits(split, target="sick", **wish):
+    return plan(target, columns=VISITS, n_rows=2_000, split=split, **wish)
+
+
+def test_a_split_by_group_keeps_its_column_from_the_models_unless_named():
+    found = visits({"kind": "group", "column": "patient"})
+    assert (found.split["kind"], found.split["column"]) == ("group", "patient")
+    assert "patient" not in [c["name"] for c in found.columns]
+    assert any("the rows are split by it" in text for text in found.notices)
+    assert any("10 rows have no value in 'patient'" in text for text in found.notices)
+    kept = visits({"kind": "group", "column": "patient"}, column_types={"patient": "categorical"})
+    assert "patient" in [c["name"] for c in kept.columns]
+
+
+def test_a_split_by_time_goes_by_dates_and_by_numbers():
+    for name in ("day", "year", "cost"):
+        found = visits({"kind": "time", "column": name})
+        assert found.split["validation"] == 0.2
+        assert name in [c["name"] for c in found.columns]
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"kind": "group", "column": "patent"}, "Did you mean 'patient'"),
+        ({"kind": "group", "column": "ward"}, "has 1 different value; a split by group needs"),
+        ({"kind": "group", "column": "nothing"}, "has no values to split by"),
+        ({"kind": "group", "column": "gappy"}, "Only 10 rows have a value in 'gappy'"),
+        ({"kind": "group", "column": "sick"}, "is the target"),
+        ({"kind": "time", "column": "patient"}, "which are no time"),
+        ({"kind": "time", "column": ["day"]}, "no column"),
+        ({"kind": "time"}, "needs 'column'"),
+        ({"kind": "time", "column": "day", "folds": 3}, "no folds"),
+        ({"kind": "weekday", "column": "day"}, "not known"),
+    ],
+)
+def test_a_column_that_cannot_split_the_rows_is_refused_with_what_would_work(split, words):
+    with pytest.raises(Refused) as caught:
+        visits(split)
+    (text,) = caught.value.errors["split"]
+    assert words in text

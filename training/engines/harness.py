@@ -135,22 +135,32 @@ class Ready:
         """Raises WorkError when the file does not go with the payload."""
         columns = payload["columns"]
         try:
-            table = tables.read_file(path, [*(c["name"] for c in columns), problem.target])
-            if problem.target not in table:
-                raise WorkError(
-                    f"The data set has no column '{problem.target}'.", code="missing_columns"
-                )
+            by = splits.column_of(payload["split"])
+            needed = [problem.target, *([by] if by else [])]
+            table = tables.read_file(path, [*(c["name"] for c in columns), *needed])
+            for name in needed:
+                if name not in table:
+                    raise WorkError(f"The data set has no column '{name}'.", code="missing_columns")
             target = tables.as_array(table[problem.target])
             strata = splits.strata_of(target, problem.classes)
-            rows = rows_of(splits.assign(len(target), payload["split"], strata))
+            values = tables.as_array(table[by]) if by else None
+            rows = rows_of(splits.assign(len(target), payload["split"], strata, values))
             if not len(rows.train):
                 raise WorkError("No row is left to train on.", code="no_rows")
+            if problem.is_classification and len(np.unique(strata[rows.train])) < 2:
+                raise WorkError(
+                    f"All rows that train have the same class of '{problem.target}': with this "
+                    "split the others lie in the held-out rows. Split in another way.",
+                    code="one_class",
+                )
             mask = np.zeros(len(target), dtype=bool)
             mask[rows.train] = True
             texts = learn_texts(columns, table, mask, problem, run)
             schema, prepared, misfits = frame.learn(columns, table, mask, texts)
         except InputError as error:
             raise WorkError(str(error), code=error.code, columns=error.columns) from error
+        except splits.BadSplit as error:
+            raise WorkError(str(error), code="split") from error
         if not schema.columns:
             raise WorkError(
                 "No column is left to learn from: "

@@ -36,7 +36,9 @@ def main() -> int:
     target = as_array(table[told["target"]])
     classes = told["classes"]
     strata = splits.strata_of(target, classes)
-    rows = rows_of(splits.assign(len(target), told["split"], strata))
+    by = splits.column_of(told["split"])
+    values = as_array(table[by]) if by else None
+    rows = rows_of(splits.assign(len(target), told["split"], strata, values))
     frame = prepare(Schema.from_json(told), table, strict=False)
     if classes:
         y = strata[rows.train].astype(np.int64)
