@@ -311,7 +311,13 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
         )
         if event.handled_at is None:
             _hasten("workers.tasks.handle_event", event.pk)
-    held.save(update_fields=["progress", "message", "events_kept", "event_bytes"])
+    # Whoever reports lives, even where its heartbeats don't come through.
+    assert held.lease_expires_at is not None
+    until = timezone.now() + timedelta(seconds=settings.LEASE_S)
+    held.lease_expires_at = max(held.lease_expires_at, until)
+    held.save(
+        update_fields=["progress", "message", "events_kept", "event_bytes", "lease_expires_at"]
+    )
     return _word(held)
 
 

@@ -103,6 +103,20 @@ def test_heartbeats_renew_leases_and_carry_wishes():
     assert answer["tasks"] == {str(task.pk): "cancel"}
 
 
+def test_a_report_renews_the_lease_and_never_shortens_it():
+    task = claimed()
+    said = [{"type": "log", "data": {"line": "x"}}]
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=timezone.now())
+    actions.record_events(task.pk, 1, said)
+    task.refresh_from_db()
+    assert task.lease_expires_at > timezone.now() + timedelta(seconds=settings.LEASE_S / 2)
+    longer = timezone.now() + timedelta(hours=1)
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=longer)
+    actions.record_events(task.pk, 1, said)
+    task.refresh_from_db()
+    assert task.lease_expires_at == longer
+
+
 def test_a_heartbeat_says_gone_for_what_the_node_no_longer_holds():
     task = claimed()
     stranger = WorkerFactory()
