@@ -54,18 +54,19 @@ def _web_answers() -> bool:
 @shared_task(name="workers.tasks.handle_event")
 def handle_event(pk: Any) -> None:
     """Let the apps react to one event, once, unless another process is just doing it."""
-    with transaction.atomic():
-        event = (
-            Event.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
-            .select_related("task__organization")
-            .filter(pk=pk, handled_at=None)
-            .first()
-        )
-        if event is not None:
-            _react(event)
+    _handle(pk, skip_locked=True)
 
 
-def _react(event: Event) -> None:
+@transaction.atomic
+def _handle(pk: Any, *, skip_locked: bool) -> None:
+    event = (
+        Event.objects.select_for_update(no_key=True, skip_locked=skip_locked, of=("self",))
+        .select_related("task__organization")
+        .filter(pk=pk, handled_at=None, tries__lt=MAX_TRIES)
+        .first()
+    )
+    if event is None:
+        return
     event.tries += 1
     try:
         with transaction.atomic():
@@ -78,7 +79,15 @@ def _react(event: Event) -> None:
 
 @shared_task(name="workers.tasks.handle_end")
 def handle_end(pk: str) -> None:
-    """Let the apps react to a task's end, after all its events have been handled."""
+    """Let the apps react to a task's end, after all its events have been handled.
+
+    Each reaction is a transaction of its own: one with hundreds of candidates would keep rows
+    locked for minutes, and be done again from the start if this process died.
+    """
+    pending = Event.objects.filter(task=pk, handled_at=None, tries__lt=MAX_TRIES)
+    for event in pending.order_by("seq").values_list("pk", flat=True):
+        # Not skip_locked: one that another process is reacting to is waited for.
+        _handle(event, skip_locked=False)
     with transaction.atomic():
         # An advisory lock and not the row's: receivers lock a job before its tasks, as people's
         # actions do, and the other order would end in a deadlock.
@@ -92,13 +101,6 @@ def handle_end(pk: str) -> None:
         )
         if task is None or not mine:
             return
-        # Not skip_locked: an event that another process is reacting to is waited for.
-        pending = Event.objects.select_for_update(no_key=True, of=("self",)).filter(
-            task=task, handled_at=None
-        )
-        for event in pending.select_related("task__organization").order_by("seq"):
-            if event.tries < MAX_TRIES:
-                _react(event)
         task.tries += 1
         try:
             with transaction.atomic():

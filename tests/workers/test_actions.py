@@ -329,6 +329,30 @@ def test_a_reaction_that_fails_is_tried_again(heard):
     assert task.handled_at is not None
 
 
+def test_what_was_reacted_to_stays_when_the_process_dies_at_a_later_event(heard):
+    task = claimed(kind="test.kind")
+    said = [{"type": "candidate", "key": key, "data": {}} for key in "ab"]
+    actions.record_events(task.pk, 1, said)
+    actions.end_task(task.pk, 1, outcome="succeeded", result={})
+
+    def dies(event, **_):
+        if event.key == "b":
+            raise SystemExit
+
+    task_event.connect(dies)
+    try:
+        with pytest.raises(SystemExit):
+            tasks.handle_end(str(task.pk))
+    finally:
+        task_event.disconnect(dies)
+    handled = dict(task.events.filter(type="candidate").values_list("key", "handled_at"))
+    assert handled == {"a": ANY, "b": None}
+    assert handled["a"] is not None
+    del heard[:]
+    tasks.handle_end(str(task.pk))
+    assert heard == ["b", State.SUCCEEDED]
+
+
 def test_a_claim_costs_a_fixed_number_of_queries(django_assert_max_num_queries):
     worker = WorkerFactory()
     for _ in range(12):
