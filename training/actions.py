@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import IO, Any
 from uuid import UUID
@@ -21,8 +22,8 @@ from accounts.errors import Conflict, Invalid, NotFound, TooLarge
 from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
-from organizations.models import Membership
-from training import catalog, scoring, serving
+from organizations.models import Membership, Organization
+from training import catalog, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import METRICS, InvalidCandidate
 from training.models import (
@@ -38,7 +39,8 @@ from training.rows import BadRows, check_rows
 from workers.actions import add_task, cancel_task, emit, stop_task, store_artifact
 from workers.files import file_response
 from workers.lines import move_to_front
-from workers.models import Artifact, Event, StaleWrite, Stream, Task
+from workers.models import OWN_NODES, Artifact, Event, StaleWrite, Stream, Task, Worker
+from workers.routing import Requirements, queue_for
 from workers.waiting import BLINK_S, Wait, wait_of, waits_for
 
 log = logging.getLogger(__name__)
@@ -69,22 +71,26 @@ def start_job(
     version: int | None = None,
     name: str = "",
     task_type: str = "auto",
-    engines: Sequence[str] = (),
-    time_budget: float = 300.0,
+    preset: str = "",
+    engines: Sequence[str] | str = (),
+    time_budget: float | None = None,
+    budget_mode: str = "",
     metric: str = "",
     priority: str = "normal",
     exclude: Sequence[str] = (),
     column_types: Mapping[str, str] | None = None,
     positive_class: object = None,
     split: Mapping[str, Any] | None = None,
-    refit: bool = False,
+    ensemble: bool | None = None,
+    refit: bool | None = None,
     idempotency_key: str | None = None,
 ) -> TrainingJob:
     """Accept a race: a job, and a queued task per engine, or nothing at all.
 
-    ``time_budget`` is in seconds, per engine. How many jobs of an organization run at once is the
-    claim's matter: one too many waits. The same ``idempotency_key`` with the same request gives the
-    job that it made before.
+    Where the request is silent about engines ("all" or names), ``time_budget`` (seconds),
+    ``budget_mode``, ensemble or refit, the preset speaks (training/presets.py). How many jobs of an
+    organization run at once is the claim's matter: one too many waits. The same
+    ``idempotency_key`` with the same request gives the job that it made before.
     Raises NotFound, Conflict (data set not ready, key reused for something else), QuotaReached and
     Invalid with every problem by field.
     """
@@ -94,23 +100,28 @@ def start_job(
         "target": target,
         "name": name,
         "task_type": task_type,
-        "engines": list(engines),
+        "preset": preset,
+        "engines": engines if isinstance(engines, str) else list(engines),
         "time_budget": time_budget,
+        "budget_mode": budget_mode,
         "metric": metric,
         "priority": priority,
         "exclude": list(exclude),
         "column_types": dict(column_types or {}),
         "positive_class": positive_class,
         "split": dict(split) if split else None,
+        "ensemble": ensemble,
         "refit": refit,
     }
     if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
         return earlier
+    chosen = _preset(preset, budget_mode)
+    named = [engines] if isinstance(engines, str) and engines != presets.ALL else engines
     wish = Wish(
         target=target,
         task_type=task_type,
-        engines=engines,
-        time_budget_s=time_budget,
+        engines=() if named == presets.ALL else named,
+        time_budget_s=chosen.time_budget_s if time_budget is None else time_budget,
         metric=metric,
         exclude=exclude,
         column_types=column_types or {},
@@ -119,12 +130,29 @@ def start_job(
     )
     try:
         with transaction.atomic():
-            return _start(by, dataset, version, wish, request, idempotency_key)
+            return _start(by, dataset, version, wish, chosen, request, idempotency_key)
     except IntegrityError:
         # Two requests with one key at the same moment: the other was quicker.
         if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
             return earlier
         raise
+
+
+def _preset(name: str, budget_mode: str) -> presets.Preset:
+    """The preset by its name, the usual one for none, with another budget mode if one is given."""
+    known: dict[str, tuple[str, Mapping[str, object]]] = {
+        "preset": (name, presets.PRESETS),
+        "budget_mode": (budget_mode, presets.BUDGET_MODES),
+    }
+    errors = {
+        field: [f"There is no {field.replace('_', ' ')} '{value}'. Use one of: {', '.join(these)}."]
+        for field, (value, these) in known.items()
+        if value and value not in these
+    }
+    if errors:
+        raise Invalid(" ".join(text for texts in errors.values() for text in texts), errors=errors)
+    found = presets.PRESETS[name or presets.DEFAULT]
+    return replace(found, budget_mode=budget_mode) if budget_mode else found
 
 
 def _made_before(by: Membership, key: str, request: Mapping[str, Any]) -> TrainingJob | None:
@@ -142,6 +170,7 @@ def _start(
     dataset: UUID,
     number: int | None,
     wish: Wish,
+    preset: presets.Preset,
     request: Mapping[str, Any],
     key: str | None,
 ) -> TrainingJob:
@@ -154,6 +183,7 @@ def _start(
             f"'{request['priority']}' is no priority.",
             errors={"priority": [f"Use one of: {', '.join(PRIORITIES)}."]},
         )
+    budgets = _budgets(by.organization, version, wish, plan, preset, request["engines"])
     job = TrainingJob.objects.create(
         organization=by.organization,
         name=request["name"] or f"{version.dataset.name}: {plan.target}"[:160],
@@ -172,11 +202,15 @@ def _start(
         classes=plan.classes,
         positive_class=plan.positive_class,
         columns=plan.columns,
-        engines=plan.engines,
+        preset=preset.name,
+        engines=list(budgets),
         budget_s=plan.budget_s,
+        budget_mode=preset.budget_mode,
+        budgets=budgets,
+        ensemble=_either(request["ensemble"], preset.ensemble),
         split=plan.split,
         seed=plan.split["seed"],
-        refit=request["refit"],
+        refit=_either(request["refit"], preset.refit),
         priority=PRIORITIES[request["priority"]],
         request=dict(request),
         rows=plan.rows,
@@ -187,18 +221,18 @@ def _start(
     assert version.data is not None
     cells = version.rows * len(version.columns)
     threads = 1 if cells < SMALL_TABLE_CELLS else 2
-    for engine in plan.engines:
+    for engine, budget_s in budgets.items():
         add_task(
             by.organization,
             kind=TRAIN,
             subject=job.pk,
             topic=job.topic,
-            payload=_payload(job, threads),
+            payload=_payload(job, budget_s, threads),
             inputs={"data": version.data},
             engine=engine,
             cpu_millis=threads * 1000,
             ram_mib=2048 + cells * 8 * 10 // 2**20,  # ten copies as float64: fits, folds, frames
-            time_limit_s=int(plan.budget_s * 1.1 + GRACE_S),
+            time_limit_s=int(budget_s * 1.1 + GRACE_S),
             priority=job.priority,
         )
     told = {"dataset": version.dataset.name, "target": job.target, "engines": job.engines}
@@ -253,7 +287,53 @@ def _plan(wish: Wish, version: DatasetVersion) -> Plan:
         raise Invalid(str(refused), errors=refused.errors) from None
 
 
-def _payload(job: TrainingJob, threads: int) -> dict[str, Any]:
+def _either(asked: bool | None, preset: bool) -> bool:
+    return preset if asked is None else asked
+
+
+def _budgets(
+    home: Organization,
+    version: DatasetVersion,
+    wish: Wish,
+    plan: Plan,
+    preset: presets.Preset,
+    asked: Sequence[str] | str,
+) -> dict[str, float]:
+    """Who races, and how many seconds each gets. Invalid when that is too little to do anything."""
+    racing: Sequence[str] = plan.engines
+    if not wish.engines:
+        assert version.data is not None
+        known, served = _engines_of_nodes(home, own=version.data.own_node)
+        every = asked == presets.ALL
+        racing = presets.racers(plan.engines, preset, every=every, known=known, served=served)
+    try:
+        return presets.shares(racing, plan.budget_s, preset.budget_mode, named=bool(wish.engines))
+    except presets.TooShort as short:
+        raise Invalid(str(short), errors={"time_budget": [str(short)]}) from None
+
+
+def _engines_of_nodes(home: Organization, *, own: bool) -> tuple[set[str], set[str]]:
+    """Engines that any node for this organization ever had, and those that live ones serve now.
+
+    ``own``: data of the organization's own nodes, which no other node may have.
+    """
+    whose = Q(organization=home) if own else Q(organization=home) | Q(organization=None)
+    nodes = Worker.objects.filter(whose).values_list(
+        "capabilities__engines", "queues", "draining", "last_seen_at"
+    )
+    known: set[str] = set()
+    served: set[str] = set()
+    since = Worker.alive_since()
+    for engines, queues, draining, seen_at in nodes:
+        known.update(engines or ())
+        if seen_at >= since and not draining:
+            prefix = OWN_NODES if own else ""
+            waits_on = {one: f"{prefix}{queue_for(Requirements(one))}" for one in engines or ()}
+            served.update(one for one, queue in waits_on.items() if queue in queues)
+    return known, served
+
+
+def _payload(job: TrainingJob, budget_s: float, threads: int) -> dict[str, Any]:
     return {
         "job": str(job.pk),
         "target": job.target,
@@ -263,7 +343,7 @@ def _payload(job: TrainingJob, threads: int) -> dict[str, Any]:
         "metric": job.metric,
         "columns": job.columns,
         "split": job.split,
-        "budget_s": job.budget_s,
+        "budget_s": budget_s,
         "seed": job.seed,
         "threads": threads,
         "dataset": {

@@ -161,7 +161,7 @@ def _begin_refit(job: TrainingJob, best: TrainedModel, notices: Notices) -> bool
         payload={
             **race.payload,
             "split": {**job.split, "refit": True},
-            "budget_s": max(LEAST_REFIT_S, REFIT_SHARE * job.budget_s),
+            "budget_s": max(LEAST_REFIT_S, REFIT_SHARE * race.payload["budget_s"]),
         },
         inputs={"data": version.data, "model": best.artifact},
         engine=best.engine,

@@ -89,8 +89,14 @@ class TrainingJob(OrgOwned):
     classes = models.JSONField(null=True, blank=True)
     positive_class = models.CharField(max_length=255, null=True, blank=True)
     columns = models.JSONField(default=list, help_text="Features: name, role and dtype, in order.")
+    preset = models.CharField(max_length=12, blank=True)
     engines = models.JSONField(default=list)
-    budget_s = models.FloatField()
+    budget_s = models.FloatField(help_text="As asked for: see budget_mode.")
+    budget_mode = models.CharField(
+        max_length=12, default="per_engine", help_text="total, or per_engine."
+    )
+    budgets = models.JSONField(default=dict, help_text="Seconds by engine.")
+    ensemble = models.BooleanField(default=False)
     split = models.JSONField(default=dict)
     seed = models.BigIntegerField(default=0)
     refit = models.BooleanField(default=False)

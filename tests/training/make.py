@@ -101,8 +101,10 @@ def version(by: Membership, table: pl.DataFrame | None = None, **fields: Any) ->
 
 
 def job(by: Membership, of: DatasetVersion | None = None, **wish: Any) -> TrainingJob:
+    """A job of PyCaret alone, unless told otherwise."""
     of = of or version(by)
-    return actions.start_job(by, of.dataset_id, **({"target": "kind"} | wish))
+    usual = {"target": "kind", "engines": ["pycaret"]}
+    return actions.start_job(by, of.dataset_id, **(usual | wish))
 
 
 class Node:

@@ -134,6 +134,7 @@ def test_strangers_see_nothing(client, world, route):
 def test_start_answers_202_with_the_job_in_few_queries(ask, by, django_assert_max_num_queries):
     version = make.version(by)
     body = {"dataset": str(version.dataset_id), "target": "kind", "time_budget": 60}
+    body["engines"] = ["pycaret"]
     with django_assert_max_num_queries(18):
         answer = ask("post", "/api/training/start", body)
     assert answer.status_code == 202
@@ -163,7 +164,8 @@ def test_a_refused_start_names_fields_and_ways_out(ask, by):
         ("dataset", "x"), ("target", None), ("time_budget", "long"), ("priority", "urgent"),
         ("exclude", "all"), ("column_types", []), ("split", 3), ("version", 0), ("refit", "maybe"),
         ("time_budget", 1e12), ("split", {"test": "a"}), ("engines", ["h2o"]),
-        ("positive_class", "kind 1"),
+        ("positive_class", "kind 1"), ("engines", "most"), ("preset", "slow"),
+        ("budget_mode", "each"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_named(ask, by, field, value):
@@ -176,7 +178,7 @@ def test_a_bad_field_is_named(ask, by, field, value):
 
 
 def test_a_retry_with_the_same_key_starts_nothing_new(ask, by):
-    body = {"dataset": str(make.version(by).dataset_id), "target": "kind"}
+    body = {"dataset": str(make.version(by).dataset_id), "target": "kind", "engines": ["pycaret"]}
     once = ask("post", "/api/training/start", body, **{"Idempotency-Key": "k1"})
     again = ask("post", "/api/training/start", body, **{"Idempotency-Key": "k1"})
     assert once.json()["id"] == again.json()["id"]
@@ -190,7 +192,7 @@ def test_a_retry_with_the_same_key_starts_nothing_new(ask, by):
 
 def test_a_refit_stands_on_the_leaderboard_without_a_score_of_its_own(ask, by):
     version = make.version(by, make.flowers(400))
-    wish = {"target": "kind", "refit": True, "split": {"validation": 0.25}}
+    wish = {"target": "kind", "refit": True, "split": {"validation": 0.25}, "engines": ["pycaret"]}
     body = {"dataset": str(version.dataset_id), **wish}
     job = ask("post", "/api/training/start", body).json()
     node = make.Node()

@@ -39,7 +39,8 @@ def types(job):
 
 def test_a_job_starts_as_a_task_per_engine_with_all_that_a_node_needs(by):
     version = make.version(by)
-    job = actions.start_job(by, version.dataset_id, target="kind", time_budget=60, metric="f1")
+    wish = {"target": "kind", "time_budget": 60, "metric": "f1", "engines": ["pycaret"]}
+    job = actions.start_job(by, version.dataset_id, **wish)
     assert (job.state, job.task, job.rows) == ("queued", "multiclass", 148)
     assert job.classes == ["kind 0", "kind 1", "kind 2"]
     task = job.tasks.get()

@@ -3,6 +3,7 @@ from typing import Any, ClassVar
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from training import presets
 from training.actions import PRIORITIES, wait_of_job
 from training.checks import TASK_TYPES
 from training.models import BatchPrediction, TrainedModel, TrainingJob
@@ -29,6 +30,19 @@ class Split(serializers.Serializer[Any]):
         return data  # training/checks.py judges it, and says more
 
 
+_NAMES = {"type": "array", "items": {"type": "string"}}
+
+
+@extend_schema_field({"oneOf": [_NAMES, {"type": "string", "enum": [presets.ALL]}]})
+class Engines(serializers.ListField):
+    """Names of engines, or "all"."""
+
+    child = serializers.CharField()
+
+    def to_internal_value(self, data: Any) -> Any:
+        return data if data == presets.ALL else super().to_internal_value(data)
+
+
 class Start(serializers.Serializer[Any]):
     dataset = serializers.UUIDField()
     version = serializers.IntegerField(
@@ -37,10 +51,23 @@ class Start(serializers.Serializer[Any]):
     target = serializers.CharField(max_length=255, help_text="The column to predict.")
     name = serializers.CharField(max_length=160, required=False, allow_blank=True)
     task_type = serializers.CharField(default="auto", help_text=f"One of: {', '.join(TASK_TYPES)}.")
-    engines = serializers.ListField(
-        child=serializers.CharField(), default=list, help_text="Without it, all that fit."
+    preset = serializers.ChoiceField(
+        list(presets.PRESETS),
+        default=presets.DEFAULT,
+        help_text="What holds where the request is silent: engines, time, ensemble, refit.",
     )
-    time_budget = serializers.FloatField(default=300.0, help_text="Seconds, for each engine.")
+    engines = Engines(
+        default=list, help_text='Names, or "all" that fit. Without it, as the preset says.'
+    )
+    time_budget = serializers.FloatField(
+        required=False, allow_null=True, help_text="Seconds. Without it, as the preset says."
+    )
+    budget_mode = serializers.ChoiceField(
+        list(presets.BUDGET_MODES),
+        required=False,
+        help_text="Whether the time is for each engine, or in all: then in equal parts. Without "
+        "it, as the preset says.",
+    )
     metric = serializers.CharField(
         default="", allow_blank=True, help_text="What ranks. Without it: roc_auc, log_loss or rmse."
     )
@@ -53,10 +80,20 @@ class Start(serializers.Serializer[Any]):
     )
     positive_class = serializers.JSONField(required=False, allow_null=True, default=None)
     split = Split(required=False, allow_null=True)
+    ensemble = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="After the race, try to blend models of several engines into a better one. "
+        "Without it, as the preset says.",
+    )
     refit = serializers.BooleanField(
-        default=False,
+        required=False,
+        allow_null=True,
+        default=None,
         help_text="After the race, fit the winner again on the validation rows too. Takes at most "
-        "half as long again as the time budget. Out of fold nothing is left to add.",
+        "half as long again as the time budget. Out of fold nothing is left to add. "
+        "Without it, as the preset says.",
     )
 
 
@@ -92,13 +129,17 @@ class JobRow(serializers.ModelSerializer[TrainingJob]):
     progress = serializers.SerializerMethodField()
     created_by = serializers.StringRelatedField[Any]()
     greater_is_better = serializers.BooleanField(source="metric_info.greater_is_better")
+    budgets = serializers.DictField(
+        child=serializers.FloatField(), help_text="Seconds by engine: what each got."
+    )
 
     class Meta:
         model = TrainingJob
         fields: ClassVar = [
             "id", "name", "dataset", "target", "task", "metric", "greater_is_better", "engines",
-            "budget_s", "priority", "state", "stopped_early", "progress", "model_count",
-            "best_model", "error", "created_by", "created_at", "started_at", "finished_at",
+            "preset", "budget_s", "budget_mode", "budgets", "ensemble", "priority", "state",
+            "stopped_early", "progress", "model_count", "best_model", "error", "created_by",
+            "created_at", "started_at", "finished_at",
         ]  # fmt: skip
 
     def get_model_count(self, job: TrainingJob) -> int:
