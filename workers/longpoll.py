@@ -3,18 +3,25 @@
 ``POST /api/workers/claim?wait_s=25``: while the answer would be "nothing", the request is kept and
 asked again when a bell rings for a queue of the node. Each time it is the whole request, with its
 token, so a node that long-polls gets the same answers as one that is rung by Celery.
+
+A claim whose node has gone away is seen through all the same, and what it was granted handed back.
 """
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
+from uuid import UUID
 
+from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
+
+from workers import actions
 
 log = logging.getLogger(__name__)
 
@@ -103,19 +110,28 @@ _bells: dict[asyncio.AbstractEventLoop, _Bells] = {}
 
 
 def waiting_claims(application: Application) -> Application:
-    """``application`` with claims that wait."""
+    """``application`` with claims that wait, and that lose nothing when their node goes away."""
 
     async def held(scope: Any, receive: Any, send: Any) -> None:
-        wait_s = _wait_s(scope)
-        if wait_s <= 0:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != PATH:
             await application(scope, receive, send)
             return
         body = await _body(receive)
         if body is None:
             return  # the node is gone already
+        wait_s = _wait_s(scope)
         gone = asyncio.create_task(_until_gone(receive))
         try:
-            await _hold(application, scope, body, gone, send, time.monotonic() + wait_s)
+            if wait_s > 0:
+                until = time.monotonic() + wait_s
+                answer = await _hold(application, scope, body, gone, until)
+            else:
+                answer = await _ask(application, scope, body)
+            if gone.done():
+                await _hand_back(answer)
+                return
+            for message in answer:
+                await send(message)
         finally:
             gone.cancel()
 
@@ -123,13 +139,8 @@ def waiting_claims(application: Application) -> Application:
 
 
 async def _hold(
-    application: Application,
-    scope: Any,
-    body: bytes,
-    gone: "asyncio.Task[None]",
-    send: Any,
-    until: float,
-) -> None:
+    application: Application, scope: Any, body: bytes, gone: "asyncio.Task[None]", until: float
+) -> list[Message]:
     bells = _bells.setdefault(asyncio.get_running_loop(), _Bells())
     bells.listen()
     who = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
@@ -138,14 +149,12 @@ async def _hold(
     try:
         while True:
             rung = dict(bells.rung)
-            answer = await _ask(application, scope, body, gone)
+            answer = await _ask(application, scope, body)
             status, queues = _read(answer)
             took = status == 200
             left = until - time.monotonic()
             if gone.done() or status != 204 or left <= 0:
-                for message in answer:
-                    await send(message)
-                return
+                return answer
             if any(bells.rung.get(queue) != rung.get(queue) for queue in queues):
                 continue  # something was queued while we asked
             me.done(took)
@@ -164,20 +173,31 @@ def _read(answer: list[Message]) -> tuple[int, frozenset[str]]:
     return answer[0]["status"], frozenset(queues.split(","))
 
 
-async def _ask(
-    application: Application, scope: Any, body: bytes, gone: "asyncio.Task[None]"
-) -> list[Message]:
-    """The messages of the application's answer."""
+async def _ask(application: Application, scope: Any, body: bytes) -> list[Message]:
+    """The messages of the application's answer.
+
+    Seen through to its end, whoever goes away meanwhile: a claim that is broken off may have been
+    granted all the same, and then nobody would know of it.
+    """
+    asking = asyncio.create_task(_answer(application, scope, body))
+    _keep(asking)
+    try:
+        return await asyncio.shield(asking)
+    except asyncio.CancelledError:
+        _keep(asyncio.create_task(_give_up(asking)))
+        raise
+
+
+async def _answer(application: Application, scope: Any, body: bytes) -> list[Message]:
     answer: list[Message] = []
     told = False
 
     async def receive() -> Message:
         nonlocal told
-        if not told:
-            told = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        await asyncio.wait({gone})
-        return {"type": "http.disconnect"}
+        if told:
+            await asyncio.Event().wait()  # for ever: it must not hear that the node is gone
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Message) -> None:
         answer.append(message)
@@ -186,9 +206,38 @@ async def _ask(
     return answer
 
 
+_kept: set["asyncio.Task[Any]"] = set()
+
+
+def _keep(task: "asyncio.Task[Any]") -> None:
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+
+
+async def _give_up(asking: "asyncio.Task[list[Message]]") -> None:
+    await _hand_back(await asking)
+
+
+async def _hand_back(answer: list[Message]) -> None:
+    """Give a task that was granted to nobody any more back to its queue, as a node would."""
+    if _read(answer)[0] != 200:
+        return
+    claim = json.loads(b"".join(message.get("body", b"") for message in answer))
+    try:
+        await database_sync_to_async(actions.end_task)(
+            UUID(claim["task"]),
+            claim["attempt"],
+            outcome="returned",
+            result={},
+            error="its node was gone when it was granted",
+        )
+    except actions.NotYours:
+        pass
+    except Exception:  # the next heartbeat of the node that doesn't name it mends this
+        log.exception("a task was not handed back", extra={"task_id": claim["task"]})
+
+
 def _wait_s(scope: Any) -> float:
-    if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != PATH:
-        return 0.0
     said = parse_qs(scope["query_string"].decode("latin-1")).get("wait_s", ["0"])[0]
     with contextlib.suppress(ValueError):
         return min(max(float(said), 0.0), MAX_S)

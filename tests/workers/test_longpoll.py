@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from channels.testing import ApplicationCommunicator
 
 from flowml_site.asgi import http
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
-from workers import joining, longpoll
+from workers import actions, joining, longpoll
 from workers.models import Worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(60)]
@@ -133,9 +134,45 @@ async def test_a_node_that_is_gone_takes_nothing_more():
     assert task.state == "queued"
 
 
-async def test_waiting_nodes_hold_no_threads():
-    import threading
+@pytest.mark.parametrize("wait_s", [0, 20])
+@pytest.mark.parametrize("how", ["disconnects", "is cancelled"])
+async def test_a_task_that_is_granted_to_a_node_that_just_went_is_handed_back(
+    monkeypatch, wait_s, how
+):
+    await a_node("one")
+    task = await sync_to_async(make_task)()
+    granted, go_on = threading.Event(), threading.Event()
+    claim = actions.claim
 
+    def slow(*args):
+        task = claim(*args)
+        granted.set()
+        go_on.wait(30)
+        return task
+
+    monkeypatch.setattr(actions, "claim", slow)
+    call, answer = asks("one", wait_s=wait_s)
+    assert await asyncio.to_thread(granted.wait, 30)
+    answer.cancel()
+    if how == "disconnects":
+        await call.send_input({"type": "http.disconnect"})
+    else:  # as the server does to what does not end after a disconnect
+        call.future.cancel()
+    await settled()
+    go_on.set()
+    await eventually_queued(task)
+    assert (task.attempt, task.losses, task.worker_id) == (2, 0, None)
+    assert await task.events.filter(type="task.lost").acount() == 0
+
+
+async def eventually_queued(task):
+    async with asyncio.timeout(30):
+        while task.state != "queued" or task.attempt == 1:
+            await asyncio.sleep(0.1)
+            await task.arefresh_from_db()
+
+
+async def test_waiting_nodes_hold_no_threads():
     for n in range(20):
         await a_node(f"node {n}")
     calls = [asks(f"node {n}") for n in range(20)]
