@@ -185,7 +185,6 @@ def measure(claims: int, organizations: int) -> bool:
             node=str(node.pk),
             freed=empty,
             overdue=overdue,
-            started=now.started,
         ),
     )
     row(f"  the pure choice among {len(heads):,} heads", choice, "limit: 2 ms")

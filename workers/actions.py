@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from accounts.errors import Conflict, TooLarge
 from organizations.models import Organization
-from workers import beats, bells, routing
+from workers import bells, routing
 from workers.claiming import claim
 from workers.files import store_artifact
 from workers.keys import task_token
@@ -219,14 +219,6 @@ def _capabilities(said: Mapping[str, Any]) -> routing.Capabilities:
         gpu_ram_mib=tuple(int(gpu.get("memory_mib", 0)) for gpu in said.get("gpus", ())),
         llm=bool(said.get("llm")),
     )
-
-
-def heartbeat(
-    worker: Worker, *, running: Sequence[tuple[UUID, int]], usage: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Renew the leases of what the node runs; tell it what to do about each, and about itself."""
-    beat = beats.Beat(worker.token_hash, running, usage)
-    return beats.renew([beat])[0] or {}
 
 
 def _word(task: Task) -> str:
@@ -527,8 +519,8 @@ def ring_waiting() -> set[str]:
     held = Task.objects.filter(state=State.QUEUED, held_on__isnull=False)
     gone = Q(held_on__last_seen_at__lt=Worker.alive_since()) | Q(held_on__draining=True)
     restarts = Q(held_on__restart_asked_at__isnull=False)
-    queue = Func(F("queue"), function="to_jsonb", output_field=JSONField())
-    held.filter(gone | restarts | ~Q(held_on__queues__contains=queue)).update(held_on=None)
+    its_queue = Func(F("queue"), function="to_jsonb", output_field=JSONField())
+    held.filter(gone | restarts | ~Q(held_on__queues__contains=its_queue)).update(held_on=None)
     waiting = set(
         Task.objects.filter(state=State.QUEUED).values_list("queue", flat=True).distinct()
     )

@@ -20,7 +20,6 @@ from workers import fairshare, metrics
 from workers.models import Allocation, Pause, Task, Turn, Worker
 
 State = Task.State
-Line = tuple[str, str, bool, int]  # an organization's id, and what `fairshare.Waiting.line` is
 
 # The head of each line, by hopping along the index `task_lines`: from a line's first task straight
 # to the next line's (a "loose index scan", which PostgreSQL has no plan for by itself).
@@ -29,7 +28,14 @@ _COLUMNS = """t.id, t.organization_id, t.queue, t.light, t.priority, t.queued_at
 # As text and floats: the driver reads a thousand rows in a third of the time.
 _AS_READ = """line.id::text, line.organization_id::text, line.queue, line.light, line.priority,
        extract(epoch FROM line.queued_at)::float8, extract(epoch FROM line.line_at)::float8,
-       line.cpu_millis, line.ram_mib, line.gpus, line.gpu_ram_mib, line.held_on_id::text"""
+       line.cpu_millis, line.ram_mib, line.gpus, line.gpu_ram_mib, line.held_on_id::text,
+       coalesce(extract(epoch FROM turn.at), 0)::float8,
+       coalesce(extract(epoch FROM latest.at), 0)::float8"""
+_TURNS = """
+LEFT JOIN workers_turn turn USING (organization_id, queue, light, priority)
+LEFT JOIN (SELECT organization_id, light, max(at) AS at FROM workers_turn GROUP BY 1, 2) latest
+       ON latest.organization_id = line.organization_id AND latest.light = line.light
+"""
 _HEADS = f"""
 WITH RECURSIVE line AS (
   SELECT head.* FROM unnest(%(queues)s::text[]) AS q(queue), unnest(%(light)s::bool[]) AS l(light),
@@ -46,7 +52,7 @@ WITH RECURSIVE line AS (
      ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
   ) head
 )
-SELECT {_AS_READ} FROM line
+SELECT {_AS_READ} FROM line {_TURNS}
 """  # noqa: S608 - the names of columns, above
 
 # The same for one organization: its own node asks, or it may only go on with jobs that run already.
@@ -58,24 +64,23 @@ SELECT DISTINCT ON (t.queue, t.light, t.organization_id, t.priority) {_COLUMNS}
    AND (%(organization)s::uuid IS NULL OR t.organization_id = %(organization)s)
    AND (%(subjects)s::uuid[] IS NULL OR t.subject = ANY(%(subjects)s))
  ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at
-) line
+) line {_TURNS}
 """  # noqa: S608 - the same
 
-# What runs, by line. A node of an organization's own is no part of what is shared.
+# What runs, by organization. A node of an organization's own is no part of what is shared.
 _RUNNING = """
-SELECT a.organization_id::text, t.queue, t.light, t.priority,
-       extract(epoch FROM max(a.since))::float8,
-       array_agg(DISTINCT t.subject::text) FILTER (WHERE NOT t.light),
+SELECT a.organization_id::text,
+       array_agg(DISTINCT t.subject::text) FILTER (WHERE NOT a.light),
        coalesce(sum(a.cpu_millis) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(sum(a.ram_mib) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(sum(a.gpus) FILTER (WHERE w.organization_id IS NULL), 0)::float,
        coalesce(o.max_concurrent_jobs, %(limit)s)
   FROM workers_allocation a
  CROSS JOIN LATERAL (  -- by the key of each, whatever the planner thinks that the tables hold
-    SELECT queue, light, priority, subject FROM workers_task WHERE id = a.task_id LIMIT 1) t
+    SELECT subject FROM workers_task WHERE id = a.task_id LIMIT 1) t
   JOIN workers_worker w ON w.id = a.worker_id
   JOIN organizations_organization o ON o.id = a.organization_id
- GROUP BY a.organization_id, t.queue, t.light, t.priority, o.max_concurrent_jobs
+ GROUP BY a.organization_id, o.max_concurrent_jobs
 """
 
 _FLEET = """
@@ -84,19 +89,17 @@ SELECT coalesce(sum((capabilities ->> 'cpu')::float * 1000), 0),
        coalesce(sum(jsonb_array_length(coalesce(capabilities -> 'gpus', '[]'))), 0)::float
   FROM workers_worker WHERE organization_id IS NULL AND last_seen_at >= %(alive)s
 """
-_TURNS = "SELECT organization_id::text, extract(epoch FROM at)::float FROM workers_turn"
 _TAKEN = ("light", "cpu_millis", "ram_mib", "gpus", "gpu_ram_mib")
 _RESOURCES = ("cpu_millis", "ram_mib", "gpus")
 
 
 @dataclass
 class Running:
-    """What runs now, for a choice: per organization and per line."""
+    """What runs now, for a choice, per organization."""
 
     shares: dict[str, float] = field(default_factory=dict)
     jobs: dict[str, set[str]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
-    started: dict[Line, float] = field(default_factory=dict)
 
     @property
     def full(self) -> set[str]:
@@ -117,8 +120,7 @@ def running_now() -> Running:
     total = dict(zip(_RESOURCES, _query(_FLEET, alive=Worker.alive_since())[0], strict=True))
     used: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RESOURCES, 0.0))
     for row in _query(_RUNNING, limit=settings.MAX_CONCURRENT_JOBS):
-        one, queue, light, priority, since, subjects, *takes, limit = row
-        now.started[one, queue, light, priority] = since
+        one, subjects, *takes, limit = row
         now.limits[one] = limit
         now.jobs.setdefault(one, set()).update(subjects or ())
         for name, amount in zip(_RESOURCES, takes, strict=True):
@@ -183,9 +185,10 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
         ]
         freed = fairshare.room_once_freed(said, empty, ours)
         _let_go(node, freed)
-        task = _take(node, lines, now, room, freed)
-        if task is None:
+        found = _take(node, lines, now, room, freed)
+        if found is None:
             return None
+        task, out_of_turn = found
         at = timezone.now()
         task.move_to(
             State.RUNNING,
@@ -205,13 +208,13 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             gpu_ram_mib=task.gpu_ram_mib,
             light=task.light,
         )
-        if not task.light:
-            Turn.objects.bulk_create(
-                [Turn(organization_id=task.organization_id, at=at)],
-                update_conflicts=True,
-                unique_fields=["organization"],
-                update_fields=["at"],
-            )
+        line = ("organization_id", "queue", "light", "priority")
+        Turn.objects.bulk_create(
+            [Turn(at=at, out_of_turn=out_of_turn, **{name: getattr(task, name) for name in line})],
+            update_conflicts=True,
+            unique_fields=line,
+            update_fields=["at", "out_of_turn"],
+        )
     return task
 
 
@@ -236,22 +239,23 @@ def _take(
     now: Running,
     room: fairshare.Room,
     freed: fairshare.Room,
-) -> Task | None:
-    """The chosen task, locked. Other nodes choose at the same time: what they took is passed by."""
+) -> tuple[Task, bool] | None:
+    """The chosen task, locked, and whether it went first because it waited long.
+
+    Other nodes choose at the same time: what they took is passed by.
+    """
+    latest = Turn.objects.order_by("-at").values_list("out_of_turn", flat=True).first()
     overdue = time.time() - fairshare.PATIENCE_S
     waited_for: str | None = None
-    rivals = len({head.organization for head in lines}) > 1
-    turns = dict(_query(_TURNS)) if rivals else {}
     while lines:
-        best, hold = fairshare.choose(
+        best, hold, out_of_turn = fairshare.choose(
             lines,
             now.shares,
             room,
             node=str(node.pk),
             freed=freed,
             overdue=overdue,
-            started=now.started,
-            turns=turns,
+            in_turn=bool(latest),
         )
         if hold is not None and hold.held_on != str(node.pk):
             Task.objects.filter(pk=hold.task, state=State.QUEUED).update(held_on=node)
@@ -274,7 +278,7 @@ def _take(
                 continue
         task = _first_unlocked(best, going_on)
         if task is not None and (str(task.pk) == best.task or _waiting(task).fits(room)):
-            return task
+            return task, out_of_turn
         lines = [head for head in lines if head is not best]
     return None
 

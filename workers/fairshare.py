@@ -5,10 +5,16 @@ weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, 
 those are equal they take turns; then age. Two rules keep everybody's wait finite, whatever others
 send:
 
-* a line from which nothing was started for longer than `PATIENCE_S` goes before all of that, the
-  oldest first, whatever its urgency and share;
+* a line that has waited for longer than `PATIENCE_S`, counted from its last start (or, if that was
+  later, from when its head was queued), goes before all of that, the longest wait first, whatever
+  its urgency and share; but of two starts one is by rank, so that a fleet with work for days still
+  knows urgency and shares;
 * if its task fits the node only once our work there has ended, the node is held for it: heavy work
   does not start there any more, so that small tasks can't slip past a large one forever.
+
+So of a line that some node can serve something is started within `PATIENCE_S` and the time in which
+the fleet makes two starts for each line that has waited longer (once each: after its start a line
+waits anew), and empties a node for each that needs a whole one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -86,10 +92,17 @@ class Waiting(NamedTuple, Generic[K]):
     gpus: int = 0
     gpu_ram_mib: int = 0
     held_on: K | None = None  # the live node that is held for it
+    served_at: float = 0.0  # when something of its line was last started; 0: not lately
+    turn_at: float = 0.0  # the same for its organization, of its class
 
     @property
     def line(self) -> tuple[K, str, bool, int]:
         return self.organization, self.queue, self.light, self.priority
+
+    @property
+    def since(self) -> float:
+        """Since when its line waits."""
+        return max(self.queued_at, self.served_at)
 
     def fits(self, room: Room) -> bool:
         """Whether it can start in ``room`` now."""
@@ -176,10 +189,14 @@ def _sum(ours: Iterable[Taken]) -> _Sum:
 
 
 class Choice(NamedTuple, Generic[K]):
-    """What to start now, and what to hold the node for. Either may be None."""
+    """What to start now, and what to hold the node for. Either may be None.
+
+    ``out_of_turn``: it goes first because it waited long, and not by its rank.
+    """
 
     start: Waiting[K] | None = None
     hold: Waiting[K] | None = None
+    out_of_turn: bool = False
 
 
 def dominant_share(
@@ -201,40 +218,40 @@ def choose(
     node: K | None = None,
     freed: Room | None = None,
     overdue: float | None = None,
-    started: Mapping[tuple[K, str, bool, int], float] | None = None,
-    turns: Mapping[K, float] | None = None,
+    in_turn: bool = False,
 ) -> Choice[K]:
     """The task to start on ``node`` with this ``room``; neither start nor hold when none fits.
 
-    ``shares`` has the weighted dominant share of each organization that uses something. A line is
-    overdue when its head was queued before ``overdue`` and nothing of it that still runs
-    (``started``: the newest start per line) started after. ``turns`` has each organization's last.
-    ``freed`` is the room once what runs has ended (`room_once_freed`): without it no node is held.
+    ``shares`` has the weighted dominant share of each organization that uses something. A line that
+    has waited since before ``overdue`` is late; with ``in_turn`` it goes first only where nothing
+    else fits. ``freed`` is the room once what runs has ended (`room_once_freed`): without it no
+    node is held.
     """
     heads = list(waiting)
-    late: list[Waiting[K]] = []
-    if overdue is not None:
-        since = started or {}
-        late = [h for h in heads if h.queued_at < overdue]
-        late = [h for h in late if since.get(h.line, overdue) <= overdue]
+    late = [] if overdue is None else [head for head in heads if head.since < overdue]
     hold: Waiting[K] | None = None
+    rescue: Waiting[K] | None = None
     whole = room.without_reserve()
-    for head in sorted(late, key=lambda h: h.queued_at):
+    for head in sorted(late, key=lambda one: one.since):
         if head.fits(whole) and (hold is None or head.light):
-            return Choice(head, hold)
+            rescue = head
+            break
         free = head.held_on is None or head.held_on == node
         if hold is None and free and freed is not None and head.fits(freed.without_reserve()):
             hold = head
-    last = turns or {}
+    if rescue is not None and not in_turn:
+        return Choice(rescue, hold, True)
     best: Waiting[K] | None = None
     best_rank: tuple[int, float, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
-        rank = (-head.priority, share, last.get(head.organization, 0.0), head.line_at)
+        rank = (-head.priority, share, head.turn_at, head.line_at)
         if best_rank is not None and rank >= best_rank:
             continue
         if (hold is None or head.light) and head.fits(room):
             best, best_rank = head, rank
+    if best is None and rescue is not None:
+        return Choice(rescue, hold, True)
     return Choice(best, hold)
 
 

@@ -433,15 +433,28 @@ class Pause(models.Model):
 
 
 class Turn(models.Model):
-    """When an organization last started heavy work: of equal shares the oldest turn wins."""
+    """When something of a line was last started; a line is an organization's, of one queue, class
+    and urgency.
 
-    organization = models.OneToOneField(
-        Organization, models.CASCADE, primary_key=True, related_name="turn"
-    )
+    Who was started long ago goes first among equals, and before all others once it is too long.
+    """
+
+    organization = models.ForeignKey(Organization, models.CASCADE, related_name="turns")
+    queue = models.CharField(max_length=80)
+    light = models.BooleanField()
+    priority = models.SmallIntegerField()
     at = models.DateTimeField()
+    out_of_turn = models.BooleanField(default=False, help_text="It went first, having waited long.")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["organization", "queue", "light", "priority"], name="turn_unique"
+            )
+        ]
 
     def __str__(self) -> str:
-        return f"{self.organization_id} at {self.at}"
+        return f"{self.queue} of {self.organization_id} at {self.at}"
 
 
 class Pulse(models.Model):

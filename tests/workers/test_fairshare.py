@@ -3,7 +3,7 @@ divisible work; tasks come whole, so each is held to within the size of a few ta
 """
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.fairshare import (
@@ -180,9 +180,11 @@ def share_of(demand, tasks: float = 1) -> float:
 def allocate(organizations) -> list[int]:
     """Let everybody queue without end, and start tasks until nothing fits. Tasks by organization.
 
-    ``organizations``: (cores, memory) of each task, and weight.
+    ``organizations``: (cores, memory) of each task, and weight. All have waited for hours.
     """
     tasks = [0] * len(organizations)
+    served = [0.0] * len(organizations)
+    out_of_turn = False
     left = [SIZE, SIZE]
     while True:
         used = {
@@ -194,13 +196,15 @@ def allocate(organizations) -> list[int]:
             for n, ((demand, weight), count) in enumerate(zip(organizations, tasks, strict=True))
         }
         line = [
-            head(n, n, cpu_millis=demand[0], ram_mib=demand[1])
+            head(n, n, cpu_millis=demand[0], ram_mib=demand[1], served_at=served[n])
             for n, (demand, _) in enumerate(organizations)
         ]
         room = Room(slots=1, light_slots=0, cpu_millis=left[0], ram_mib=left[1])
-        best = choose(line, used, room).start
+        ask = {"overdue": T0 + PATIENCE_S, "in_turn": out_of_turn}
+        best, _, out_of_turn = choose(line, used, room, **ask)
         if best is None:
             return tasks
+        served[best.organization] = T0 + 2 * PATIENCE_S
         tasks[best.organization] += 1
         left = [left[0] - best.cpu_millis, left[1] - best.ram_mib]
 
@@ -269,7 +273,7 @@ def test_who_uses_the_same_takes_turns(slots):
     names, total = "abcde", {"cpu_millis": 8000, "ram_mib": 8 * 1024}
     room = Room(slots=1, light_slots=0, cpu_millis=1000, ram_mib=1024)
     running: list[tuple[float, Waiting]] = []
-    served, turns = dict.fromkeys(names, 0), {}
+    served, turns = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
     for step in range(408):
         if len(running) == slots:
             running.pop(0)
@@ -278,8 +282,8 @@ def test_who_uses_the_same_takes_turns(slots):
             used[one.organization] = used.get(one.organization, 0) + 1000
         shares = {o: dominant_share({"cpu_millis": u}, total) for o, u in used.items()}
         # Whoever comes first in the alphabet queued first, and has the oldest task all along.
-        line = [head((o, step), o, queued_at=T0 + n) for n, o in enumerate(names)]
-        best = choose(line, shares, room, turns=turns).start
+        line = [head((o, step), o, queued_at=T0 + n, turn_at=turns[o]) for n, o in enumerate(names)]
+        best = choose(line, shares, room).start
         assert best is not None
         served[best.organization] += 1
         turns[best.organization] = T0 + step
@@ -298,8 +302,14 @@ def test_a_line_that_waited_long_goes_before_urgency_and_shares():
     assert choose([old, urgent], {"a": 0.9}, room, overdue=T0).start == urgent
     assert choose([old, urgent], {"a": 0.9}, room, overdue=later).start == old
     # One of its line was started since: it does not go first twice in a row.
-    just = {old.line: later + 1}
-    assert choose([old, urgent], {}, room, overdue=later, started=just).start == urgent
+    just = old._replace(served_at=later + 1)
+    assert choose([just, urgent], {}, room, overdue=later).start == urgent
+    # Of two starts one goes by rank, unless nothing else fits.
+    ask = {"overdue": later, "in_turn": True}
+    assert choose([old, urgent], {}, room, **ask) == Choice(urgent)
+    assert choose([old], {}, room, **ask) == Choice(old)
+    reserved = Room(slots=1, light_slots=0, cpu_millis=1000, ram_mib=4096, gpu_slots=1)
+    assert choose([old, urgent], {}, reserved, **ask) == Choice(old, None, out_of_turn=True)
 
 
 def test_a_node_is_held_for_large_work_that_waited_long():
@@ -346,6 +356,83 @@ def test_a_node_will_have_what_our_own_tasks_free_and_no_more(said, ours, later)
 
 
 MINUTE = 60
+
+
+class Fleet:
+    """One node whose tasks take a minute each, and lines that never end; what is started when."""
+
+    def __init__(self, slots: int, cores: int) -> None:
+        self.room = Room(slots, 0, cores * 1000, 1 << 20)
+        self.lines: list[Waiting] = []
+        self.weights: dict[str, float] = {}
+        self.starts: list[tuple[int, Waiting]] = []
+        self.used: dict[str, float] = {}  # core-minutes
+        self.minute = 0
+
+    def run(self, minutes: int) -> None:
+        total = {"cpu_millis": self.room.cpu_millis}
+        served: dict[tuple, float] = {}
+        turns: dict[tuple, float] = {}
+        out_of_turn = False
+        for minute in range(minutes):
+            now = T0 + minute * MINUTE
+            room, used = self.room, dict[str, float]()
+            while True:
+                shares = {
+                    one: dominant_share({"cpu_millis": cpu}, total, self.weights.get(one, 1.0))
+                    for one, cpu in used.items()
+                }
+                waiting = [
+                    one._replace(
+                        served_at=served.get(one.line, 0.0),
+                        turn_at=turns.get(one.organization, 0.0),
+                    )
+                    for one in self.lines
+                    if one.queued_at <= now
+                ]
+                ask = {"overdue": now - PATIENCE_S, "in_turn": out_of_turn}
+                choice = choose(waiting, shares, room, **ask)
+                if (best := choice.start) is None:
+                    break
+                out_of_turn = choice.out_of_turn
+                room = less(room, best)
+                served[best.line] = turns[best.organization] = now + len(self.starts) / 1e6
+                used[best.organization] = used.get(best.organization, 0) + best.cpu_millis
+                self.starts.append((minute, best))
+            for one, cpu in used.items():
+                self.used[one] = self.used.get(one, 0) + cpu / 1000
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1.0, 2.0])), min_size=2, max_size=4))
+def test_a_backlog_of_hours_keeps_the_shares_and_is_not_first_come_first_served(organizations):
+    """Every head is hours old, and yet whoever queued first does not go first until it is done."""
+    fleet = Fleet(slots=100, cores=40)
+    for n, (cores, weight) in enumerate(organizations):
+        fleet.weights[str(n)] = weight
+        fleet.lines.append(head(n, str(n), cpu_millis=cores * 1000, queued_at=T0 - 36_000 + n))
+    fleet.run(60)
+    weights = sum(fleet.weights.values())
+    for one, weight in fleet.weights.items():
+        due = weight / weights * (40 - 4 * len(organizations)) * 60
+        assert fleet.used[one] >= due
+
+
+def test_with_more_lines_than_patience_urgency_still_counts_and_every_line_is_served():
+    """Sixty lines for one slot: each is late before its turn comes again."""
+    fleet, lines = Fleet(slots=1, cores=1), 60
+    fleet.lines = [head(n, f"o{n}", priority=-(n % 2), queued_at=T0 - 36_000) for n in range(lines)]
+    fleet.lines.append(head("urgent", "late comer", priority=1, queued_at=T0 + 300 * MINUTE))
+    fleet.run(900)
+    urgent = [minute for minute, one in fleet.starts if one.task == "urgent"]
+    assert urgent[0] - 300 <= 1
+    bound = PATIENCE_S / MINUTE + 2 * (lines + 1)
+    for n in range(lines):
+        mine = [minute for minute, one in fleet.starts if one.task == n]
+        waits = [b - a for a, b in zip([0, *mine], [*mine, 900], strict=True)]
+        assert max(waits) <= bound, (n, mine)
+
+
 LONGEST = 20  # minutes that a task may take
 
 
@@ -377,6 +464,7 @@ def test_every_task_that_fits_an_empty_fleet_starts_in_bounded_time(nodes, wants
     }
     running: list[list[tuple[Waiting, int]]] = [[] for _ in nodes]  # with the minute of its end
     starts: dict[tuple, float] = {}
+    out_of_turn = False
     bound = int(PATIENCE_S) // MINUTE + (len(wants) + 1) * 2 * LONGEST + 2
     for minute in range(bound + 1):
         now = T0 + minute * MINUTE
@@ -390,25 +478,25 @@ def test_every_task_that_fits_an_empty_fleet_starts_in_bounded_time(nodes, wants
                     head(f"flood {k}", f"flood {k}", priority=p, cpu_millis=c * 1000, queued_at=now)
                     for k, (c, p, _) in enumerate(flood)
                 ]
-                live = {one.line: starts[one.line] for held in running for one, _ in held}
                 used: dict = {}
                 for one, _ in (pair for held in running for pair in held):
                     used[one.organization] = used.get(one.organization, 0) + one.cpu_millis
+                lines = [*waiting.values(), *fresh]
                 choice = choose(
-                    [*waiting.values(), *fresh],
+                    [one._replace(served_at=starts.get(one.line, 0.0)) for one in lines],
                     used,
                     room,
                     node=n,
                     freed=empty,
                     overdue=now - PATIENCE_S,
-                    started=live,
+                    in_turn=out_of_turn,
                 )
                 if choice.hold is not None:
                     task = choice.hold.task
                     waiting[task] = waiting[task]._replace(held_on=n)
                 if choice.start is None:
                     break
-                one = choice.start
+                one, out_of_turn = choice.start, choice.out_of_turn
                 lasts = LONGEST if one.task in waiting else flood[int(str(one.task)[6:])][2]
                 waiting.pop(one.task, None)
                 starts[one.line] = now
