@@ -19,6 +19,9 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
+from accounts.errors import Conflict
+from workers import actions
+
 GATHER_S = 0.02  # how long the first heartbeat of a batch waits for others
 
 # What is needed for the answers is read without locks, and what can't be locked at once is left
@@ -59,6 +62,14 @@ SELECT worker_id::text, id::text, attempt,
             WHEN stop_requested_at IS NOT NULL THEN 'stop' ELSE 'ok' END
   FROM held
 """
+# A node names what it runs from the moment on when it hears of it. What it was granted half a lease
+# ago and has never named (the lease is the one that the claim gave), it has never heard of.
+_UNHEARD = """
+SELECT id, attempt FROM workers_task
+ WHERE state = 'running' AND worker_id = ANY(%(nodes)s::uuid[])
+   AND lease_expires_at < %(now)s + %(lease)s / 2
+   AND lease_expires_at <= started_at + %(lease)s AND NOT id = ANY(%(named)s::uuid[])
+"""
 _WAITING = """
 SELECT asked.queue, asked.organization::text
   FROM unnest(%(queues)s::text[], %(organizations)s::uuid[]) AS asked(queue, organization)
@@ -97,10 +108,11 @@ def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
             for task, attempt in beat.running
         ]
         words: dict[tuple[str, str, int], str] = {}
+        asked: dict[str, Any]
         if held:
             tasks, attempts, owners = (list(column) for column in zip(*held, strict=True))
             until = now + timedelta(seconds=settings.LEASE_S)
-            asked: dict[str, Any] = {
+            asked = {
                 "tasks": tasks,
                 "attempts": attempts,
                 "nodes": owners,
@@ -108,6 +120,15 @@ def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
             }
             cursor.execute(_LEASES, asked)
             words = {(node, task, n): word for node, task, n, word in cursor.fetchall()}
+        asked = {
+            "nodes": [node[0] for node in nodes.values()],
+            "now": now,
+            "lease": timedelta(seconds=settings.LEASE_S),
+            "named": [task for task, _, _ in held],
+        }
+        cursor.execute(_UNHEARD, asked)
+        for task, attempt in cursor.fetchall():
+            _take_back(task, attempt)
         pairs = {
             (queue, organization)
             for _, organization, queues, draining, *_ in map(_parsed, nodes.values())
@@ -125,6 +146,15 @@ def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
         else None
         for beat in beats
     ]
+
+
+def _take_back(task: UUID, attempt: int) -> None:
+    try:
+        actions.end_task(
+            task, attempt, outcome="returned", result={}, error="its node never heard of it"
+        )
+    except Conflict:  # it has ended meanwhile
+        pass
 
 
 def _parsed(node: Sequence[Any]) -> tuple[str, str | None, list[str], bool, int, bool]:

@@ -84,7 +84,7 @@ def handle_end(pk: str) -> None:
     Each reaction is a transaction of its own: one with hundreds of candidates would keep rows
     locked for minutes, and be done again from the start if this process died.
     """
-    pending = Event.objects.filter(task=pk, handled_at=None, tries__lt=MAX_TRIES)
+    pending = Event.objects.filter(task=UUID(pk), handled_at=None, tries__lt=MAX_TRIES)
     for event in pending.order_by("seq").values_list("pk", flat=True):
         # Not skip_locked: one that another process is reacting to is waited for.
         _handle(event, skip_locked=False)

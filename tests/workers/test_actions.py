@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
 from workers import actions, tasks
+from workers.beats import Beat, renew
 from workers.fairshare import Room
 from workers.models import Allocation, Event, IllegalMove, StaleWrite, Task
 from workers.signals import task_ended, task_event
@@ -88,18 +89,22 @@ def test_an_organization_at_its_limit_waits_while_others_go_on():
     assert actions.claim(WorkerFactory(), ROOM) == sibling
 
 
+def heartbeat(worker, running):
+    return renew([Beat(worker.token_hash, running, {})])[0]
+
+
 def test_heartbeats_renew_leases_and_carry_wishes():
     task = claimed()
     Task.objects.filter(pk=task.pk).update(lease_expires_at=timezone.now())
-    answer = actions.heartbeat(task.worker, running=[(task.pk, 1)], usage={})
+    answer = heartbeat(task.worker, [(task.pk, 1)])
     assert answer["tasks"] == {str(task.pk): "ok"}
     task.refresh_from_db()
     assert task.lease_expires_at > timezone.now() + timedelta(seconds=settings.LEASE_S / 2)
     actions.stop_task(task, by="ada")
-    answer = actions.heartbeat(task.worker, running=[(task.pk, 1)], usage={})
+    answer = heartbeat(task.worker, [(task.pk, 1)])
     assert answer["tasks"] == {str(task.pk): "stop"}
     actions.cancel_task(task, by="ada")
-    answer = actions.heartbeat(task.worker, running=[(task.pk, 1), (task.pk, 2)], usage={})
+    answer = heartbeat(task.worker, [(task.pk, 1), (task.pk, 2)])
     assert answer["tasks"] == {str(task.pk): "cancel"}
 
 
@@ -120,7 +125,7 @@ def test_a_report_renews_the_lease_and_never_shortens_it():
 def test_a_heartbeat_says_gone_for_what_the_node_no_longer_holds():
     task = claimed()
     stranger = WorkerFactory()
-    answer = actions.heartbeat(stranger, running=[(task.pk, 1)], usage={})
+    answer = heartbeat(stranger, [(task.pk, 1)])
     assert answer["tasks"] == {str(task.pk): "gone"}
 
 

@@ -105,6 +105,35 @@ def test_a_heartbeat_waits_for_no_row_and_other_nodes_are_renewed_beside_a_locke
     assert tasks[idle].lease_expires_at > soon
 
 
+def test_what_a_node_was_granted_and_never_names_goes_back_unharmed():
+    node, busy = WorkerFactory(), WorkerFactory()
+    tasks = []
+    for one in (node, busy):
+        make_task()
+        tasks.append(actions.claim(one, ROOM))
+    unheard, named = tasks
+    renew([Beat(busy.token_hash, [(named.pk, 1)], {})])
+
+    def beats_at(age_s):
+        began = timezone.now() - timedelta(seconds=age_s)
+        lease = timedelta(seconds=settings.LEASE_S)
+        for task in tasks:
+            renewed = timedelta(seconds=1) if task == named else timedelta(0)
+            Task.objects.filter(pk=task.pk).update(
+                started_at=began, lease_expires_at=began + lease + renewed
+            )
+        renew([Beat(one.token_hash, [], {}) for one in (node, busy)])
+        for task in tasks:
+            task.refresh_from_db()
+        return [(task.state, task.attempt, task.losses) for task in tasks]
+
+    # A heartbeat may have been on its way when the task was granted.
+    assert beats_at(0.4 * settings.LEASE_S) == [("running", 1, 0), ("running", 1, 0)]
+    # What was named once, and no more, has been begun: that is for its lease to tell.
+    assert beats_at(0.6 * settings.LEASE_S) == [("queued", 2, 0), ("running", 1, 0)]
+    assert "never heard" in unheard.events.get(type="task.queued", attempt=2).data["why"]
+
+
 def in_a_thread(work, *args):
     """With a connection of its own, which waits for no lock longer than a moment."""
     try:
@@ -121,7 +150,7 @@ def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries)
     Worker.objects.bulk_create(
         Worker(name=f"n{n}", token_hash=f"h{n}", queues=["cpu"]) for n in range(1000)
     )
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(3):
         assert len(renew([Beat(f"h{n}", [], {}) for n in range(1000)])) == 1000
 
 
