@@ -162,6 +162,37 @@ def evaluate(
     return Evaluation(score, figures, interval, scorer.curves(), len(truth), scorer.notes())
 
 
+def loss_of_blend(
+    task: str,
+    truth: npt.NDArray[Any],
+    blend: Floats,
+    *,
+    metric: str,
+    classes: Sequence[str] | None = None,
+    positive_class: str | None = None,
+) -> float:
+    """The metric of one blend, turned so that lower is better; inf where it is not defined.
+
+    ``blend``: n x k probabilities that add up to 1, or n x 1 numbers; ``truth`` as in `evaluate`.
+    """
+    scorer: _Classification | _Regression
+    if task == "regression":
+        scorer = _Regression(np.asarray(truth, dtype=np.float64), blend[:, 0])
+    else:
+        assert classes is not None
+        scorer = _Classification(
+            np.asarray(truth, dtype=np.int64),
+            np.argmax(blend, axis=1),
+            blend,
+            list(classes),
+            _positive(task, classes, positive_class),
+        )
+    score = float(scorer.score(metric, np.ones((1, len(truth))))[0])
+    if not math.isfinite(score):
+        return math.inf
+    return -score if METRICS[metric].greater_is_better else score
+
+
 # Reading what a candidate sent -------------------------------------------------------------------
 
 

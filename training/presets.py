@@ -104,7 +104,7 @@ def shares(engines: Sequence[str], budget_s: float, mode: str, *, named: bool) -
 
 def table() -> str:
     """docs/concepts.md's table of presets."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("preset", "engines", "time", "ensemble", "refit"),
         ("---", "---", "---", "---", "---"),
     ]
