@@ -274,6 +274,9 @@ class Supervisor:
         plan.append(
             Child("control", [*celery, "worker", "-Q", "control", *size, *quiet], env, grace_s=10)
         )
+        # What may take hours (exports, deleting organizations), one at a time.
+        long = ["-Q", "control-long", "-n", "long@%h", "-c", "1"]
+        plan.append(Child("control-long", [*celery, "worker", *long, *quiet], env, grace_s=10))
         plan.append(Child("beat", [*celery, "beat", "--pidfile", "", "-l", "INFO"], env))
         venvs = Path(os.environ.get("FLOWML_VENVS") or BASE_DIR / ".venvs")
         node_python = venvs / "node" / "bin" / "python"
@@ -604,8 +607,8 @@ class Platform:
         self._up = None
 
     def process(self, name: str) -> Process:
-        """The process that runs as ``name`` now: web-1, web-2, control, beat, node, postgres,
-        valkey, up. Raises LookupError when there is none at the moment."""
+        """The process that runs as ``name`` now: web-1, web-2, control, control-long, beat, node,
+        postgres, valkey, up. Raises LookupError when there is none at the moment."""
         state = read_state(self.var)
         if name == "up":
             found = Process.of(state.get("pid", 0))

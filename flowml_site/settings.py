@@ -209,6 +209,8 @@ NODE_BROKER_URL = env.str("FLOWML_NODE_BROKER_URL", default="")
 
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_DEFAULT_QUEUE = "control"
+# What may take hours has a process of its own: nothing short waits for it.
+CELERY_TASK_ROUTES = {"organizations.tasks.*": {"queue": "control-long"}}
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -230,7 +232,7 @@ CELERY_BEAT_SCHEDULE = {
     "organizations-sweep": {
         "task": "organizations.tasks.sweep",
         "schedule": 60.0,
-        "options": {"expires": 50},
+        "options": {"expires": 50, "queue": "control-long"},
     },
     "workers-sweep": {
         "task": "workers.tasks.sweep",

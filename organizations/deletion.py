@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -59,7 +60,7 @@ def restore(by: Membership | str, organization: Organization) -> Organization:
     stored = Organization.objects.select_for_update(no_key=True).get(pk=organization.pk)
     if stored.delete_after is None:
         raise Conflict("Nobody has asked for this organization to be deleted.")
-    if stored.delete_after <= timezone.now():
+    if _due().filter(pk=stored.pk).exists():
         raise Conflict("It is too late: the organization is being deleted.")
     stored.delete_after = None
     stored.save(update_fields=["delete_after"])
@@ -73,17 +74,26 @@ def purge_due() -> int:
     One that fails is left for the next time, and the others go.
     """
     gone = 0
-    # The database's clock, by which its trigger lets the audit log go too.
-    for home in Organization.objects.filter(delete_after__lte=Now()):
+    for home in _due():
         try:
-            _purge(home)
-            gone += 1
+            gone += _purge(home)
         except Exception:
             log.exception("an organization can't be deleted", extra={"organization": str(home.pk)})
     return gone
 
 
-def _purge(home: Organization) -> None:
+def _due() -> QuerySet[Organization]:
+    """By the database's clock, as its trigger that lets the audit log go too: web's may be off."""
+    return Organization.objects.filter(delete_after__lte=Now())
+
+
+def _purge(home: Organization) -> bool:
+    """Delete it; False where it was restored, or is gone, meanwhile."""
+    with transaction.atomic():
+        # Whoever restores it holds this row. Once we had it and it was due, it stays due: nobody
+        # restores what is, so the lock may go before the long part.
+        if not _due().select_for_update(no_key=True).filter(pk=home.pk).exists():
+            return False
     # From right to left: a model refers to its data, and that to its files. Nothing here has to
     # happen at once: access is closed for good, and what is left after a crash the next one does.
     for purge in reversed(purges):
@@ -91,3 +101,4 @@ def _purge(home: Organization) -> None:
     with transaction.atomic():
         home.delete()
         record("organization.deleted", None, name=home.name, changes={"id": home.pk})
+    return True

@@ -5,6 +5,7 @@ import logging
 import tempfile
 import zipfile
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +14,12 @@ from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.text import slugify
 
 from accounts.errors import Conflict
+from organizations import quotas, usage
 from organizations.audit import record
 from organizations.models import (
     AuditEntry,
@@ -34,19 +36,33 @@ from organizations.parts import Bundle, exports, register
 
 State = OrganizationExport.State
 FORMAT = 1
-GIVEN_UP_AFTER = timedelta(hours=2)  # whoever worked on one for longer is gone
+GIVEN_UP_AFTER = timedelta(hours=4)  # whoever worked on one for longer is gone
 TRIES = 3
+A_DAY = 3  # exports that an organization asks for: each reads all that it has
+QUEUE = "control-long"  # has a process of its own, so that nothing short waits for it
 log = logging.getLogger(__name__)
 
 
 @transaction.atomic
 def ask(by: Membership) -> OrganizationExport:
-    """Have the organization exported. While one is being made, that one is the answer."""
+    """Have the organization exported. While one is being made, that one is the answer.
+
+    Raises Conflict when enough were asked for in the last 24 hours.
+    """
     Organization.objects.select_for_update(no_key=True).get(pk=by.organization_id)
     mine = OrganizationExport.objects.of(by.organization)
     under_way = mine.filter(state__in=(State.QUEUED, State.RUNNING)).first()
     if under_way is not None:
         return under_way
+    day_ago = timezone.now() - timedelta(days=1)
+    lately = mine.filter(created_at__gt=day_ago).exclude(state=State.FAILED)
+    times = list(lately.order_by("-created_at").values_list("created_at", flat=True)[:A_DAY])
+    if len(times) == A_DAY:
+        raise Conflict(
+            f"An organization is exported at most {A_DAY} times in 24 hours. The last export can "
+            f"be downloaded; the next one made from {times[-1] + timedelta(days=1):%H:%M} UTC.",
+            code="exported-too-often",
+        )
     export = mine.create(organization=by.organization, asked_by=by.name)
     record("organization.export-asked", by.organization, by=by)
     transaction.on_commit(lambda: hasten(export.pk))
@@ -57,7 +73,7 @@ def hasten(pk: UUID) -> None:
     """Ask control to make it now; the sweep would, a little later."""
     try:
         current_app.send_task(
-            "organizations.tasks.build_export", args=[str(pk)], queue="control", retry=False
+            "organizations.tasks.build_export", args=[str(pk)], queue=QUEUE, retry=False
         )
     except Exception as problem:
         log.warning("control not hastened", extra={"export": str(pk), "problem": str(problem)})
@@ -91,6 +107,9 @@ def build(pk: UUID) -> None:
     )  # fmt: skip
     if not ready:
         default_storage.delete(path)
+        return
+    older = OrganizationExport.objects.of(export.organization).filter(state=State.READY)
+    _expire(older.exclude(pk=pk))  # one at a time takes room
 
 
 def _written(export: OrganizationExport) -> tuple[str, int]:
@@ -128,10 +147,22 @@ def download(by: Membership, export: OrganizationExport) -> tuple[Any, str]:
 
 def expire() -> None:
     """Delete the files of exports that are too old."""
-    old = OrganizationExport.objects.filter(state=State.READY, expires_at__lte=timezone.now())
+    _expire(OrganizationExport.objects.filter(state=State.READY, expires_at__lte=timezone.now()))
+
+
+def discard(by: Membership, export: OrganizationExport) -> None:
+    """Delete the file of an export before its time. Raises Conflict where there is none."""
+    if export.state != State.READY:
+        raise Conflict(f"There is nothing to delete: the export is {export.state}.")
+    _expire(OrganizationExport.objects.of(by.organization).filter(pk=export.pk))
+    record("organization.export-deleted", by.organization, by=by)
+
+
+def _expire(old: QuerySet[OrganizationExport]) -> None:
     for export in old:
-        export.file.delete(save=False)
-        OrganizationExport.objects.filter(pk=export.pk).update(state=State.EXPIRED, file="")
+        with transaction.atomic():
+            OrganizationExport.objects.filter(pk=export.pk).update(state=State.EXPIRED, file="")
+            transaction.on_commit(partial(default_storage.delete, str(export.file)))
 
 
 def waiting() -> list[UUID]:
@@ -170,5 +201,18 @@ def _purge(home: Organization) -> None:
         export.file.delete(save=False)
 
 
+def _stored(home: Organization) -> int:
+    kept = OrganizationExport.objects.of(home).exclude(file="")
+    return kept.aggregate(n=Sum("size"))["n"] or 0
+
+
+def _stored_by_all() -> dict[UUID, int]:
+    kept = OrganizationExport.objects.exclude(file="").order_by()
+    return dict(kept.values_list("organization").annotate(n=Sum("size")))
+
+
 def connect() -> None:
+    # Counted, but never refused: who is out of room may take everything along.
+    quotas.register_meter("storage_bytes", _stored)
+    usage.register_storage(_stored_by_all)
     register(export=_export, purge=_purge)

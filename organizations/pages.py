@@ -264,6 +264,15 @@ def export_file(request: OrgRequest, export: UUID) -> StreamingHttpResponse:
 @require_POST
 @org_role(Role.ADMIN, while_deleting=True)
 @_acts("settings")
+def discard_export(request: OrgRequest, export: UUID) -> str:
+    mine = OrganizationExport.objects.of(request.membership.organization)
+    exports.discard(request.membership, get_object_or_404(mine, pk=export))
+    return "The export is deleted."
+
+
+@require_POST
+@org_role(Role.ADMIN, while_deleting=True)
+@_acts("settings")
 def delete(request: OrgRequest) -> str:
     me = request.membership
     gone = deletion.ask(me, me.organization, name=request.POST.get("name", ""))

@@ -18,7 +18,7 @@ from organizations import usage
 from organizations.models import Organization
 
 Meter = Callable[[Organization], float]
-_meters: dict[str, Meter] = {}
+_meters: dict[str, list[Meter]] = {}
 
 
 class QuotaReached(FlowError):
@@ -51,7 +51,7 @@ QUOTAS = {
         Quota("queued_jobs", "Trainings that wait", "", "max_queued_jobs", "MAX_QUEUED_JOBS",
               "Wait until some have started, or cancel one that waits."),
         Quota("storage_bytes", "Storage", "bytes", "max_storage_bytes", "MAX_STORAGE_BYTES",
-              "Delete data sets that nobody needs any more."),
+              "Delete data sets, or an export, that nobody needs any more."),
         Quota("upload_bytes", "One upload", "bytes", "max_upload_bytes", "MAX_UPLOAD_SIZE_MB",
               "Upload a smaller file, or several."),
         Quota("cpu_hours", "CPU hours this month", "hours", "max_cpu_hours", "MAX_CPU_HOURS",
@@ -65,8 +65,9 @@ QUOTAS = {
 
 
 def register_meter(name: str, meter: Meter) -> None:
-    """Say how much of a quota an organization uses now."""
-    _meters[name] = meter
+    """Say how much of a quota an organization uses now; what several say is added up."""
+    if meter not in _meters.setdefault(name, []):
+        _meters[name].append(meter)
 
 
 def limit_of(organization: Organization, name: str) -> int | None:
@@ -84,7 +85,7 @@ def used(organization: Organization, name: str) -> float:
     if QUOTAS[name].monthly:
         cpu_hours, gpu_hours = usage.this_month(organization)
         return cpu_hours if name == "cpu_hours" else gpu_hours
-    return _meters[name](organization) if name in _meters else 0
+    return sum(meter(organization) for meter in _meters.get(name, ()))
 
 
 def reserve(organization: Organization, **wanted: float) -> None:

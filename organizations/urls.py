@@ -17,6 +17,7 @@ urlpatterns = [
     path("organization/transfer", pages.transfer, name="transfer"),
     path("organization/exports", pages.export, name="export"),
     path("organization/exports/<uuid:export>", pages.export_file, name="export-file"),
+    path("organization/exports/<uuid:export>/delete", pages.discard_export, name="export-delete"),
     path("organization/delete", pages.delete, name="delete"),
     path("organization/restore", pages.restore, name="restore"),
     path("organization/leave", pages.leave, name="leave"),

@@ -99,6 +99,7 @@ POST    /organization/invite/withdraw                           sign    403     
 POST    /organization/transfer                                  sign    403     403     302     302
 POST    /organization/exports                                   sign    403     403     302     302
 GET     /organization/exports/{export}                          sign    403     403     200     404
+POST    /organization/exports/{export}/delete                   sign    403     403     302     404
 POST    /organization/delete                                    sign    403     403     302     302
 POST    /organization/restore                                   sign    403     403     302     302
 POST    /organization/leave                                     sign    302     302     302     302
@@ -205,6 +206,7 @@ DELETE  /api/organizations/{organization}/tokens/{service}       401    403     
 GET     /api/organizations/{organization}/exports                401    403     403     200     404
 POST    /api/organizations/{organization}/exports                401    403     403     202     404
 GET     /api/organizations/{organization}/exports/{export}       401    403     403     200     404
+DELETE  /api/organizations/{organization}/exports/{export}       401    403     403     204     404
 GET     /api/organizations/{organization}/exports/{export}/download  401 403    403     200     404
 POST    /api/organizations/{organization}/deletion               401    403     403     202     404
 DELETE  /api/organizations/{closed}/deletion                     401    403     403     200     404

@@ -271,7 +271,7 @@ class ExportsView(Paged, OrgAPIView):
 
 
 class _ExportView(OrgAPIView):
-    roles: ClassVar = {"get": Role.ADMIN}
+    roles: ClassVar = {"get": Role.ADMIN, "delete": Role.ADMIN}
     while_deleting = people_only = True
 
     def export(self, pk: UUID) -> OrganizationExport:
@@ -286,6 +286,12 @@ class ExportView(_ExportView):
     def get(self, request: Request, organization: UUID, export: UUID) -> Response:
         """How far an export is."""
         return Response(said.ExportOut(self.export(export)).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, organization: UUID, export: UUID) -> Response:
+        """Delete the file of an export, which counts as storage. It would expire by itself."""
+        exports.discard(self.membership, self.export(export))
+        return Response(status=204)
 
 
 @extend_schema(tags=["organizations"])

@@ -11,7 +11,7 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 
 from datasets.models import Dataset
-from organizations import deletion, exports, invites, service, tasks
+from organizations import deletion, exports, invites, quotas, service, tasks, usage
 from organizations.models import (
     AuditEntry,
     Membership,
@@ -20,6 +20,7 @@ from organizations.models import (
     Role,
     ServiceToken,
     UsageEntry,
+    UsageMonth,
 )
 from tests.factories import UserFactory
 from tests.organizations.test_quotas import note
@@ -60,7 +61,7 @@ def rows(archive, name):
 
 def due(organization):
     Organization.objects.filter(pk=organization.pk).update(
-        delete_after=timezone.now() - timedelta(seconds=1)
+        delete_after=timezone.now() - timedelta(hours=1)
     )
 
 
@@ -103,6 +104,59 @@ def test_while_one_is_made_asking_again_gives_the_same(ask):
     assert ask("post", "/exports").json()["id"] != first
 
 
+def test_only_the_newest_is_kept_and_it_counts_as_storage(
+    ask, admin, django_capture_on_commit_callbacks
+):
+    before = quotas.used(admin.organization, "storage_bytes")
+    first = ask("post", "/exports").json()["id"]
+    exports.build(first)
+    path = OrganizationExport.objects.get(pk=first).file.name
+    second = ask("post", "/exports").json()["id"]
+    assert default_storage.exists(path), "until the next is there"
+    with django_capture_on_commit_callbacks(execute=True):
+        exports.build(second)
+    assert not default_storage.exists(path)
+    assert ask("get", f"/exports/{first}").json()["state"] == "expired"
+    kept = OrganizationExport.objects.get(pk=second)
+    assert kept.size > 0
+    assert quotas.used(admin.organization, "storage_bytes") == before + kept.size
+    usage.note_storage()
+    assert UsageMonth.objects.get().storage_bytes == before + kept.size
+    with django_capture_on_commit_callbacks(execute=True):
+        assert ask("delete", f"/exports/{second}").status_code == 204
+    assert not default_storage.exists(kept.file.name)
+    assert quotas.used(admin.organization, "storage_bytes") == before
+    assert ask("delete", f"/exports/{second}").status_code == 409
+    assert AuditEntry.objects.filter(verb="organization.export-deleted").count() == 1
+
+
+def test_three_a_day_are_enough(ask):
+    for _ in range(exports.A_DAY):
+        exports.build(ask("post", "/exports").json()["id"])
+    refused = ask("post", "/exports")
+    assert (refused.status_code, refused.json()["code"]) == (409, "exported-too-often")
+    assert "at most 3 times in 24 hours" in refused.json()["detail"]
+    newest = OrganizationExport.objects.first()
+    OrganizationExport.objects.filter(pk=newest.pk).update(state="failed")
+    assert ask("post", "/exports").status_code == 202, "one that failed takes no turn"
+    yesterday = timezone.now() - timedelta(hours=24, minutes=1)
+    OrganizationExport.objects.update(created_at=yesterday, state="expired")
+    assert ask("post", "/exports").status_code == 202
+
+
+def test_what_takes_long_keeps_nothing_short_waiting(ask, monkeypatch, settings):
+    sent = []
+    monkeypatch.setattr(
+        exports.current_app, "send_task", lambda name, **more: sent.append((name, more["queue"]))
+    )
+    pk = ask("post", "/exports").json()["id"]
+    exports.hasten(pk)
+    assert ("organizations.tasks.build_export", "control-long") in sent
+    assert {queue for _, queue in sent} == {"control-long"}
+    swept = settings.CELERY_BEAT_SCHEDULE["organizations-sweep"]
+    assert swept["options"]["queue"] == "control-long"
+
+
 def test_one_that_fails_is_tried_again_and_then_says_so(ask, monkeypatch):
     pk = ask("post", "/exports").json()["id"]
     monkeypatch.setattr(exports, "_written", lambda export: 1 / 0)
@@ -112,7 +166,9 @@ def test_one_that_fails_is_tried_again_and_then_says_so(ask, monkeypatch):
     assert "Tell the operator" in ask("get", f"/exports/{pk}").json()["error"]
 
 
-def test_one_whose_maker_died_is_made_again_and_an_old_one_goes(ask, client):
+def test_one_whose_maker_died_is_made_again_and_an_old_one_goes(
+    ask, client, django_capture_on_commit_callbacks
+):
     pk = ask("post", "/exports").json()["id"]
     long_ago = timezone.now() - timedelta(days=1)
     OrganizationExport.objects.update(state="running", started_at=long_ago)
@@ -121,7 +177,8 @@ def test_one_whose_maker_died_is_made_again_and_an_old_one_goes(ask, client):
     path = OrganizationExport.objects.get().file.name
     assert default_storage.exists(path)
     OrganizationExport.objects.update(expires_at=long_ago)
-    tasks.sweep()
+    with django_capture_on_commit_callbacks(execute=True):
+        tasks.sweep()
     assert not default_storage.exists(path)
     assert ask("get", f"/exports/{pk}").json()["state"] == "expired"
     assert ask("get", f"/exports/{pk}/download").status_code == 409
@@ -216,6 +273,41 @@ def test_what_is_due_can_not_be_restored(ask, admin):
     due(admin.organization)
     answer = ask("delete", "/deletion")
     assert (answer.status_code, "too late" in answer.json()["detail"]) == (409, True)
+
+
+def test_it_is_the_databases_clock_that_says_what_is_due(ask, admin, monkeypatch):
+    deletion.ask(admin, admin.organization, name="Delta")
+    due(admin.organization)
+    slow = timezone.now() - timedelta(hours=1)
+    monkeypatch.setattr(deletion.timezone, "now", lambda: slow)
+    with pytest.raises(deletion.Conflict, match="too late"):
+        deletion.restore(admin, admin.organization)
+
+
+def test_what_is_restored_just_before_it_is_deleted_stays(admin, monkeypatch):
+    kept, purged = admin.organization, []
+    monkeypatch.setattr(deletion, "purges", [purged.append])
+    due(kept)
+    listed = list(deletion._due())
+    # An admin restored it between the list and its turn.
+    Organization.objects.filter(pk=kept.pk).update(delete_after=None)
+    monkeypatch.setattr(deletion, "_due", lambda _due=deletion._due: _Listed(listed, _due()))
+    assert deletion.purge_due() == 0
+    assert purged == []
+    assert Organization.objects.filter(pk=kept.pk).exists()
+
+
+class _Listed:
+    """A list as it was a moment ago, and the question as it is answered now."""
+
+    def __init__(self, listed, now):
+        self.listed, self.now = listed, now
+
+    def __iter__(self):
+        return iter(self.listed)
+
+    def __getattr__(self, name):
+        return getattr(self.now, name)
 
 
 def test_one_that_fails_does_not_keep_the_others(admin, monkeypatch):

@@ -16,7 +16,7 @@ from flowml_site.platform import Platform, answers, of_installation
 from flowml_site.processes import Process, wait_ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.xdist_group("up")]
-NAMES = ("web-1", "web-2", "control", "beat", "postgres", "valkey")
+NAMES = ("web-1", "web-2", "control", "control-long", "beat", "postgres", "valkey")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def health(platform):
 def test_all_parts_are_up(platform):
     parts = health(platform)["parts"]
     assert [name for name, part in parts.items() if not part["ok"]] == ["nodes"]
-    assert len(set(everything(platform))) == 7
+    assert len(set(everything(platform))) == 8
 
 
 def test_its_secrets_are_its_owners_alone(platform):
@@ -65,7 +65,7 @@ def test_its_secrets_are_its_owners_alone(platform):
         assert not [value for value in json.loads(made.read_text()).values() if value in line]
 
 
-@pytest.mark.parametrize("name", ["web-1", "control", "beat", "valkey", "postgres"])
+@pytest.mark.parametrize("name", ["web-1", "control", "control-long", "beat", "valkey", "postgres"])
 def test_what_is_killed_is_started_again(platform, name):
     before = platform.process(name)
     os.kill(before.pid, signal.SIGKILL)
