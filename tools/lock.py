@@ -1,5 +1,7 @@
 """Compile ``requirements/*.in`` to lock files with hashes: ``make lock`` (``ARGS=--upgrade``).
 
+Names among the arguments mean these alone: ``make lock ARGS="engine-sklearn --upgrade"``.
+
 Versions that are locked stay unless a source file or ``--upgrade`` says otherwise. The files name
 packages, versions and hashes only, never where they were fetched from.
 """
@@ -45,12 +47,17 @@ def compile_one(source: Path, extra: list[str]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
+    options = [argument for argument in arguments if argument.startswith("-")]
+    names = [argument for argument in arguments if not argument.startswith("-")]
     try:
         venvs.check_machine()
         with venvs.only_one():
             venvs.make("tools")
-            for source in sorted(REQUIREMENTS.glob("*.in")):
-                changed = compile_one(source, arguments)
+            sources = [REQUIREMENTS / f"{name}.in" for name in names]
+            for source in sources or sorted(REQUIREMENTS.glob("*.in")):
+                if not source.is_file():
+                    raise venvs.Trouble(f"There is no {source.relative_to(venvs.ROOT)}.")
+                changed = compile_one(source, options)
                 print(f"lock: {source.stem}: {'changed' if changed else 'as it was'}", flush=True)
     except venvs.Trouble as trouble:
         print(f"lock: {trouble}", file=sys.stderr)

@@ -14,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
+from workers.node import handlers
 from workers.node.channel import WorkError, plain
 
 
@@ -48,7 +49,7 @@ class FileChannel:
 
 
 def serve() -> None:
-    module = importlib.import_module(f"training.engines.{sys.argv[1]}")
+    module = importlib.import_module(handlers.engine_module(sys.argv[1]))
     for name in ("training.engines.harness", *module.ENGINE.imports):
         importlib.import_module(name)
     print(json.dumps({"ready": len(os.listdir("/proc/self/task"))}), flush=True)

@@ -10,7 +10,7 @@ import pytest
 from training import evaluation
 from training.engines import estimators, race, scoring
 from training.engines.base import Problem
-from training.engines.search import Range
+from training.engines.search import Range, Search, Trial
 
 TASKS = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c", "d"), "regression": None}
 CASES = [
@@ -76,26 +76,35 @@ def test_inner_folds_hold_every_class(rows: int, parts: int) -> None:
         np.testing.assert_allclose(shares, np.bincount(y) / rows, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    "span",
-    [
-        Range(0.01, 10, log=True),
-        Range(2, 40, whole=True),
-        Range(1, 300, log=True, whole=True),
-        Range(values=("x", None, 3)),
-        Range(5, 5),
-    ],
-)
-def test_searches_stay_inside_their_ranges(span: Range) -> None:
-    random = np.random.default_rng(8)
-    value = span.draw(random)
-    for _ in range(300):
-        value = span.near(value, random)
-        if span.values:
-            assert value in span.values
-        else:
-            assert span.low <= value <= span.high
-            assert isinstance(value, int) == span.whole
+def test_searches_stay_inside_their_ranges_and_come_near_the_best() -> None:
+    space = {
+        "strength": Range(0.01, 10, log=True),
+        "leaves": Range(2, 40, whole=True),
+        "trees": Range(1, 300, log=True, whole=True),
+        "kind": Range(values=("x", None, (3, 4))),
+        "fixed": Range(5, 5),
+    }
+    search = Search(space, -2.0, trial_s=0.1, full_s=0.2, seed=8)
+    seen = []
+    for number in range(60):
+        params = search.propose()
+        if params is None:
+            continue
+        seen.append(params)
+        for name, span in space.items():
+            value = params[name]
+            if span.values:
+                assert value in span.values
+            else:
+                assert span.low <= value <= span.high
+                assert isinstance(value, int) == span.whole
+        if number % 7:  # the others failed: it goes on without them
+            score = -abs(np.log(params["strength"])) - (params["kind"] != (3, 4))
+            search.add(Trial(params, {}, np.empty(0), score, 0.1))
+    assert search.found is not None
+    assert search.found.params["kind"] == (3, 4)
+    assert search.best > -0.5
+    assert len({str(params) for params in seen}) == len(seen)
 
 
 def test_an_estimator_survives_being_described() -> None:

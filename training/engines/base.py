@@ -33,7 +33,11 @@ Task = Literal["binary", "multiclass", "regression"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What to learn. ``classes`` (None for regression) is sorted; targets are codes into it."""
+    """What to learn. ``classes`` (None for regression) is sorted; targets are codes into it.
+
+    With a ``model`` (a name of named.py) there is no race: one candidate of that model, with these
+    ``hyperparameters`` and the library's defaults for the rest.
+    """
 
     task: Task
     target: str
@@ -42,6 +46,8 @@ class Problem:
     positive_class: str | None = None
     seed: int = 0
     threads: int = 1
+    model: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_classification(self) -> bool:
@@ -132,7 +138,9 @@ class Predictor(ABC):
 class Engine(ABC):
     """The declaration (class attributes) and the two and a half methods."""
 
-    name: str  # as in training/engines/<name>.py, requirements/engine-<name>.txt, .venvs/<name>
+    # As in requirements/engine-<name>.txt and .venvs/<name>. What stands before its first dash is
+    # the file, training/engines/<file>.py: several versions of a library share one.
+    name: str
     title: str
     task_types: frozenset[Task] = frozenset({"binary", "multiclass", "regression"})
     devices: frozenset[str] = frozenset({"cpu"})

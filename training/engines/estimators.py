@@ -177,7 +177,7 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
         estimator.set_params(max_samples=len(y))
     extra: dict[str, Any] = {}
     if recipe["style"] == "native" and encoding.categorical:
-        extra["categorical_feature"] = encoding.categorical
+        extra = _tell_categories(estimator, encoding)
     present: list[int] = []
     scale: dict[str, Any] = {}
     with warnings.catch_warnings():
@@ -194,6 +194,19 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
         np.random.seed(problem.seed % 2**32)
         estimator.fit(table, goal, **extra)
     return Member(recipe, encoding, estimator, present, scale)
+
+
+def _tell_categories(estimator: Any, encoding: matrix.Encoding) -> dict[str, Any]:
+    """Say which columns are categories: what goes into ``fit``, as the library wants it."""
+    params = estimator.get_params(deep=False)
+    if "categorical_features" not in params:  # LightGBM
+        return {"categorical_feature": encoding.categorical}
+    # scikit-learn has room for as many levels as bins. Levels are ordered by how common they are,
+    # so that of many more their numbers tell something, too.
+    steps, most = encoding.steps, params["max_bins"]
+    few = [place for place in encoding.categorical if len(steps[place]["levels"]) <= most]
+    estimator.set_params(categorical_features=few or None)
+    return {}
 
 
 def some_rows(rows: int, most: int, seed: int) -> Array:

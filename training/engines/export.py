@@ -75,7 +75,8 @@ def write(
         for file in sorted(item for item in folder.rglob("*") if item.is_file()):
             _add(archive, f"model/{file.relative_to(folder).as_posix()}", file.read_bytes())
         _add(archive, "schema.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        _add(archive, "flowml_model/__init__.py", f"from .{engine.name} import ENGINE as ENGINE\n")
+        module = type(engine).__module__.rpartition(".")[2]
+        _add(archive, "flowml_model/__init__.py", f"from .{module} import ENGINE as ENGINE\n")
         for name in modules:
             _add(archive, f"flowml_model/{name}.py", _source(HERE / f"{name}.py"))
         _add(archive, "flowml_model/splits.py", _source(splits))

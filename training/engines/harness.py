@@ -6,6 +6,7 @@ is what a model server calls. Runs in the engine's virtualenv; knows no engine b
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib
 import json
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from training import splits
-from training.engines import apart, export, frame, tables, text
+from training.engines import apart, export, frame, named, tables, text
 from training.engines.base import Candidate, Data, Engine, Predictions, Predictor, Problem, rows_of
 from training.engines.frame import Frame, Schema
 from training.engines.tables import Array, InputError
 from workers.node.channel import Channel, WorkError
+from workers.node.handlers import ENGINE_NAME, engine_module
 
 PROGRESS_S = 0.5  # between two progress messages
 ROWS_AT_ONCE = 20_000
@@ -32,15 +34,21 @@ Answer = dict[str, Any]
 
 
 def engine_named(name: str) -> Engine:
-    """The engine of ``training/engines/<name>.py``. Raises WorkError for a name that is none."""
-    if re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    """The engine of a name: ``sklearn-1.4`` is that of ``training/engines/sklearn.py``.
+
+    Raises WorkError for a name that is none.
+    """
+    if ENGINE_NAME.fullmatch(name):
+        module = engine_module(name)
         try:
-            found = getattr(importlib.import_module(f"training.engines.{name}"), "ENGINE", None)
+            found = getattr(importlib.import_module(module), "ENGINE", None)
         except ModuleNotFoundError as error:
-            if error.name != f"training.engines.{name}":
+            if error.name != module:
                 raise
             found = None
         if isinstance(found, Engine):
+            found = copy.copy(found)
+            found.name = name  # versions share a file; what they make says which one made it
             return found
     raise WorkError(f"There is no engine called '{name}' here.", code="unknown_engine")
 
@@ -60,6 +68,12 @@ def train(task: Mapping[str, Any], channel: Channel) -> Answer:
     problem = problem_of(payload)
     if problem.task not in engine.task_types:
         raise WorkError(f"{engine.title} does not do {problem.task} tasks.", code="task_type")
+    if problem.model:
+        given = problem.hyperparameters
+        wrong = named.problems(engine.name, problem.model, problem.task, given)
+        if wrong:
+            told = " ".join(wrong.values())
+            raise WorkError(told, code="hyperparameters", hyperparameters=wrong)
     run.working_on("Reading the data")
     ready = Ready.read(Path(task["inputs"]["data"]), payload, problem, run)
     if int(task.get("attempt") or 1) == 1:
@@ -111,6 +125,8 @@ def problem_of(payload: Mapping[str, Any]) -> Problem:
         positive_class=payload.get("positive_class"),
         seed=int(payload.get("seed") or 0),
         threads=max(1, int(payload.get("threads") or 1)),
+        model=str(payload.get("model") or ""),
+        hyperparameters=dict(payload.get("hyperparameters") or {}),
     )
 
 

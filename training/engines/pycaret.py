@@ -115,6 +115,7 @@ class PyCaret(Engine):
         "pycaret.classification",
         "pycaret.regression",
         "lightgbm",
+        "optuna",
         "sklearn.calibration",
         "sklearn.ensemble",
         "sklearn.gaussian_process",

@@ -81,7 +81,6 @@ class Race:
         self.large = data.folds is None and len(data.y) > LARGE
         self.inner = data.folds if data.folds is not None else inner_folds(problem, data.y)
         self.known: list[Known] = []
-        self.random = np.random.default_rng(problem.seed)
         self._blended: set[str] = set()
         self._slow: set[str] = set()
         self._taken = set(run.done)  # keys
@@ -110,6 +109,16 @@ class Race:
                     break
                 yield from self.attempt(entry, share=0.5)
             yield from self.blend("blend-all", "Blend of all models")
+        except (apart.Stopped, OutOfTime):
+            return
+
+    def one(self, entry: Entry) -> Iterator[Candidate]:
+        """This entry alone, as it is, in all the time there is."""
+        self.large = False  # with nothing to compare it with, it learns from all rows
+        try:
+            for candidate in self.attempt(replace(entry, fit_rows=len(self.data.y))):
+                yield candidate
+                return  # and not its scores inside the training rows
         except (apart.Stopped, OutOfTime):
             return
 
@@ -340,8 +349,8 @@ class Race:
         ranked = [k for k in ranked if k.entry.space and k.score > -np.inf]
         ranked = ranked[: 1 if self.large else FAMILIES_TUNED]
         searches = [
-            (k.entry, Search(k.entry.space, k.probe_score, trial_s=k.inner_s, full_s=k.fit_s))
-            for k in ranked
+            (k.entry, self._search(k, number))
+            for number, k in enumerate(ranked)
             if k.entry.id not in self._slow
         ]
         for generation in range(GENERATIONS):
@@ -366,6 +375,12 @@ class Race:
             if not better:
                 return
 
+    def _search(self, known: Known, number: int) -> Search:
+        # Another attempt goes on elsewhere than where the first one began.
+        seed = self.problem.seed + 1_000 * number + len(self.run.done)
+        times = {"trial_s": known.inner_s, "full_s": known.fit_s}
+        return Search(known.entry.space, known.probe_score, **times, seed=seed)
+
     def _free(self, id: str, number: int = 0) -> tuple[str, str]:
         """The first id from ``number`` on, counted from 0, that no attempt has used.
 
@@ -383,7 +398,7 @@ class Race:
         return self._left() > 1.3 * search.trial_s + 1.5 * fits + 0.05 * self.budget_s
 
     def _trial(self, entry: Entry, search: Search) -> None:
-        params = search.propose(self.random)
+        params = search.propose()
         if params is None:
             return
         member = with_params(entry.member, params)
@@ -508,15 +523,23 @@ def nowhere(problem: Problem, rows: int) -> Array:
 
 
 def with_params(member: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The member with other parameters of its estimator."""
-    estimator = member["estimator"]
+    """The member with other parameters of its estimator, or of the one that this one calibrates."""
     plain = {name: estimators.plain(value) for name, value in params.items()}
-    return dict(member) | {"estimator": estimator | {"params": estimator["params"] | plain}}
+
+    def changed(estimator: Mapping[str, Any]) -> dict[str, Any]:
+        inner = estimator["params"].get("estimator")
+        new = plain if inner is None else {"estimator": {"estimator": changed(inner["estimator"])}}
+        return dict(estimator) | {"params": estimator["params"] | new}
+
+    return dict(member) | {"estimator": changed(member["estimator"])}
 
 
 def shown_params(recipe: Recipe) -> dict[str, Any]:
     """Parameters for people to read: what differs from the library's defaults."""
-    params = dict(recipe["members"][0]["estimator"]["params"])
+    estimator = recipe["members"][0]["estimator"]
+    while inner := estimator["params"].get("estimator"):  # that which is calibrated
+        estimator = inner["estimator"]
+    params = dict(estimator["params"])
     for name in ("random_state", "verbose"):
         params.pop(name, None)
     return params

@@ -1,15 +1,16 @@
-"""Searching a model's parameters: spans to draw from, trials, and what to try next."""
+"""Searching a model's parameters: spaces as plain values, Optuna to say what to try next."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .tables import Array
+
+RANDOM_TRIALS = 8  # before the sampler begins to learn from what came out
 
 
 @dataclass(frozen=True)
@@ -22,28 +23,23 @@ class Range:
     whole: bool = False
     values: tuple[Any, ...] = ()
 
-    def draw(self, random: np.random.Generator) -> Any:
+    def distribution(self) -> Any:
+        """As Optuna has it; of ``values`` it draws the place, since they may be of any type."""
+        from optuna import distributions
+
         if self.values:
-            return self.values[int(random.integers(len(self.values)))]
-        return self._at(random.uniform())
+            return distributions.CategoricalDistribution(tuple(range(len(self.values))))
+        if self.whole:
+            return distributions.IntDistribution(round(self.low), round(self.high), self.log)
+        return distributions.FloatDistribution(self.low, self.high, self.log)
 
-    def near(self, value: Any, random: np.random.Generator) -> Any:
-        """A value close to ``value`` (of a choice: mostly itself)."""
+    def value(self, drawn: Any) -> Any:
+        """The parameter's value for what the distribution gave, floats to five digits."""
         if self.values:
-            return value if random.uniform() < 0.7 else self.draw(random)
-        low, high = self._ends()
-        at = (np.log(max(value, self.low)) if self.log else value) - low
-        place = at / (high - low) + random.normal(0, 0.15) if high > low else 0.0
-        return self._at(float(np.clip(place, 0.0, 1.0)))
-
-    def _ends(self) -> tuple[float, float]:
-        return (np.log(self.low), np.log(self.high)) if self.log else (self.low, self.high)
-
-    def _at(self, place: float) -> Any:
-        low, high = self._ends()
-        value = low + place * (high - low)
-        number = float(np.exp(value)) if self.log else float(value)
-        return round(number) if self.whole else float(f"{number:.5g}")
+            return self.values[drawn]
+        if self.whole:
+            return int(drawn)
+        return min(max(float(f"{drawn:.5g}"), self.low), self.high)
 
 
 @dataclass
@@ -58,48 +54,66 @@ class Trial:
 
 
 class Search:
-    """Random search first, then steps around the best: simple, and good with few trials.
+    """Tree-structured Parzen estimators by Optuna, after a few trials at random.
+
+    Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011.
 
     ``best`` is the score to beat. ``found`` is a trial that did, until somebody takes it. A trial
     takes about ``trial_s``, a fit on all training rows about ``full_s``.
     """
 
     def __init__(
-        self, space: Mapping[str, Range], best: float, *, trial_s: float, full_s: float
+        self,
+        space: Mapping[str, Range],
+        best: float,
+        *,
+        trial_s: float,
+        full_s: float,
+        seed: int = 0,
     ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space = space
         self.best = best
         self.found: Trial | None = None
-        self.trials: list[Trial] = []
         self.trial_s = max(trial_s, 0.01)
         self.full_s = max(full_s, 0.01)
-        self._tried: set[str] = set()
         self._ratio = self.full_s / self.trial_s
+        self._tried: set[str] = set()
+        self._distributions = {name: range_.distribution() for name, range_ in space.items()}
+        sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed % 2**32)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._failed = optuna.trial.TrialState.FAIL
+        self._asked: Any = None
 
-    def propose(self, random: np.random.Generator) -> dict[str, Any] | None:
-        """Parameters to try next; None when those that came up were tried before."""
-        params = self._draw(random)
+    def propose(self) -> dict[str, Any] | None:
+        """Parameters to try next; None when those that came up were tried before.
+
+        Who has an answer gives it to :meth:`add` before asking again; no answer is a failure.
+        """
+        self._tell(None)
+        self._asked = self._study.ask(self._distributions)
+        params = {name: self.space[name].value(at) for name, at in self._asked.params.items()}
         text = json.dumps(params, sort_keys=True, default=str)
         if text in self._tried:
             return None
         self._tried.add(text)
         return params
 
-    def _draw(self, random: np.random.Generator) -> dict[str, Any]:
-        space = self.space
-        good = sorted(self.trials, key=lambda trial: -trial.score)[:4]
-        if len(self.trials) < 8 or random.uniform() < 0.25:
-            return {name: range_.draw(random) for name, range_ in space.items()}
-        base = good[int(random.integers(len(good)))].params
-        return {
-            name: range_.near(base[name], random) if random.uniform() < 0.6 else base[name]
-            for name, range_ in space.items()
-        }
-
     def add(self, trial: Trial) -> None:
-        """Take note of a trial's outcome."""
-        self.trials.append(trial)
+        """Take note of the outcome of what was proposed last."""
+        self._tell(trial.score)
         self.trial_s = 0.7 * self.trial_s + 0.3 * trial.seconds
         if trial.score > self.best + 1e-9:
             self.best, self.found = trial.score, trial
             self.full_s = max(0.01, self._ratio * trial.seconds)
+
+    def _tell(self, score: float | None) -> None:
+        if self._asked is None:
+            return
+        asked, self._asked = self._asked, None
+        if score is None or not math.isfinite(score):
+            self._study.tell(asked, state=self._failed)
+        else:
+            self._study.tell(asked, score)

@@ -5,6 +5,7 @@ Standard library only. Nothing that came over the network ever names a function.
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,10 +33,14 @@ TABLE: dict[str, Way] = {
     "dataset.ingest": Way("datasets.ingest:run", "node", light=True, network=False),
     "training.train": Way("training.engines.harness:train", "engine", keeps=True),
     "training.refit": Way("training.engines.refit:refit", "engine"),
+    "training.check": Way("training.gate:run", "node", light=True, network=False),
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
 }
 PREDICTOR = "training.engines.harness:load_predictor"
 NOT_ENGINES = frozenset({"base", "harness", "__init__"})
+ENGINE_NAME = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9]+(\.[a-z0-9]+)*)*")
+# Engines whose versions are called otherwise than their file.
+FILES = {"pytorch": "torch"}
 
 
 def way_for(kind: str) -> Way | None:
@@ -44,8 +49,12 @@ def way_for(kind: str) -> Way | None:
 
 
 def engine_module(engine: str) -> str:
-    """The module that declares an engine (see training/engines/base.py)."""
-    return str(added("ENGINES").get(engine) or f"training.engines.{engine}")
+    """The module that declares an engine (see training/engines/base.py).
+
+    Versions share one: ``sklearn-1.4`` is declared where ``sklearn`` is.
+    """
+    file = engine.partition("-")[0]
+    return str(added("ENGINES").get(engine) or f"training.engines.{FILES.get(file, file)}")
 
 
 def predictor_target() -> str:

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable
 from workers.node.cache import NotTrusted, hash_fits, trim, unpack, verify
+from workers.node.handlers import ENGINE_NAME
 from workers.node.parents import Child, EngineBroken, Parents
 from workers.node.settings import Settings
 
@@ -356,7 +357,7 @@ class Serving:
         return await asyncio.shield(fetching)
 
     async def _fetch(self, model: Model) -> Path:
-        if not model.engine.replace("_", "").replace("-", "").isalnum():
+        if not ENGINE_NAME.fullmatch(model.engine):
             raise Failed(400, "The request does not name its engine rightly.")
         if not self.signing_key:
             raise Failed(503, "This node has not joined the server yet.")
