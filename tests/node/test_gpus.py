@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_no_device_is_given_twice(machine: tuple[list[Device], set[str]], wanted
             try:
                 given_ += await gpus.take(str(number), need)
             except NoRoom:
-                assert gpus.room() == []  # closed for a while: no spinning
+                assert await gpus.room() == []  # closed for a while: no spinning
         return given_
 
     with pytest.MonkeyPatch.context() as patch:
@@ -98,6 +99,24 @@ def test_no_device_is_given_twice(machine: tuple[list[Device], set[str]], wanted
     for number in range(len(wanted)):
         gpus.give_back(str(number))
     assert gpus.held == {}
+
+
+def test_a_driver_that_takes_its_time_does_not_stop_the_node() -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def slow() -> list[Device]:
+        asked.set()
+        answers.wait(30)
+        return [card(0), card(1, free_gib=2)]
+
+    async def node() -> list[int]:
+        room = asyncio.create_task(Gpus(slow).room())
+        assert await asyncio.to_thread(asked.wait, 30)
+        assert not room.done()  # the loop goes on meanwhile
+        answers.set()
+        return await room
+
+    assert asyncio.run(node()) == [24 * GIB, 2 * GIB]
 
 
 def test_a_refusal_says_why_for_each_device() -> None:

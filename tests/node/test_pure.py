@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.node import cache, probe, procs, spool
+from workers.node import cache, gpus, probe, procs, spool
 from workers.node.api import backoff_s
 from workers.node.cache import NotTrusted, safe_parts, signed_bytes, trim, unpack, verify
 from workers.node.outcome import Seen, judge, should_start_again
@@ -284,7 +284,7 @@ class OneGpu(types.ModuleType):
         return index
 
     def nvmlDeviceGetMemoryInfo(self, _: int) -> Any:
-        return types.SimpleNamespace(total=81559 * 2**20, used=1024 * 2**20)
+        return types.SimpleNamespace(total=81559 * 2**20, free=80535 * 2**20)
 
     def nvmlDeviceGetUUID(self, _: int) -> str:
         return "GPU-1a2b"
@@ -294,6 +294,16 @@ class OneGpu(types.ModuleType):
 
     def nvmlDeviceGetUtilizationRates(self, _: int) -> Any:
         return types.SimpleNamespace(gpu=37)
+
+
+class PartOfAGpu(OneGpu):
+    """A MIG instance, which can't tell how busy it is, after a GPU that has fallen off."""
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return super().nvmlDeviceGetHandleByIndex(1 - index)
+
+    def nvmlDeviceGetUtilizationRates(self, _: int) -> Any:
+        raise self.NVMLError("Not Supported")
 
 
 def test_gpus_are_told_as_the_driver_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +318,9 @@ def test_gpus_are_told_as_the_driver_tells_them(monkeypatch: pytest.MonkeyPatch)
         "cuda": "12.4",
     }
     assert probe.gpu_usage() == [{"index": 0, "percent": 37, "memory_used_mib": 1024}]
+    monkeypatch.setitem(sys.modules, "pynvml", PartOfAGpu("pynvml"))
+    assert probe.gpu_usage() == [{"index": 1, "percent": None, "memory_used_mib": 1024}]
+    assert [device.free_mib for device in gpus.devices()] == [80535]
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
     assert (probe.gpus(), probe.gpu_usage()) == ([], [])
 

@@ -28,13 +28,19 @@ NEARLY_ALL = 0.8
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as its driver describes it now. ``uuid`` is what CUDA_VISIBLE_DEVICES takes."""
+    """A GPU as its driver describes it now. ``uuid`` is what CUDA_VISIBLE_DEVICES takes.
+
+    ``percent`` is how busy it is; None: it does not say.
+    """
 
     index: int
     uuid: str
     name: str
     memory_mib: int
     free_mib: int
+    percent: int | None = None
+    driver: str = ""
+    cuda: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Gpus:
 
     def __init__(self, read: "Callable[[], list[Device]] | None" = None) -> None:
         self.held: dict[str, list[str]] = {}
-        self._read = read or handlers.added("NVML").get("read") or nvml
+        self._read = read or devices
         self._refusals = 0
         self._closed_until = float("-inf")
 
@@ -102,8 +108,7 @@ class Gpus:
         while True:
             try:
                 # Asked in a thread: a driver in trouble may take seconds to answer.
-                devices = await asyncio.to_thread(self._read)
-                found = choose(devices, self._taken(), need)
+                found = choose(await asyncio.to_thread(self._read), self._taken(), need)
             except NoRoom:
                 if time.monotonic() >= until:
                     self._refused()
@@ -119,7 +124,7 @@ class Gpus:
         if self.held.pop(holder, None) is not None:
             self._refusals, self._closed_until = 0, float("-inf")
 
-    def room(self) -> list[int]:
+    async def room(self) -> list[int]:
         """Free memory (MiB) of each device that a task could have now, largest first.
 
         Empty for a while after a refusal, so that a task that was handed back does not come again
@@ -127,8 +132,9 @@ class Gpus:
         """
         if time.monotonic() < self._closed_until:
             return []
+        found = await asyncio.to_thread(self._read)
         taken = self._taken()
-        return sorted((d.free_mib for d in self._read() if d.uuid not in taken), reverse=True)
+        return sorted((d.free_mib for d in found if d.uuid not in taken), reverse=True)
 
     def _taken(self) -> set[str]:
         return {uuid for uuids in self.held.values() for uuid in uuids}
@@ -150,8 +156,16 @@ def visible(uuids: Iterable[str]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def nvml() -> list[Device]:
-    """The NVIDIA GPUs that the driver tells of (NVML), [] where there is none that answers."""
+def devices() -> list[Device]:
+    """The GPUs of this machine, [] where there is none that answers."""
+    read: Callable[[], list[Device]] = handlers.added("NVML").get("read") or _nvml
+    return read()
+
+
+_silent: set[int] = set()  # GPUs that did not answer the last time
+
+
+def _nvml() -> list[Device]:
     try:
         import pynvml  # no GPU library is needed where there is no GPU
     except ImportError:
@@ -159,21 +173,38 @@ def nvml() -> list[Device]:
     found = []
     try:
         pynvml.nvmlInit()
-        for index in range(pynvml.nvmlDeviceGetCount()):
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        count = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return []  # no driver here
+    for index in range(count):
+        try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            found.append(
-                Device(
-                    index=index,
-                    uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-                    name=_text(pynvml.nvmlDeviceGetName(handle)),
-                    memory_mib=int(memory.total) // 2**20,
-                    free_mib=int(memory.free) // 2**20,
-                )
+            uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+        except pynvml.NVMLError as error:  # one that has fallen off
+            if index not in _silent:
+                log.warning("GPU %d does not answer: %s", index, error)
+            _silent.add(index)
+            continue
+        _silent.discard(index)
+        try:
+            percent = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        except pynvml.NVMLError:  # a part of a device does not know
+            percent = None
+        found.append(
+            Device(
+                index=index,
+                uuid=_text(uuid),
+                name=_text(name),
+                memory_mib=int(memory.total) // 2**20,
+                free_mib=int(memory.free) // 2**20,
+                percent=percent,
+                driver=driver,
+                cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
             )
-    except pynvml.NVMLError as error:
-        if found:
-            log.warning("a GPU does not answer: %s", error)
+        )
     return found
 
 

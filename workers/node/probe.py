@@ -7,13 +7,13 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from workers.node import handlers
+from workers.node.gpus import devices
 from workers.node.settings import ROOT, VERSION
 
 
@@ -80,57 +80,21 @@ def disk_free_mib(folder: Path) -> int:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs that the driver tells of (NVML), [] where there is none that answers."""
-    if read := handlers.added("NVML").get("read"):
-        return [{**asdict(device), "driver": "none", "cuda": "none"} for device in read()]
-    try:
-        import pynvml  # no GPU library is needed where there is no GPU
-    except ImportError:
-        return []
-    found: list[dict[str, Any]] = []
-    try:
-        pynvml.nvmlInit()
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory_mib = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // 2**20
-            found.append(
-                {
-                    "index": index,
-                    "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
-                    "name": _text(pynvml.nvmlDeviceGetName(handle)),
-                    "memory_mib": memory_mib,
-                    "driver": driver,
-                    "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
-                }
-            )
-    except pynvml.NVMLError:
-        pass  # no driver here, or a GPU that has fallen off: those before it count
-    return found
+    """The GPUs of this machine, as a node registers them."""
+    names = ("index", "uuid", "name", "memory_mib", "driver", "cuda")
+    return [{name: getattr(device, name) for name in names} for device in devices()]
 
 
 def gpu_usage() -> list[dict[str, Any]]:
-    """How busy each GPU is now, as its driver says."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    found = []
-    try:
-        pynvml.nvmlInit()
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            found.append(
-                {
-                    "index": index,
-                    "percent": int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-                    "memory_used_mib": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) // 2**20,
-                }
-            )
-    except pynvml.NVMLError:
-        pass
-    return found
+    """How busy each GPU is now, as its driver says. A driver in trouble takes seconds for it."""
+    return [
+        {
+            "index": device.index,
+            "percent": device.percent,
+            "memory_used_mib": device.memory_mib - device.free_mib,
+        }
+        for device in devices()
+    ]
 
 
 def ollama(url: str) -> list[str]:
@@ -140,10 +104,6 @@ def ollama(url: str) -> list[str]:
             return sorted(str(model["name"]) for model in json.load(answer)["models"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def engines_in(venvs: Path) -> list[str]:
@@ -160,14 +120,13 @@ def engines_in(venvs: Path) -> list[str]:
 
 
 def usage(folder: Path) -> dict[str, Any]:
-    """How busy the machine is now. ``cpu_percent`` is since the last call."""
+    """How busy the machine is now, its GPUs apart. ``cpu_percent`` is since the last call."""
     memory = psutil.virtual_memory()
     return {
         "cpu_percent": psutil.cpu_percent(None),
         "ram_used_mib": (memory.total - memory.available) // (1024 * 1024),
         "load": round(os.getloadavg()[0], 2),
         "disk_free_mib": disk_free_mib(folder),
-        "gpus": gpu_usage(),
         "clock": time.time(),
     }
 

@@ -253,12 +253,14 @@ class Supervisor:
                 pass
 
     async def _beat(self) -> None:
+        usage = probe.usage(self.settings.folder)
+        usage["gpus"] = await asyncio.to_thread(probe.gpu_usage)
         running = dict(self.recovering.keys())
         running |= {a.task: a.number for a in self.attempts.values()}
         answer = await self.api.heartbeat(
             {
                 "running": [{"task": task, "attempt": n} for task, n in running.items()],
-                "usage": probe.usage(self.settings.folder),
+                "usage": usage,
                 "engines": self.engines,
                 "draining": self.draining,
             }
@@ -309,9 +311,12 @@ class Supervisor:
             self._claim_now.clear()
             by_heartbeat, self._woken_by_heartbeat = self._woken_by_heartbeat, False
             try:
-                while not self.draining and self._has_room():
+                while not self.draining and self._has_disk():
+                    room = await self.room()
+                    if not room["slots"] and not room["light_slots"]:
+                        break
                     asked_at = time.monotonic()
-                    claim = await self._claim()
+                    claim = await self._claim(room)
                     if claim is None:
                         if time.monotonic() - asked_at > POLL_S:  # web has waited for us
                             self._claim_now.set()
@@ -329,15 +334,15 @@ class Supervisor:
                 log.error("the claim was refused: %s", error)
                 await asyncio.sleep(POLL_S)
 
-    async def _claim(self) -> dict[str, Any] | None:
+    async def _claim(self, room: dict[str, Any]) -> dict[str, Any] | None:
         """The next task. Without a broker the web side is asked to wait until there is one.
 
         A wait ends early when this node has more room than it told, since nobody waits for that.
         """
         if self.broker_url or not self.claim_wait_s:
-            return await self.api.claim(self.room())
+            return await self.api.claim(room)
         self._claim_now.clear()
-        asking = asyncio.create_task(self.api.claim(self.room(), self.claim_wait_s))
+        asking = asyncio.create_task(self.api.claim(room, self.claim_wait_s))
         more = asyncio.create_task(self._claim_now.wait())
         try:
             await asyncio.wait({asking, more}, return_when=asyncio.FIRST_COMPLETED)
@@ -348,8 +353,9 @@ class Supervisor:
             for task in (asking, more):
                 task.cancel()
 
-    def room(self) -> dict[str, Any]:
+    async def room(self) -> dict[str, Any]:
         """What is free now: slots by class, processor (millicores), memory (MiB), GPUs (MiB)."""
+        gpus = await self.gpus.room()  # first, since attempts end meanwhile
         working = [a for a in self.attempts.values() if a.working]
         heavy = sum(not a.is_light for a in working)
         light = len(working) - heavy
@@ -362,10 +368,10 @@ class Supervisor:
             "light_slots": max(0, self.settings.light_slots - light),
             "cpu_millis": max(0, self.cores * 1000 - taken_cpu),
             "ram_mib": max(0, int(self.ram_mib * 0.9) - taken_mib),
-            "gpus": self.gpus.room(),
+            "gpus": gpus,
         }
 
-    def _has_room(self) -> bool:
+    def _has_disk(self) -> bool:
         if probe.disk_free_mib(self.settings.folder) < self.settings.min_disk_mib:
             if not self._disk_is_full:
                 log.error("the disk is nearly full: no more work until there is room")
@@ -373,8 +379,7 @@ class Supervisor:
             self._disk_is_full = True
             return False
         self._disk_is_full = False
-        room = self.room()
-        return room["slots"] > 0 or room["light_slots"] > 0
+        return True
 
     def _begin(self, claim: dict[str, Any]) -> None:
         task = str(claim["task"])
