@@ -10,14 +10,16 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
-from django.db import DatabaseError
 
+from accounts import credentials
+from accounts.credentials import Credential
 from accounts.models import User
 from workers import live, metrics, relay
 from workers.models import Worker
@@ -33,7 +35,11 @@ REPLACED = 4409
 
 
 class LiveConsumer(AsyncJsonWebsocketConsumer):
-    user: User
+    """One socket of a person. It lives as long as what it was opened with: a session that is signed
+    out, a token that is revoked, a person who is switched off end it with the next poll."""
+
+    user: User  # as they are stored now; read anew at each poll, with what limits them
+    auth: Any
     seen: dict[str, int]
 
     async def connect(self) -> None:
@@ -41,19 +47,42 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         self.seen = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._fleet: asyncio.Task[None] | None = None
-        user = self.scope.get("user")
+        self._credential = await self._shown()
+        await self.accept()
+        if not await self._is_let_in():
+            await self._turn_away()
+            return
+        self._poll = asyncio.create_task(self._polling())
+
+    async def _shown(self) -> Credential | None:
         ticket = parse_qs(self.scope["query_string"].decode()).get("ticket")
         if ticket:
-            user = await database_sync_to_async(live.take_ticket)(ticket[0])
-        elif not self._from_our_pages():
-            user = None  # a browser's cookie counts only on our own pages
-        await self.accept()
-        if not isinstance(user, User) or not user.is_active:
-            await self.send_json({"error": "unauthenticated"})
-            await self.close(UNAUTHENTICATED)
-            return
-        self.user = user
-        self._poll = asyncio.create_task(self._polling())
+            return await database_sync_to_async(live.take_ticket)(ticket[0])
+        user = self.scope.get("user")
+        # A browser's cookie counts only on our own pages.
+        if not self._from_our_pages() or not isinstance(user, User):
+            return None
+        return credentials.of_request(user, None, self.scope.get("session"))
+
+    async def _is_let_in(self) -> bool:
+        """Look again whether the credential still opens, and who the person is by now."""
+        shown = self._credential
+        holder = await database_sync_to_async(shown.holder)() if shown else None
+        if holder is None:
+            return False
+        self.user, self.auth = holder
+        return True
+
+    async def _turn_away(self) -> None:
+        await self._forget_all()
+        await self.send_json({"error": "unauthenticated"})
+        await self.close(UNAUTHENTICATED)
+
+    async def _forget_all(self) -> None:
+        self._stop_fleet()
+        topics, self.seen = list(self.seen), {}
+        for topic in topics:
+            await self.channel_layer.group_discard(group_name(topic), self.channel_name)
 
     def _from_our_pages(self) -> bool:
         """Whether there is an origin at all. That it is ours, the check before us saw to."""
@@ -63,9 +92,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         metrics.SOCKETS.labels("live").dec()
         if poll := getattr(self, "_poll", None):
             poll.cancel()
-        self._stop_fleet()
-        for topic in self.seen:
-            await self.channel_layer.group_discard(group_name(topic), self.channel_name)
+        await self._forget_all()
 
     def _stop_fleet(self) -> None:
         if self._fleet is not None:
@@ -85,7 +112,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
                 await self.channel_layer.group_discard(group_name(topic), self.channel_name)
         elif len(self.seen) >= MAX_TOPICS and topic not in self.seen:
             await self.send_json({"error": "too-many-topics", "topic": topic})
-        elif not await database_sync_to_async(live.may_listen)(self.user, topic):
+        elif not await self._may_listen(topic):
             await self.send_json({"error": "not-found", "topic": topic})
         elif topic == live.FLEET:
             if self._fleet is None:
@@ -96,15 +123,19 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
             await self.channel_layer.group_add(group_name(topic), self.channel_name)
             await self._catch_up(topic)
 
+    async def _may_listen(self, topic: str) -> bool:
+        return await database_sync_to_async(live.may_listen)(self.user, topic, self.auth)
+
     async def _telling_of_the_fleet(self) -> None:
         """Tell how the nodes are, when that has changed and at most every two seconds."""
         told: Any = None
         while True:
-            with contextlib.suppress(DatabaseError):  # it may be away for a while
-                if not await database_sync_to_async(live.may_listen)(self.user, live.FLEET):
+            with _going_on():
+                if not await self._may_listen(live.FLEET):
                     await self.send_json({"error": "not-found", "topic": live.FLEET})
+                    self._fleet = None
                     return
-                nodes = await database_sync_to_async(live.fleet_now)(self.user)
+                nodes = await database_sync_to_async(live.fleet_now)(self.user, self.auth)
                 if nodes != told:
                     told, now = nodes, time.time()
                     at = datetime.fromtimestamp(now, UTC).isoformat()
@@ -114,7 +145,8 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
 
     async def live_push(self, message: dict[str, Any]) -> None:
         if message["seq"] > self.seen.get(message["topic"], message["seq"]):
-            await self._catch_up(message["topic"])
+            with _going_on():  # the next poll makes up for it
+                await self._catch_up(message["topic"])
 
     async def _catch_up(self, topic: str) -> None:
         async with self._locks.setdefault(topic, asyncio.Lock()):
@@ -130,13 +162,26 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 await asyncio.sleep(POLL_S)
-                for topic in list(self.seen):
-                    # Membership may have ended meanwhile.
-                    if await database_sync_to_async(live.may_listen)(self.user, topic):
-                        await self._catch_up(topic)
-                    else:
-                        self.seen.pop(topic, None)
-                        await self.send_json({"error": "not-found", "topic": topic})
+                with _going_on():
+                    if not await self._is_let_in():
+                        await self._turn_away()
+                        return
+                    for topic in list(self.seen):
+                        # Membership may have ended meanwhile.
+                        if await self._may_listen(topic):
+                            await self._catch_up(topic)
+                        else:
+                            self.seen.pop(topic, None)
+                            await self.send_json({"error": "not-found", "topic": topic})
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Whatever is wrong for a while, as a database that is started again, ends no loop."""
+    try:
+        yield
+    except Exception as problem:
+        log.warning("a socket missed a turn", extra={"problem": str(problem)})
 
 
 class NodeConsumer(AsyncWebsocketConsumer):

@@ -2,11 +2,11 @@
 
 import secrets
 from typing import Any
-from uuid import UUID
 
 from django.core.cache import cache
 from django.db.models import Count, Q
 
+from accounts.credentials import Credential
 from accounts.models import User
 from workers.fleet import is_operator, state_of
 from workers.models import Event, Stream, Worker
@@ -16,40 +16,43 @@ TICKET_S = 60
 PAGE = 500
 
 
-def make_ticket(user: UUID) -> str:
-    """A one-time ticket that opens a socket as ``user`` within a minute."""
+def make_ticket(credential: Credential) -> str:
+    """A one-time ticket that opens a socket within a minute, for as long as the credential does."""
     ticket = secrets.token_urlsafe(24)
-    cache.set(f"live-ticket:{ticket}", str(user), TICKET_S)
+    cache.set(f"live-ticket:{ticket}", credential.told(), TICKET_S)
     return ticket
 
 
-def take_ticket(ticket: str) -> User | None:
-    """The ticket's user, once; None for a ticket that is unknown, used or too old."""
+def take_ticket(ticket: str) -> Credential | None:
+    """What the ticket was made with, once; None for one that is unknown, used or too old."""
     key = f"live-ticket:{ticket}"
-    user = cache.get(key)
+    told = cache.get(key)
     # Of two who bring the same ticket at once, only one deletes it.
-    if user is None or not cache.delete(key):
-        return None
-    return User.objects.filter(pk=user, is_active=True).first()
+    return None if told is None or not cache.delete(key) else Credential(**told)
 
 
-def may_listen(user: User, topic: str) -> bool:
-    """Members listen to the topics of their organizations, and to the fleet that works for them."""
+def may_listen(user: User, topic: str, auth: Any = None) -> bool:
+    """Members listen to the topics of their organizations, and to the fleet that works for them.
+
+    As over HTTP: not where an organization's deletion was asked for. ``auth`` is the credential.
+    """
     if topic == FLEET:
-        return user.is_active and (user.is_staff or user.memberships.exists())
+        homes = user.memberships.filter(organization__delete_after=None)
+        return user.is_active and (is_operator(user, auth) or homes.exists())
     return Stream.objects.filter(
         topic=topic,
+        organization__delete_after=None,
         organization__memberships__user=user,
         organization__memberships__user__is_active=True,
     ).exists()
 
 
-def fleet_now(user: User) -> list[dict[str, Any]]:
+def fleet_now(user: User, auth: Any = None) -> list[dict[str, Any]]:
     """The nodes that the person may see, how busy they are, and what of theirs runs there."""
     nodes = Worker.objects.all()
     mine = user.memberships.values("organization")
     running = Q()
-    if not is_operator(user):
+    if not is_operator(user, auth):
         nodes = nodes.filter(Q(organization=None) | Q(organization__in=mine))
         running = Q(allocations__organization__in=mine)
     nodes = nodes.annotate(running=Count("allocations", filter=running, distinct=True))

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.http import HttpResponseBase
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework.exceptions import NotAuthenticated
 from rest_framework.fields import CharField
 from rest_framework.parsers import BaseParser
 from rest_framework.permissions import AllowAny
@@ -15,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts import credentials
 from accounts.errors import Invalid
 from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
@@ -226,4 +228,8 @@ class LiveTicketView(OrgAPIView):
     )
     def post(self, request: Request) -> Response:
         """Make a ticket. It opens one connection, within a minute."""
-        return Response({"ticket": live.make_ticket(self.membership.user_id)}, 201)
+        session = getattr(request._request, "session", None)
+        shown = credentials.of_request(self.membership.user, request.auth, session)
+        if shown is None:
+            raise NotAuthenticated
+        return Response({"ticket": live.make_ticket(shown)}, 201)
