@@ -2,7 +2,9 @@
 
 So a node's password opens no control message, no other queue, nobody's pushes, no cached answer.
 The password is made when the node registers and kept nowhere: the row has its SHA-256, which is
-what Valkey takes, so that a broker that lost its users (a restart) gets them again from the sweep.
+what Valkey takes. So the sweep puts right whatever the broker lost (a restart) or did not hear of
+while it was away: users that are missing, that may listen to other queues than their node serves,
+and those whose node is gone.
 Where the broker lets us make no users, nodes get none of its passwords and long-poll.
 """
 
@@ -22,6 +24,7 @@ from workers.models import Worker
 log = logging.getLogger(__name__)
 
 PREFIX = "flowml-node-"
+OURS = "flowml:node-users"  # all that this installation made: others may share the broker
 # All that a Celery worker without acknowledgements, events and remote control needs.
 COMMANDS = ("+brpop", "+ping", "+select", "+client|setinfo", "+client|setname")
 
@@ -42,13 +45,14 @@ def admit(worker: Worker, *, caller: str | None) -> str | None:
 
     ``caller`` is the network address that the node comes from.
     """
-    if settings.SCHEDULER_BACKEND != "celery" or worker.organization_id is not None:
-        return None
     url = settings.NODE_BROKER_URL or settings.REDIS_URL
-    if _is_loopback(urlsplit(url).hostname) and not _is_loopback(caller):
-        return None  # that machine can't reach it
+    out_of_reach = _is_loopback(urlsplit(url).hostname) and not _is_loopback(caller)
+    if settings.SCHEDULER_BACKEND != "celery" or worker.organization_id or out_of_reach:
+        leave(worker)
+        return None
     password = secrets.token_urlsafe(24)
     worker.broker_hash = hashlib.sha256(password.encode()).hexdigest()
+    worker.save(update_fields=["broker_hash"])  # first, or the sweep would take the user away
     try:
         with _client() as client:
             _set(client, worker)
@@ -56,47 +60,72 @@ def admit(worker: Worker, *, caller: str | None) -> str | None:
         # A managed broker may forbid it: the node can do without.
         log.warning("node gets no broker user", extra={"problem": str(problem)})
         worker.broker_hash = ""
+        worker.save(update_fields=["broker_hash"])
     except redis.RedisError as problem:  # it is away; the sweep makes the user when it is back
         log.warning("broker user not made yet", extra={"problem": str(problem)})
-    worker.save(update_fields=["broker_hash"])
     return _as_user(url, user_of(worker), password) if worker.broker_hash else None
 
 
+def leave(worker: Worker) -> None:
+    """The node does without the broker from now on."""
+    if worker.broker_hash:
+        worker.broker_hash = ""
+        worker.save(update_fields=["broker_hash"])
+        dismiss(user_of(worker))
+
+
 def renew(worker: Worker) -> None:
-    """The node's queues have changed: so must what it may listen to. Never raises."""
+    """The node's queues have changed: so must what it may listen to. Never raises: the sweep."""
     if worker.broker_hash:
         try:
             with _client() as client:
                 _set(client, worker)
         except redis.RedisError as problem:
-            log.warning("broker user not changed", extra={"problem": str(problem)})
+            log.warning("broker user not changed yet", extra={"problem": str(problem)})
 
 
-def dismiss(worker: Worker) -> None:
-    """Take the node's user away, and its connections with it. Never raises."""
+def dismiss(user: str) -> None:
+    """Take a node's user away, and its connections with it. Never raises: the sweep does it."""
     try:
         with _client() as client:
-            client.execute_command("ACL", "DELUSER", user_of(worker))
+            _remove(client, user)
     except redis.RedisError as problem:
-        log.warning("broker user not removed", extra={"problem": str(problem)})
+        log.warning("broker user not removed yet", extra={"problem": str(problem)})
 
 
 def restore() -> int:
-    """Make the users that the broker has lost; how many. Raises RedisError."""
-    wanted = {user_of(node): node for node in Worker.objects.exclude(broker_hash="")}
-    if not wanted:
-        return 0
+    """Make the broker's users what the nodes say; how many were not. Raises RedisError."""
+    nodes = Worker.objects.exclude(broker_hash="").only("broker_hash", "queues")
+    wanted = {user_of(node): node for node in nodes}
     with _client() as client:
-        lost = wanted.keys() - set(client.acl_users())
-        for name in lost:
-            _set(client, wanted[name])
-    return len(lost)
+        gone = client.smembers(OURS) - wanted.keys()
+        for user in gone:
+            _remove(client, user)
+        if not wanted:
+            return len(gone)
+        there = {words[1]: words[2:] for line in client.acl_list() if (words := line.split())}
+        wrong = [node for user, node in wanted.items() if not _fits(there.get(user, []), node)]
+        for node in wrong:
+            _set(client, node)
+    return len(gone) + len(wrong)
+
+
+def _fits(words: Sequence[str], worker: Worker) -> bool:
+    """Whether a user is what ``_set`` makes of it. ``words`` are of ACL LIST."""
+    told = {word for word in words if word[0] in "#~+&" or word in {"on", "off"}}
+    wanted = set(rules(worker.broker_hash, worker.queues))
+    return told == wanted - {"reset", "resetchannels", "-@all"}
 
 
 def _set(client: Any, worker: Worker) -> None:
-    client.execute_command(
-        "ACL", "SETUSER", user_of(worker), *rules(worker.broker_hash, worker.queues)
-    )
+    user = user_of(worker)
+    client.sadd(OURS, user)
+    client.execute_command("ACL", "SETUSER", user, *rules(worker.broker_hash, worker.queues))
+
+
+def _remove(client: Any, user: str) -> None:
+    client.execute_command("ACL", "DELUSER", user)
+    client.srem(OURS, user)
 
 
 def _client() -> Any:

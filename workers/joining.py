@@ -228,7 +228,8 @@ def _apply(worker: Worker) -> None:
     own_wish = worker.capabilities.get("concurrency") or worker.concurrency
     worker.concurrency = worker.wanted.get("concurrency") or own_wish
     worker.save(update_fields=["queues", "concurrency"])
-    broker.renew(worker)
+    # Over the network: not while rows are locked, nor for what may yet be rolled back.
+    transaction.on_commit(lambda: broker.renew(worker))
 
 
 # --- What people do with a node ------------------------------------------------------------------
@@ -312,6 +313,6 @@ def remove(worker: Worker, *, by: User | None) -> None:
     for task in held:
         actions._again(task, reason=f"the node {worker.name} was removed", lost=False)
     audit.record("node.removed", worker, by=by)
-    broker.dismiss(worker)
+    transaction.on_commit(partial(broker.dismiss, broker.user_of(worker)))
     worker.delete()
     transaction.on_commit(lambda: relay.tell(pk, {"type": "relay.check"}))

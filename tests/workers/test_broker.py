@@ -19,8 +19,9 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def node():
     worker = WorkerFactory()
+    user = broker.user_of(worker)
     yield worker
-    broker.dismiss(worker)
+    broker.dismiss(user)
 
 
 @pytest.fixture
@@ -91,17 +92,71 @@ def test_the_user_comes_back_after_the_broker_lost_it_with_the_same_password(own
     assert broker.restore() == 0
 
 
-def test_the_user_follows_the_nodes_queues_and_goes_with_the_node(own, node):
+def test_the_user_follows_the_nodes_queues_and_goes_with_the_node(
+    own, node, django_capture_on_commit_callbacks
+):
     worker = Worker.objects.get(pk=node.pk)
-    joining.change(worker, by=None, queues=["pycaret.cpu"])
+    with django_capture_on_commit_callbacks(execute=True):
+        joining.change(worker, by=None, queues=["pycaret.cpu"])
+    assert broker.restore() == 0
     with platform() as client:
         client.lpush("pycaret.cpu", "a bell")
     assert own.brpop(["pycaret.cpu"], timeout=5)
     with pytest.raises(redis.exceptions.NoPermissionError):
         own.brpop(["cpu"], timeout=1)
-    joining.remove(worker, by=None)
+    with django_capture_on_commit_callbacks(execute=True):
+        joining.remove(worker, by=None)
     with pytest.raises(redis.RedisError):
         own.ping()
+    assert broker.restore() == 0
+
+
+def test_what_the_broker_did_not_hear_of_is_put_right_by_the_sweep(
+    own, node, settings, django_capture_on_commit_callbacks
+):
+    worker, there = Worker.objects.get(pk=node.pk), settings.REDIS_URL
+    away = {"REDIS_URL": "redis://127.0.0.1:1"}  # nobody listens there
+    with other(settings, **away), django_capture_on_commit_callbacks(execute=True):
+        joining.change(worker, by=None, queues=["pycaret.cpu"])
+    assert own.brpop(["cpu"], timeout=0.1) is None, "it still may"
+    assert broker.restore() == 1
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        own.brpop(["cpu"], timeout=1)
+    with other(settings, **away), django_capture_on_commit_callbacks(execute=True):
+        joining.remove(worker, by=None)
+    assert own.ping()
+    assert (settings.REDIS_URL, broker.restore()) == (there, 1)
+    with pytest.raises(redis.RedisError):
+        own.ping()
+
+
+def test_the_broker_is_not_asked_while_rows_are_locked(node, monkeypatch):
+    asked = []
+    worker = Worker.objects.get(pk=node.pk)
+    worker.broker_hash = "x"
+    with monkeypatch.context() as patch:
+        patch.setattr(broker, "_client", lambda: asked.append("asked"))
+        joining.change(worker, by=None, concurrency=3)  # never committed in this test
+        joining.remove(worker, by=None)
+    assert asked == []
+
+
+def test_a_node_that_joins_again_without_the_broker_loses_its_user(own, node):
+    broker.leave(node)
+    with pytest.raises(redis.RedisError):
+        own.ping()
+    assert Worker.objects.get(pk=node.pk).broker_hash == ""
+    assert broker.restore() == 0
+
+
+@contextlib.contextmanager
+def other(settings, **values):
+    before = {name: getattr(settings, name) for name in values}
+    for name, value in values.items():
+        setattr(settings, name, value)
+    yield
+    for name, value in before.items():
+        setattr(settings, name, value)
 
 
 def test_who_gets_no_password():

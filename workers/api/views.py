@@ -71,8 +71,11 @@ class RegisterView(NodeView):
         else:
             worker, token = joining.join(asked["join_token"], name=asked["name"], **told)
         # A node of one organization gets no password of the broker at all, and long-polls.
-        caller = request.META.get("REMOTE_ADDR")
-        broker_url = None if asked["poll"] else broker.admit(worker, caller=caller)
+        broker_url = None
+        if asked["poll"]:
+            broker.leave(worker)
+        else:
+            broker_url = broker.admit(worker, caller=request.META.get("REMOTE_ADDR"))
         return Response(
             {
                 "worker_id": str(worker.pk),
