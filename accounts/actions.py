@@ -108,41 +108,30 @@ def change_email(user: User, email: str, *, request: Any = None) -> bool:
 
     Whoever calls has seen the password. Raises Invalid when it is somebody else's.
     """
-    _refuse_taken(user, email)
+    refuse_taken(user, email)
     if settings.REQUIRE_VERIFIED_EMAIL:
         mail.later("verify", str(user.pk), email)
         return True
-    _set_email(user, email, verified=False, request=request)
+    set_email(user, email, verified=False, request=request)
     return False
 
 
-def verify_email(token: str, *, request: Any = None) -> User:
-    """What a link in a message is for. Raises Invalid for one that is forged, too old or used."""
-    with transaction.atomic():
-        found = mail.read_verification(token)
-        if found is None:
-            raise Invalid("This link is too old, or was used before. Ask for another.")
-        user, email = found
-        User.objects.select_for_update(no_key=True).get(pk=user.pk)
-        _refuse_taken(user, email)
-        _set_email(user, email, verified=True, request=request)
-        return user
-
-
-def _refuse_taken(user: User, email: str) -> None:
+def refuse_taken(user: User, email: str) -> None:
+    """Raise Invalid when the address is another account's."""
     if User.objects.filter(email__iexact=email).exclude(pk=user.pk).exists():
         sentence = "Another account has this address."
         raise Invalid(sentence, errors={"email": [sentence]})
 
 
-def _set_email(user: User, email: str, *, verified: bool, request: Any) -> None:
+def set_email(user: User, email: str, *, verified: bool, request: Any) -> None:
+    """Store the address; the former one is told. Raises Invalid when it is somebody else's."""
     before = user.email
     user.email, user.email_verified_at = email, timezone.now() if verified else None
     try:
         with transaction.atomic():
             user.save(update_fields=["email", "email_verified_at"])
     except IntegrityError:  # somebody took it this very moment
-        _refuse_taken(user, email)
+        refuse_taken(user, email)
         raise
     if before.lower() != email.lower():
         told(user, "email-changed", request=request)

@@ -36,7 +36,7 @@ from accounts.forms import (
     styled,
 )
 from accounts.models import BrowserSession, PersonalToken, Scope, User
-from accounts.resets import owner_of_link, reset_password
+from accounts.resets import owner_of_link, reset_password, verify_email
 
 SIGNING_IN = "signing-in"  # in the session: whose password was right, until the code is too
 CODE_WITHIN_S = 10 * 60
@@ -162,16 +162,16 @@ def console_sign_in(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def forgotten(request: HttpRequest) -> HttpResponse:
     """Have a link sent. What the page says is the same for an unknown address."""
-    return _by_mail(request, "reset", "accounts/forgotten.html")
+    return _by_mail(request, "reset")
 
 
 @require_http_methods(["GET", "POST"])
 def resend(request: HttpRequest) -> HttpResponse:
     """Have the link that confirms an address sent again."""
-    return _by_mail(request, "verify_again", "accounts/resend.html")
+    return _by_mail(request, "verify_again", confirms=True)
 
 
-def _by_mail(request: HttpRequest, what: str, template: str) -> HttpResponse:
+def _by_mail(request: HttpRequest, what: str, *, confirms: bool = False) -> HttpResponse:
     form = AddressForm(request.POST if request.method == "POST" else None)
     problem, status, sent = None, 422 if form.errors else 200, ""
     if form.is_valid():
@@ -181,8 +181,8 @@ def _by_mail(request: HttpRequest, what: str, template: str) -> HttpResponse:
             sent = form.cleaned_data["email"]
         except FlowError as error:
             problem, status = error, _refused(form, error)
-    context = {"form": styled(form), "sent": sent}
-    return _page(request, template, context, problem=problem, status=status)
+    context = {"form": styled(form), "sent": sent, "confirms": confirms}
+    return _page(request, "accounts/by_mail.html", context, problem=problem, status=status)
 
 
 @never_cache
@@ -219,7 +219,7 @@ def verify(request: HttpRequest) -> HttpResponse:
         return render(request, "accounts/link_used.html", {"confirms": True}, status=404)
     if request.method == "POST":
         try:
-            actions.verify_email(token, request=request)
+            verify_email(token, request=request)
         except FlowError as error:
             messages.error(request, error.detail)
         else:

@@ -18,7 +18,7 @@ from rest_framework_simplejwt.tokens import Token
 from accounts import actions, jwt, limits, mail, second_factor
 from accounts.models import BrowserSession, PersonalToken, Scope, SignIn, User
 from accounts.permissions import SignedIn
-from accounts.resets import reset_password
+from accounts.resets import reset_password, verify_email
 
 
 class TokenSerializer(serializers.ModelSerializer[PersonalToken]):
@@ -193,7 +193,7 @@ class VerifyView(_Open):
         """Confirm an e-mail address with what stands in the link."""
         asked = Verification(data=request.data)
         asked.is_valid(raise_exception=True)
-        actions.verify_email(asked.validated_data["token"], request=request)
+        verify_email(asked.validated_data["token"], request=request)
         return Response(status=204)
 
 

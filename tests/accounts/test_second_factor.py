@@ -11,7 +11,8 @@ from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from accounts import second_factor
-from accounts.models import RecoveryCode, User
+from accounts.models import PersonalToken, RecoveryCode, User
+from tests.accounts.mails import link_in
 from tests.factories import PASSWORD, MembershipFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -178,6 +179,53 @@ def test_the_console_shows_no_secret_and_lets_an_operator_turn_it_off(
         assert "otpauth" not in page
     client.post(f"/admin/otp_totp/totpdevice/{device.pk}/delete/", {"post": "yes"})
     assert sign_in(member.user).status_code == 200
+
+
+@pytest.mark.parametrize("way", ["a new password", "the confirmed address"])
+def test_who_first_shows_the_mail_to_be_theirs_is_rid_of_what_others_set_up(
+    member: Any, mails: Any, way: str
+) -> None:
+    """Somebody else may have made the account with one's address, to wait in it."""
+    user, thief = member.user, Client()
+    thief.force_login(user)
+    made = PersonalToken.issue(user=user, name="x", expires_at=timezone.now() + timedelta(days=1))
+    if way == "a new password":
+        post("password/reset", {"email": user.email})
+        assert Client().post(link_in(mails[-1]), {"password": "my own place 7"}).status_code == 302
+        password = "my own place 7"
+    else:
+        post("email/resend", {"email": user.email})
+        assert Client().post(link_in(mails[-1])).status_code == 302
+        password = PASSWORD
+    assert thief.get("/account").status_code == 302
+    bearer = {"Authorization": f"Bearer {made[1]}"}
+    assert Client().get("/api/auth/me", headers=bearer).status_code == 401
+    asked = {"username": user.username, "password": password}
+    assert post("login", asked).status_code == 200, "without the thief's phone"
+    assert not RecoveryCode.objects.exists()
+    assert any(to.subject.endswith("second factor was turned off") for to in mails)
+
+
+def test_later_links_leave_the_second_factor_alone(member: Any, mails: Any) -> None:
+    user = member.user
+    User.objects.update(email_verified_at=timezone.now())
+    post("password/reset", {"email": user.email})
+    assert Client().post(link_in(mails[-1]), {"password": "my own place 7"}).status_code == 302
+    refused = post("login", {"username": user.username, "password": "my own place 7"})
+    assert refused.json()["code"] == "otp-required"
+
+
+def test_who_is_signed_in_confirms_the_address_and_keeps_what_they_set_up(
+    member: Any, mails: Any
+) -> None:
+    browser = Client()
+    browser.force_login(member.user)
+    post("email/resend", {"email": member.user.email})
+    assert browser.post(link_in(mails[-1]))["Location"] == "/account"
+    assert browser.get("/account").status_code == 200
+    assert second_factor.is_on(member.user)
+    member.user.refresh_from_db()
+    assert member.user.email_verified_at is not None
 
 
 def test_turning_it_off_and_new_codes_take_the_password(member: Any, client: Client) -> None:
