@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -172,10 +173,10 @@ def measure(claims: int, organizations: int) -> bool:
 
     Worker.objects.update(last_seen_at=timezone.now())
     now = claiming.running_now()
-    light = [True, False]
-    heads = claiming.heads(node.queues, of=None, light=light, now=now)
-    empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)
-    overdue = time.time() - fairshare.PATIENCE_S
+    at = timezone.now()
+    overdue = at - timedelta(seconds=fairshare.PATIENCE_S)
+    seen = claiming.Snapshot(node, [True, False], room, room, now, overdue)
+    heads, _ = claiming.heads(seen, None)
     choice = timed(
         200,
         lambda: fairshare.choose(
@@ -183,13 +184,12 @@ def measure(claims: int, organizations: int) -> bool:
             now.shares,
             room,
             node=str(node.pk),
-            freed=empty,
-            overdue=overdue,
+            freed=room,
+            overdue=overdue.timestamp(),
         ),
     )
     row(f"  the pure choice among {len(heads):,} heads", choice, "limit: 2 ms")
-    again = timed(50, lambda: claiming.heads(node.queues, of=None, light=light, now=now))
-    row("  the heads", again)
+    row("  the heads that can be next", timed(50, lambda: claiming.heads(seen)))
     row("  what runs, and the fleet", timed(50, claiming.running_now))
 
     def nothing() -> None:

@@ -1,70 +1,95 @@
 """The claim: one snapshot, one pure choice (`workers.fairshare`), one plan that is checked again.
 
-It costs a fixed number of queries. What it reads grows with the lines that wait and with what
-runs, and not with how many tasks wait in a line.
+It costs a fixed number of queries. Of what waits it reads the first task of a few lines, those that
+can be next; what else it reads grows with the number of lines and with what runs.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from workers import fairshare, metrics
-from workers.models import Allocation, Pause, Task, Turn, Worker
+from workers.models import Allocation, Task, Turn, Worker
 
 State = Task.State
 
-# The head of each line, by hopping along the index `task_lines`: from a line's first task straight
-# to the next line's (a "loose index scan", which PostgreSQL has no plan for by itself).
+PREFIX = 16  # lines of a class that are looked at first, in the order of their ranks
 _COLUMNS = """t.id, t.organization_id, t.queue, t.light, t.priority, t.queued_at, t.line_at,
        t.cpu_millis, t.ram_mib, t.gpus, t.gpu_ram_mib, t.held_on_id"""
-# As text and floats: the driver reads a thousand rows in a third of the time.
-_AS_READ = """line.id::text, line.organization_id::text, line.queue, line.light, line.priority,
-       extract(epoch FROM line.queued_at)::float8, extract(epoch FROM line.line_at)::float8,
-       line.cpu_millis, line.ram_mib, line.gpus, line.gpu_ram_mib, line.held_on_id::text,
-       coalesce(extract(epoch FROM turn.at), 0)::float8,
-       coalesce(extract(epoch FROM latest.at), 0)::float8"""
-_TURNS = """
-LEFT JOIN workers_turn turn USING (organization_id, queue, light, priority)
-LEFT JOIN (SELECT organization_id, light, max(at) AS at FROM workers_turn GROUP BY 1, 2) latest
-       ON latest.organization_id = line.organization_id AND latest.light = line.light
-"""
+# As text and floats: the driver reads them in a third of the time.
+_AS_READ = """id::text, organization_id::text, queue, light, priority,
+       extract(epoch FROM queued_at)::float8, extract(epoch FROM line_at)::float8,
+       cpu_millis, ram_mib, gpus, gpu_ram_mib, held_on_id::text,
+       coalesce(extract(epoch FROM since), 0)::float8,
+       coalesce(extract(epoch FROM turn_at), 0)::float8"""
+# `Waiting.fits`, less what only it can tell (which GPUs).
+_FITS = """(head.light OR head.ram_mib <= %({0}_ram)s AND CASE WHEN head.gpus > 0
+      THEN head.cpu_millis <= %({0}_cpu)s AND head.gpus <= %({0}_gpus)s
+           AND head.gpu_ram_mib * %(forgiven)s::float8 <= %({0}_gpu_ram)s
+      ELSE head.cpu_millis <= %({0}_plain_cpu)s END)"""
+_PAUSED = """EXISTS (SELECT 1 FROM workers_pause p WHERE p.queue IN ('', {0}.queue)
+              AND (p.organization_id IS NULL OR p.organization_id = {0}.organization_id))"""
+_LAST = "SELECT organization_id, light, max(at) AS turn_at FROM workers_turn GROUP BY 1, 2"
+# The lines in the order in which `fairshare.choose` looks at them, and each one's first task by the
+# index `task_lines`, until there are enough that fit. Sorted below the join (hence OFFSET), so that
+# the join can end there: the planner would rather join all and sort then.
+_HEAD = f"""
+CROSS JOIN LATERAL (
+  SELECT {_COLUMNS} FROM workers_task t
+   WHERE t.state = 'queued' AND t.queue = line.queue AND t.light = line.light
+     AND t.organization_id = line.organization_id AND t.priority = line.priority
+   ORDER BY t.line_at LIMIT 1
+) head"""  # noqa: S608 - the names of columns, above
 _HEADS = f"""
-WITH RECURSIVE line AS (
-  SELECT head.* FROM unnest(%(queues)s::text[]) AS q(queue), unnest(%(light)s::bool[]) AS l(light),
-  LATERAL (
-    SELECT {_COLUMNS} FROM workers_task t
-     WHERE t.state = 'queued' AND t.queue = q.queue AND t.light = l.light
-     ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
-  ) head
-  UNION ALL
-  SELECT head.* FROM line, LATERAL (
-    SELECT {_COLUMNS} FROM workers_task t
-     WHERE t.state = 'queued' AND t.queue = line.queue AND t.light = line.light
-       AND (t.organization_id, t.priority) > (line.organization_id, line.priority)
-     ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
-  ) head
+WITH line AS MATERIALIZED (
+  SELECT one.organization_id, one.queue, one.light, one.priority, one.since, last.turn_at,
+         coalesce(used.share, 0) AS share
+    FROM workers_turn one JOIN ({_LAST}) last USING (organization_id, light)
+    LEFT JOIN unnest(%(organizations)s::uuid[], %(shares)s::float8[]) AS used(id, share)
+      ON used.id = one.organization_id
+   WHERE one.queue = ANY(%(queues)s) AND one.light = ANY(%(light)s)
+     AND (%(organization)s::uuid IS NULL OR one.organization_id = %(organization)s)
+     AND (one.light OR one.organization_id <> ALL(%(full)s::uuid[]))
+     AND NOT {_PAUSED.format("one")}
 )
-SELECT {_AS_READ} FROM line {_TURNS}
-"""  # noqa: S608 - the names of columns, above
+SELECT {_AS_READ} FROM unnest(%(light)s::bool[]) AS class(kind) CROSS JOIN LATERAL (
+  (SELECT head.*, line.since, line.turn_at FROM (
+     SELECT * FROM line WHERE light = class.kind AND since < %(overdue)s ORDER BY since OFFSET 0
+   ) line {_HEAD}
+    WHERE head.queued_at < %(overdue)s
+      AND ({_FITS.format("whole")} OR {_FITS.format("freed")}
+           AND (head.held_on_id IS NULL OR head.held_on_id = %(node)s::uuid))
+    LIMIT %(most)s)
+  UNION ALL
+  (SELECT head.*, line.since, line.turn_at FROM (
+     SELECT * FROM line WHERE light = class.kind
+      ORDER BY priority DESC, share, turn_at NULLS FIRST, since OFFSET 0
+   ) line {_HEAD}
+    WHERE {_FITS.format("room")}
+    LIMIT %(most)s)
+) found
+"""  # noqa: S608 - the same
 
-# The same for one organization: its own node asks, or it may only go on with jobs that run already.
-_HEADS_OF = f"""
+# The first of each line that goes on with a job that runs already.
+_GOING_ON = f"""
 SELECT {_AS_READ} FROM (
-SELECT DISTINCT ON (t.queue, t.light, t.organization_id, t.priority) {_COLUMNS}
+SELECT DISTINCT ON (t.queue, t.organization_id, t.priority) {_COLUMNS}
   FROM workers_task t
- WHERE t.state = 'queued' AND t.queue = ANY(%(queues)s) AND t.light = ANY(%(light)s)
-   AND (%(organization)s::uuid IS NULL OR t.organization_id = %(organization)s)
-   AND (%(subjects)s::uuid[] IS NULL OR t.subject = ANY(%(subjects)s))
- ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at
-) line {_TURNS}
+ WHERE t.state = 'queued' AND t.queue = ANY(%(queues)s) AND NOT t.light
+   AND t.subject = ANY(%(subjects)s::uuid[]) AND NOT {_PAUSED.format("t")}
+ ORDER BY t.queue, t.organization_id, t.priority, t.line_at
+) head
+LEFT JOIN (SELECT organization_id, queue, light, priority, since FROM workers_turn) line
+  USING (organization_id, queue, light, priority)
+LEFT JOIN ({_LAST}) last USING (organization_id, light)
 """  # noqa: S608 - the same
 
 # What runs, by organization. A node of an organization's own is no part of what is shared.
@@ -132,28 +157,59 @@ def running_now() -> Running:
     return now
 
 
-def heads(
-    queues: Sequence[str], *, of: str | None, light: Sequence[bool], now: Running
-) -> list[fairshare.Waiting[str]]:
-    """The first task of each line that may start: of one organization, or of all."""
-    asked: dict[str, Any] = {"queues": list(queues), "light": list(light)}
-    if of is not None:
-        rows = _query(_HEADS_OF, organization=of, subjects=None, **asked)
-    else:
-        rows = _query(_HEADS, **asked)
+@dataclass(frozen=True)
+class Snapshot:
+    """What a claim knows when it chooses."""
+
+    node: Worker
+    light: Sequence[bool]  # the classes for which there is a slot
+    room: fairshare.Room
+    freed: fairshare.Room
+    now: Running
+    overdue: datetime
+
+
+def heads(seen: Snapshot, most: int | None = PREFIX) -> tuple[list[fairshare.Waiting[str]], bool]:
+    """The first tasks of the lines that can be next, and whether there may be more.
+
+    Of each class at most ``most`` (None: all) of those that waited long, and as many by rank.
+    """
+    node, now = seen.node, seen.now
+    mine = str(node.organization_id) if node.organization_id else None
     full = now.full
-    found = [
-        head
-        for row in rows
-        if (head := fairshare.Waiting(*row)).light or head.organization not in full
-    ]
-    going_on = [job for one in full if of in {None, one} for job in now.jobs[one]]
-    if going_on and False in light:
-        rows = _query(
-            _HEADS_OF, organization=of, subjects=going_on, queues=list(queues), light=[False]
-        )
-        found += [fairshare.Waiting(*row) for row in rows]
-    return found
+    asked = {
+        "queues": node.queues,
+        "light": list(seen.light),
+        "organization": mine,
+        "organizations": list(now.shares),
+        "shares": list(now.shares.values()),
+        "full": list(full),
+        "node": str(node.pk),
+        "overdue": seen.overdue,
+        "forgiven": fairshare.FORGIVEN,
+        "most": most,
+    }
+    for name, room in (
+        ("room", seen.room),
+        ("whole", seen.room.without_reserve()),
+        ("freed", seen.freed),
+    ):
+        plain_cpu = room.cpu_millis - room.gpu_millis if room.slots > room.gpu_slots else -1
+        limits = {
+            "ram": room.ram_mib,
+            "cpu": room.cpu_millis,
+            "plain_cpu": plain_cpu,
+            "gpus": len(room.gpus),
+            "gpu_ram": max(room.gpus, default=0),
+        }
+        asked |= {f"{name}_{what}": limit for what, limit in limits.items()}
+    rows = _query(_HEADS, **asked)
+    cut = most is not None and len(rows) >= most
+    going_on = [job for one in full if mine in {None, one} for job in now.jobs[one]]
+    if going_on and False in seen.light:
+        rows += _query(_GOING_ON, subjects=going_on, queues=node.queues)
+    found = {row[0]: fairshare.Waiting(*row) for row in rows}  # one may be there by two rules
+    return list(found.values()), cut
 
 
 @metrics.timed_claim
@@ -163,12 +219,10 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     What fits is decided by what the node says it has left and by the ledger, whichever is less.
     """
     with transaction.atomic():
-        node = Worker.objects.select_for_update(no_key=True).filter(pk=worker.pk).first()
+        holds = Exists(Task.objects.filter(held_on=OuterRef("pk"), state=State.QUEUED))
+        nodes = Worker.objects.select_for_update(no_key=True).annotate(holds=holds)
+        node = nodes.filter(pk=worker.pk).first()
         if node is None or node.draining or node.restart_asked_at is not None:
-            return None
-        paused = pauses()
-        queues = [name for name in node.queues if not paused & {("", None), (name, None)}]
-        if not queues:
             return None
         empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)
         ours = [fairshare.Taken(*row) for row in node.allocations.values_list(*_TAKEN)]
@@ -176,20 +230,15 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
         light = [*([True] if room.light_slots > 0 else []), *([False] if room.slots > 0 else [])]
         if not light:
             return None
-        now = running_now()
-        mine = str(node.organization_id) if node.organization_id else None
-        lines = [
-            head
-            for head in heads(queues, of=mine, light=light, now=now)
-            if not paused & {("", head.organization), (head.queue, head.organization)}
-        ]
         freed = fairshare.room_once_freed(said, empty, ours)
-        _let_go(node, freed)
-        found = _take(node, lines, now, room, freed)
+        if node.holds:
+            _let_go(node, freed)
+        at = timezone.now()
+        overdue = at - timedelta(seconds=fairshare.PATIENCE_S)
+        found = _take(Snapshot(node, light, room, freed, running_now(), overdue))
         if found is None:
             return None
         task, out_of_turn = found
-        at = timezone.now()
         task.move_to(
             State.RUNNING,
             by=node.name,
@@ -210,20 +259,19 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
         )
         line = ("organization_id", "queue", "light", "priority")
         Turn.objects.bulk_create(
-            [Turn(at=at, out_of_turn=out_of_turn, **{name: getattr(task, name) for name in line})],
+            [
+                Turn(
+                    since=at,
+                    at=at,
+                    out_of_turn=out_of_turn,
+                    **{name: getattr(task, name) for name in line},
+                )
+            ],
             update_conflicts=True,
             unique_fields=line,
-            update_fields=["at", "out_of_turn"],
+            update_fields=["since", "at", "out_of_turn"],
         )
     return task
-
-
-def pauses() -> set[tuple[str, str | None]]:
-    """What an operator paused: (queue, organization), each empty for all of them."""
-    return {
-        (pause.queue, str(pause.organization_id) if pause.organization_id else None)
-        for pause in Pause.objects.all()
-    }
 
 
 def _let_go(node: Worker, freed: fairshare.Room) -> None:
@@ -233,32 +281,37 @@ def _let_go(node: Worker, freed: fairshare.Room) -> None:
             Task.objects.filter(pk=task.pk, held_on=node).update(held_on=None)
 
 
-def _take(
-    node: Worker,
-    lines: list[fairshare.Waiting[str]],
-    now: Running,
-    room: fairshare.Room,
-    freed: fairshare.Room,
-) -> tuple[Task, bool] | None:
+def _take(seen: Snapshot) -> tuple[Task, bool] | None:
     """The chosen task, locked, and whether it went first because it waited long.
 
     Other nodes choose at the same time: what they took is passed by.
     """
-    latest = Turn.objects.order_by("-at").values_list("out_of_turn", flat=True).first()
-    overdue = time.time() - fairshare.PATIENCE_S
+    now, node = seen.now, str(seen.node.pk)
+    overdue = seen.overdue.timestamp()
+    lines, cut = heads(seen)
+    in_turn = any(one.is_late(overdue) for one in lines) and _last_was_out_of_turn()
     waited_for: str | None = None
-    while lines:
+    passed: set[str] = set()  # tasks that others took
+    closed: set[str] = set()  # organizations that start no further job now
+    while True:
         best, hold, out_of_turn = fairshare.choose(
-            lines,
+            [
+                head
+                for head in lines
+                if head.task not in passed and (head.light or head.organization not in closed)
+            ],
             now.shares,
-            room,
-            node=str(node.pk),
-            freed=freed,
+            seen.room,
+            node=node,
+            freed=seen.freed,
             overdue=overdue,
-            in_turn=bool(latest),
+            in_turn=in_turn,
         )
-        if hold is not None and hold.held_on != str(node.pk):
-            Task.objects.filter(pk=hold.task, state=State.QUEUED).update(held_on=node)
+        if best is None and cut:
+            lines, cut = heads(seen, None)
+            continue
+        if hold is not None and hold.held_on != node:
+            Task.objects.filter(pk=hold.task, state=State.QUEUED).update(held_on=seen.node)
         if best is None:
             return None
         one = best.organization
@@ -267,20 +320,24 @@ def _take(
             # Two nodes must not start an organization's last job at once. Only the first such
             # lock is waited for: who holds one never waits for another.
             if waited_for not in {None, one} and not _lock(one, wait=False):
-                lines = [head for head in lines if head.organization != one]
+                closed.add(one)
                 continue
             if waited_for is None:
                 _lock(one, wait=True)
                 waited_for = one
             now.jobs[one] = _jobs_of(one)
             if one in now.full:
-                lines = [head for head in lines if head.light or head.organization != one]
+                closed.add(one)
                 continue
         task = _first_unlocked(best, going_on)
-        if task is not None and (str(task.pk) == best.task or _waiting(task).fits(room)):
+        if task is not None and (str(task.pk) == best.task or _waiting(task).fits(seen.room)):
             return task, out_of_turn
-        lines = [head for head in lines if head is not best]
-    return None
+        passed.add(best.task)
+
+
+def _last_was_out_of_turn() -> bool:
+    last = Turn.objects.filter(at__isnull=False).order_by("-at")
+    return bool(last.values_list("out_of_turn", flat=True).first())
 
 
 def _lock(organization: str, *, wait: bool) -> bool:

@@ -5,10 +5,9 @@ weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, 
 those are equal they take turns; then age. Two rules keep everybody's wait finite, whatever others
 send:
 
-* a line that has waited for longer than `PATIENCE_S`, counted from its last start (or, if that was
-  later, from when its head was queued), goes before all of that, the longest wait first, whatever
-  its urgency and share; but of two starts one is by rank, so that a fleet with work for days still
-  knows urgency and shares;
+* a line that has waited for longer than `PATIENCE_S`, counted from its last start (of a new line
+  from its first task), goes before all of that, the longest wait first, whatever its urgency and
+  share; but of two starts one is by rank, so that a fleet with work for days still knows both;
 * if its task fits the node only once our work there has ended, the node is held for it: heavy work
   does not start there any more, so that small tasks can't slip past a large one forever.
 
@@ -92,17 +91,16 @@ class Waiting(NamedTuple, Generic[K]):
     gpus: int = 0
     gpu_ram_mib: int = 0
     held_on: K | None = None  # the live node that is held for it
-    served_at: float = 0.0  # when something of its line was last started; 0: not lately
-    turn_at: float = 0.0  # the same for its organization, of its class
+    since: float = 0.0  # since when its line waits: its last start, or its first task before that
+    turn_at: float = 0.0  # the organization's last start of its class; 0: not lately
 
     @property
     def line(self) -> tuple[K, str, bool, int]:
         return self.organization, self.queue, self.light, self.priority
 
-    @property
-    def since(self) -> float:
-        """Since when its line waits."""
-        return max(self.queued_at, self.served_at)
+    def is_late(self, overdue: float) -> bool:
+        """Whether it, and its line, have waited since before ``overdue``."""
+        return self.since < overdue and self.queued_at < overdue
 
     def fits(self, room: Room) -> bool:
         """Whether it can start in ``room`` now."""
@@ -228,7 +226,7 @@ def choose(
     node is held.
     """
     heads = list(waiting)
-    late = [] if overdue is None else [head for head in heads if head.since < overdue]
+    late = [] if overdue is None else [one for one in heads if one.is_late(overdue)]
     hold: Waiting[K] | None = None
     rescue: Waiting[K] | None = None
     whole = room.without_reserve()
@@ -245,7 +243,7 @@ def choose(
     best_rank: tuple[int, float, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
-        rank = (-head.priority, share, head.turn_at, head.line_at)
+        rank = (-head.priority, share, head.turn_at, head.since)
         if best_rank is not None and rank >= best_rank:
             continue
         if (hold is None or head.light) and head.fits(room):

@@ -3,13 +3,15 @@
 from datetime import timedelta
 from uuid import UUID
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Min
+from django.utils import timezone
 
 from accounts.errors import Conflict
 from organizations.audit import record
 from organizations.models import Organization
 from workers import bells
+from workers.fairshare import PATIENCE_S
 from workers.models import Pause, Task, emit
 
 State = Task.State
@@ -72,6 +74,28 @@ def resume(*, queue: str = "", organization: Organization | None = None, by: str
     for name in waiting.order_by("queue").values_list("queue", flat=True).distinct():
         transaction.on_commit(lambda name=name: bells.ring(name))  # type: ignore[misc]
     return True
+
+
+def forget_idle() -> int:
+    """Forget lines in which nothing waits and nothing was started lately; returns how many.
+
+    Nobody queues meanwhile (the trigger of `Turn` holds the lock together with others), so that no
+    line goes to which somebody has just added.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('workers_turn'))")
+        if not cursor.fetchone()[0]:
+            return 0
+        cursor.execute(
+            """
+            DELETE FROM workers_turn line WHERE (at IS NULL OR at < %s) AND NOT EXISTS (
+              SELECT 1 FROM workers_task t
+               WHERE t.state = 'queued' AND t.queue = line.queue AND t.light = line.light
+                 AND t.organization_id = line.organization_id AND t.priority = line.priority)
+            """,
+            [timezone.now() - timedelta(seconds=PATIENCE_S)],
+        )
+        return cursor.rowcount
 
 
 def pause_of(task: Task) -> Pause | None:

@@ -213,7 +213,7 @@ class Task(OrgOwned):
     class Meta:
         indexes: ClassVar = [
             models.Index(
-                # All ascending: `actions._HEADS` hops from line to line by comparing rows.
+                # The first of a line, for a claim.
                 fields=["queue", "light", "organization", "priority", "line_at"],
                 condition=models.Q(state="queued"),
                 name="task_lines",
@@ -433,17 +433,21 @@ class Pause(models.Model):
 
 
 class Turn(models.Model):
-    """When something of a line was last started; a line is an organization's, of one queue, class
-    and urgency.
+    """A line that may have something waiting: an organization's, of one queue, class and urgency.
 
-    Who was started long ago goes first among equals, and before all others once it is too long.
+    A trigger of the database sees that every queued task has its line's row here, whoever queued
+    it; `lines.forget_idle` takes away the rows of those that are empty. So a claim needs to look at
+    the first task of only those lines that may be next.
     """
 
     organization = models.ForeignKey(Organization, models.CASCADE, related_name="turns")
     queue = models.CharField(max_length=80)
     light = models.BooleanField()
     priority = models.SmallIntegerField()
-    at = models.DateTimeField()
+    since = models.DateTimeField(
+        default=timezone.now, help_text="It waits since then: its last start, or its first task."
+    )
+    at = models.DateTimeField(null=True, help_text="When something of it was last started.")
     out_of_turn = models.BooleanField(default=False, help_text="It went first, having waited long.")
 
     class Meta:
@@ -454,7 +458,7 @@ class Turn(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.queue} of {self.organization_id} at {self.at}"
+        return f"{self.queue} of {self.organization_id} since {self.since}"
 
 
 class Pulse(models.Model):

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from workers import actions, broker, signals
+from workers import actions, broker, lines, signals
 from workers.models import Event, Task
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ def sweep() -> None:
     """Take back expired leases, ring for what waits, react to what was missed."""
     actions.expire_leases(timezone.now(), web_answers=_web_answers())
     actions.ring_waiting()
+    lines.forget_idle()
     try:
         broker.restore()
     except redis.RedisError as problem:

@@ -30,6 +30,7 @@ def head(task=1, organization="a", **fields) -> Waiting:
         "priority": 0,
         "queued_at": at,
         "line_at": at,
+        "since": at,
         "cpu_millis": 1000,
         "ram_mib": 1024,
     }
@@ -88,12 +89,12 @@ def test_urgency_then_the_smallest_share_then_age(waiting, used, room):
         least = min(used.get(one.organization, 0) for one in rivals)
         assert used.get(best.organization, 0) == least
         rivals = [one for one in rivals if used.get(one.organization, 0) == least]
-        assert best.line_at == min(one.line_at for one in rivals)
+        assert best.since == min(one.since for one in rivals)
 
 
 @given(heads, shares, rooms, st.randoms())
 def test_the_order_of_the_list_does_not_matter(waiting, used, room, random):
-    distinct = [one._replace(line_at=T0 + n) for n, one in enumerate(waiting)]
+    distinct = [one._replace(since=T0 + n) for n, one in enumerate(waiting)]
     shuffled = random.sample(distinct, len(distinct))
     assert choose(shuffled, used, room) == choose(distinct, used, room)
 
@@ -196,7 +197,7 @@ def allocate(organizations) -> list[int]:
             for n, ((demand, weight), count) in enumerate(zip(organizations, tasks, strict=True))
         }
         line = [
-            head(n, n, cpu_millis=demand[0], ram_mib=demand[1], served_at=served[n])
+            head(n, n, cpu_millis=demand[0], ram_mib=demand[1], since=served[n])
             for n, (demand, _) in enumerate(organizations)
         ]
         room = Room(slots=1, light_slots=0, cpu_millis=left[0], ram_mib=left[1])
@@ -302,7 +303,7 @@ def test_a_line_that_waited_long_goes_before_urgency_and_shares():
     assert choose([old, urgent], {"a": 0.9}, room, overdue=T0).start == urgent
     assert choose([old, urgent], {"a": 0.9}, room, overdue=later).start == old
     # One of its line was started since: it does not go first twice in a row.
-    just = old._replace(served_at=later + 1)
+    just = old._replace(since=later + 1)
     assert choose([just, urgent], {}, room, overdue=later).start == urgent
     # Of two starts one goes by rank, unless nothing else fits.
     ask = {"overdue": later, "in_turn": True}
@@ -384,7 +385,7 @@ class Fleet:
                 }
                 waiting = [
                     one._replace(
-                        served_at=served.get(one.line, 0.0),
+                        since=served.get(one.line, one.queued_at),
                         turn_at=turns.get(one.organization, 0.0),
                     )
                     for one in self.lines
@@ -483,7 +484,7 @@ def test_every_task_that_fits_an_empty_fleet_starts_in_bounded_time(nodes, wants
                     used[one.organization] = used.get(one.organization, 0) + one.cpu_millis
                 lines = [*waiting.values(), *fresh]
                 choice = choose(
-                    [one._replace(served_at=starts.get(one.line, 0.0)) for one in lines],
+                    [one._replace(since=starts.get(one.line, one.queued_at)) for one in lines],
                     used,
                     room,
                     node=n,

@@ -10,7 +10,7 @@ from organizations.models import AuditEntry
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
 from workers import actions, fairshare, lines
 from workers.fairshare import Room
-from workers.models import Pause, Task, Worker
+from workers.models import Pause, Task, Turn, Worker
 from workers.waiting import wait_of, waits_for
 
 pytestmark = pytest.mark.django_db
@@ -24,6 +24,13 @@ def waiting(organization, **fields) -> Task:
     Task.objects.filter(pk=task.pk).update(queued_at=ago, line_at=ago)
     task.refresh_from_db()
     return task
+
+
+def waits_for_long(task: Task) -> None:
+    """Nothing of its line was started for longer than anybody should wait."""
+    long_ago = timezone.now() - timedelta(seconds=fairshare.PATIENCE_S + 1)
+    Task.objects.filter(pk=task.pk).update(queued_at=long_ago, line_at=long_ago)
+    Turn.objects.filter(organization=task.organization, queue=task.queue).update(since=long_ago)
 
 
 def told(task: Task):
@@ -174,8 +181,7 @@ def test_a_node_is_held_for_a_large_task_that_waited_long_and_told_so(ours):
     tiny = make_task(OrganizationFactory())
     assert actions.claim(node, left) == tiny
     actions.end_task(tiny.pk, 1, outcome="succeeded", result={})
-    long_ago = timezone.now() - timedelta(seconds=fairshare.PATIENCE_S + 1)
-    Task.objects.filter(pk=large.pk).update(queued_at=long_ago, line_at=long_ago)
+    waits_for_long(large)
     make_task(OrganizationFactory())
     assert actions.claim(node, left) is None
     assert told(large).reason == "held"
@@ -220,8 +226,7 @@ def test_a_node_whose_gpu_another_program_uses_is_not_held_for_gpu_work(ours):
     plain = [make_task(OrganizationFactory(), engine="") for _ in range(3)]
     assert actions.claim(node, room) in {train, late}
     train, late = Task.objects.filter(device="gpu").order_by("-state")
-    long_ago = timezone.now() - timedelta(seconds=fairshare.PATIENCE_S + 1)
-    Task.objects.filter(pk=late.pk).update(queued_at=long_ago, line_at=long_ago)
+    waits_for_long(late)
     busy = Room(slots=3, light_slots=2, cpu_millis=7000, ram_mib=11000, gpus=())
     # Ours will end: the node waits for that.
     assert actions.claim(node, busy) is None
