@@ -131,9 +131,9 @@ def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
             _take_back(task, attempt)
         pairs = {
             (queue, organization)
-            for _, organization, queues, draining, *_ in map(_parsed, nodes.values())
+            for _, organization, queues, draining, _, restart in map(_parsed, nodes.values())
             for queue in queues
-            if not draining
+            if not draining and not restart
         }
         waiting: set[tuple[str, str | None]] = set()
         if pairs:
@@ -183,7 +183,8 @@ def _answer(
             told[str(task)] = word
     return {
         "tasks": told,
-        "waiting": not draining and any((queue, organization) in waiting for queue in queues),
+        "waiting": not (draining or restart)
+        and any((queue, organization) in waiting for queue in queues),
         "queues": queues,
         "concurrency": concurrency,
         "restart": restart,

@@ -12,7 +12,7 @@ from organizations import rls
 from organizations.models import Organization
 from workers import fairshare, routing
 from workers.lines import pause_of
-from workers.models import Task, Worker
+from workers.models import OWN_NODES, Task, Worker
 
 BLINK_S = 2  # a wait this short is not worth a sentence
 RECENT = 20  # ends from which a typical duration is told
@@ -71,7 +71,7 @@ def explain(task: Task, organization: Organization) -> Wait:
     paused = pause_of(task)
     if paused is not None:
         whose = "your organization's work" if paused.organization_id else "all work"
-        what = f"the queue {paused.queue}" if paused.queue else whose
+        what = f"the queue {paused.queue.removeprefix(OWN_NODES)}" if paused.queue else whose
         why = f" ({paused.reason})" if paused.reason else ""
         return Wait("paused", f"The operator has paused {what}{why}. It starts after.", position)
 
@@ -81,7 +81,11 @@ def explain(task: Task, organization: Organization) -> Wait:
             last_seen_at__gte=Worker.alive_since(),
         )
     )
-    serving = [node for node in alive if task.queue in node.queues and not node.draining]
+    serving = [
+        node
+        for node in alive
+        if task.queue in node.queues and not node.draining and node.restart_asked_at is None
+    ]
     if not serving:
         return Wait("no-node", _no_node(task, alive), position)
     head = _head(task)
@@ -138,14 +142,31 @@ def explain(task: Task, organization: Organization) -> Wait:
 
 def _no_node(task: Task, alive: list[Worker]) -> str:
     words = routing.in_words(task.queue)
-    text = f"Waits for a node{f' with {words}' if words else ''} (queue {task.queue}): "
+    own = task.queue.startswith(OWN_NODES)
+    if own:
+        # Whatever lies there needs a file that such a node wrote, which no other loads.
+        alive = [node for node in alive if node.organization_id is not None]
+        whose = "a node of your organization's own, which made a file that it needs"
+        text = f"Waits for {whose}{f', with {words}' if words else ''}: "
+    else:
+        text = f"Waits for a node{f' with {words}' if words else ''} (queue {task.queue}): "
+    if not alive and own:
+        return f"{text}none is connected. Start one of them, or add one on the page Workers."
     if not alive:
         return f"{text}no node is connected. Start one, or tell the operator of this installation."
-    leaving = [node.name for node in alive if task.queue in node.queues]
+    leaving = [node for node in alive if task.queue in node.queues]
     if leaving:
-        return f"{text}{', '.join(leaving[:3])} could do it, but takes no new work at the moment."
-    near = routing.nearest(task.queue, {node.name: node.queues for node in alive})
-    nearest = f"; nearest: {near[0]} on node {near[1]}" if near else ""
+        names = ", ".join(node.name for node in leaving[:3])
+        why = "could do it, but takes no new work at the moment"
+        if all(node.restart_asked_at for node in leaving):
+            why = "restarts, and will do it then"
+        return f"{text}{names} {why}."
+    served = {
+        node.name: [queue for queue in node.queues if queue.startswith(OWN_NODES) == own]
+        for node in alive
+    }
+    near = routing.nearest(task.queue, served)
+    nearest = f"; nearest: {near[0].removeprefix(OWN_NODES)} on node {near[1]}" if near else ""
     return f"{text}none is online{nearest}."
 
 
