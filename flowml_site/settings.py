@@ -152,6 +152,7 @@ INSTALLED_APPS = [
     "workers",
     "datasets",
     "training",
+    "clusters",
     "flowml_site",
 ]
 
