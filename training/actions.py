@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -25,7 +24,7 @@ from organizations.audit import record
 from organizations.models import Membership, Organization
 from training import catalog, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
-from training.evaluation import METRICS, InvalidCandidate
+from training.evaluation import InvalidCandidate
 from training.models import (
     BOARD_ORDER,
     RACE_SHARE,
@@ -653,7 +652,7 @@ def score_candidate(event: Event, task: Task) -> TrainedModel | None:
     with transaction.atomic():
         model, created = TrainedModel.objects.get_or_create(job=job, key=event.key, defaults=fields)
         if created:
-            _publish(model)
+            publish(model)
     return model
 
 
@@ -666,26 +665,10 @@ def _figures(
         raise InvalidCandidate("The model came without predictions for the held-out rows.")
     truth = scoring.truth_of(job)
     predictions = scoring.read_predictions(stored, job, most_rows=len(truth.target))
-    scoring.check_complete(predictions, truth)
-    found = scoring.evaluate_part(job, predictions, truth)
-    low, high = found.interval or (None, None)
-    loss = found.metrics.get("log_loss")
-    return {
-        "state": TrainedModel.State.SCORED,
-        "metrics": found.metrics,
-        "score": found.score,
-        "order_score": -found.score if METRICS[job.metric].greater_is_better else found.score,
-        # A model that gives no probabilities comes behind those that do.
-        "tie_score": math.inf if loss is None else loss,
-        "interval_low": low,
-        "interval_high": high,
-        "scored_rows": found.rows,
-        "curves": found.curves,
-        "reason": " ".join(found.notes),
-    }
+    return scoring.figures(job, predictions, truth)
 
 
-def _publish(model: TrainedModel) -> None:
+def publish(model: TrainedModel) -> None:
     """Make it the job's best if it is, and tell who watches."""
     job = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).get(pk=model.job_id)
     best = (

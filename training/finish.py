@@ -1,7 +1,8 @@
 """How a training job ends. Runs in control, when a node has reported the end of a task.
 
-The race ends with its last engine. Then, if the job wants it, the winner's recipe is fitted again
-on training and validation rows: a task of its own, with whose end the job ends, however it went.
+The race ends with its last engine. Then models of several engines are blended, and if the job
+wants it, the winner's recipe is fitted again on training and validation rows: a task of its own (or
+one for each member of an ensemble), with whose end the job ends, however it went.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from django.db import transaction
 from django.db.models import Min
 from django.utils import timezone
 
-from training import scoring
+from training import actions, blends, scoring
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
-from training.models import BOARD_ORDER, REFIT, TrainedModel, TrainingJob
+from training.models import BOARD_ORDER, ENSEMBLE, REFIT, TrainedModel, TrainingJob
 from workers.actions import add_task, emit
 from workers.models import Task
 
@@ -55,12 +56,14 @@ def finish_job(task: Task) -> TrainingJob | None:
     best = scored.order_by(*BOARD_ORDER).first()
     outcome, error, notices = _outcome(job, tasks, best)
     if best is not None and outcome == TrainingJob.State.SUCCEEDED:
-        refit = next((one for one in tasks if one.kind == REFIT), None)
-        if refit is None and job.wants_refit and _begin_refit(job, best, notices):
+        refits = [one for one in tasks if one.kind == REFIT]
+        if not refits and job.ensemble:
+            best = _blend(job, best, task)
+        if not refits and job.wants_refit and _begin_refit(job, best, notices):
             return None
         _open_seal(job, best, notices)
-        if refit is not None:
-            best = _finish_refit(job, best, refit, notices)
+        if refits:
+            best = _finish_refit(job, best, refits, notices)
     for notice in notices:
         if notice not in job.notices:
             job.notices.append(notice)
@@ -108,6 +111,19 @@ def _outcome(
     return TrainingJob.State.FAILED, "No model was finished within the time budget.", []
 
 
+def _blend(job: TrainingJob, best: TrainedModel, task: Task) -> TrainedModel:
+    """The job's best model once an ensemble has been tried, and has taken its place if it ranks."""
+    if job.models.filter(engine=ENSEMBLE).exists():
+        return best
+    found = blends.make(job, task)
+    if found.model is not None:
+        actions.publish(found.model)
+    elif found.why:
+        actions.add_notice(job.pk, f"There is no ensemble: {found.why}.")
+    job.refresh_from_db(fields=["best_model", "notices"])
+    return job.best_model or best
+
+
 def _open_seal(job: TrainingJob, model: TrainedModel, notices: Notices) -> None:
     """Give the winner, or its refit, its figures on the sealed test rows, which ranked nothing."""
     try:
@@ -145,62 +161,100 @@ def _test_figures(found: Evaluation) -> dict[str, Any]:
 
 
 def _begin_refit(job: TrainingJob, best: TrainedModel, notices: Notices) -> bool:
-    """Queue the refit of the winner. False, and a notice, when there is to be none."""
-    race, version = best.task, job.dataset_version
+    """Queue the refit of the winner, or of all its members. False, and a notice, when there is to
+    be none."""
+    version = job.dataset_version
     if job.stop_requested_at or job.cancel_requested_at:
         _note(notices, best, "it was not fitted again on all rows: the training was stopped.")
         return False
-    if race is None or best.artifact is None or version is None or version.data is None:
+    origins = _parts(best)
+    gone = any(one.task is None or one.artifact is None for one in origins)
+    if gone or version is None or version.data is None:
         _note(notices, best, "it was not fitted again on all rows: its files are gone.")
         return False
-    add_task(
-        job.organization,
-        kind=REFIT,
-        subject=job.pk,
-        topic=job.topic,
-        payload={
-            **race.payload,
-            "split": {**job.split, "refit": True},
-            "budget_s": max(LEAST_REFIT_S, REFIT_SHARE * race.payload["budget_s"]),
-        },
-        inputs={"data": version.data, "model": best.artifact},
-        engine=best.engine,
-        cpu_millis=race.cpu_millis,
-        ram_mib=race.ram_mib,
-        time_limit_s=int(REFIT_SHARE * race.time_limit_s),  # later than it ends by itself
-        priority=race.priority,
-    )
+    for one in origins:
+        race = one.task
+        assert race is not None
+        assert one.artifact is not None
+        add_task(
+            job.organization,
+            kind=REFIT,
+            subject=job.pk,
+            topic=job.topic,
+            payload={
+                **race.payload,
+                "split": {**job.split, "refit": True},
+                "budget_s": max(LEAST_REFIT_S, REFIT_SHARE * race.payload["budget_s"]),
+            },
+            inputs={"data": version.data, "model": one.artifact},
+            engine=one.engine,
+            cpu_millis=race.cpu_millis,
+            ram_mib=race.ram_mib,
+            time_limit_s=int(REFIT_SHARE * race.time_limit_s),  # later than it ends by itself
+            priority=race.priority,
+        )
     return True
 
 
+def _parts(best: TrainedModel) -> list[TrainedModel]:
+    """The models that are fitted: its members, or itself."""
+    return [part.model for part in best.parts()] if best.is_ensemble else [best]
+
+
 def _finish_refit(
-    job: TrainingJob, best: TrainedModel, task: Task, notices: Notices
+    job: TrainingJob, best: TrainedModel, tasks: Sequence[Task], notices: Notices
 ) -> TrainedModel:
     """Put what the refit gave beside its origin. Returns the one of the two that is the job's best.
 
     That is the refit if it is not worse on the sealed rows, the only ones that both have not seen.
     """
-    if task.state != Task.State.SUCCEEDED:
-        why = task.error or "it was stopped."
-        _note(notices, best, f"it could not be fitted again on all rows: {why}")
-        return best
+    by_artifact = {task.inputs.get("model"): task for task in tasks}
+    twins: dict[Any, TrainedModel] = {}
+    for origin in _parts(best):
+        task = by_artifact.get(str(origin.artifact_id))
+        who = "" if origin.pk == best.pk else f" {origin.name}:"
+        if task is None or task.state != Task.State.SUCCEEDED:
+            why = task.error if task and task.error else "it was stopped."
+            _note(notices, best, f"it could not be fitted again on all rows:{who} {why}")
+            return best
+        twin = _twin(job, origin, task)
+        if twin is None:
+            _note(notices, best, "it was fitted again on all rows, but the files did not arrive.")
+            return best
+        twins[origin.pk] = twin
+    twin = twins.get(best.pk)
+    if twin is None:
+        try:
+            with transaction.atomic():
+                twin = blends.refit(job, best, tasks[-1], twins)
+        except InvalidCandidate as refusal:
+            _note(notices, best, f"it was fitted again, but could not be blended: {refusal}")
+            return best
+    _open_seal(job, twin, notices)
+    better = _not_worse(job, twin, best)
+    for one in {twin, *twins.values()}:
+        _tell(job, one, best=better and one == twin)
+    return twin if better else best
+
+
+def _twin(job: TrainingJob, origin: TrainedModel, task: Task) -> TrainedModel | None:
+    """What a refit's task left, as a model beside its origin; None when its files did not come."""
     made = {str(artifact.pk): artifact for artifact in task.artifacts.all()}
     files, data = task.result.get("files", {}), task.result.get("data", {})
     artifact = made.get(str(files.get("artifact")))
     if artifact is None:
-        _note(notices, best, "it was fitted again on all rows, but the files did not arrive.")
-        return best
+        return None
     twin, _ = TrainedModel.objects.get_or_create(
         job=job,
-        key=f"{best.key[:114]}:refit",
+        key=f"{origin.key[:114]}:refit",
         defaults={
             "organization_id": job.organization_id,
-            "origin": best,
+            "origin": origin,
             "task": task,
-            "name": str(data.get("name") or f"{best.name}, refitted")[:160],
-            "family": best.family,
-            "engine": best.engine,
-            "params": best.params,
+            "name": str(data.get("name") or f"{origin.name}, refitted")[:160],
+            "family": origin.family,
+            "engine": origin.engine,
+            "params": origin.params,
             "fit_s": float(data.get("fit_s") or 0),
             "predict_ms_row": data.get("predict_ms_row"),
             "train_rows": int(data.get("train_rows") or 0),
@@ -209,23 +263,24 @@ def _finish_refit(
             "state": TrainedModel.State.REFITTED,
         },
     )
-    _open_seal(job, twin, notices)
-    better = _not_worse(job, twin, best)
+    return twin
+
+
+def _tell(job: TrainingJob, model: TrainedModel, *, best: bool) -> None:
     emit(
         job.topic,
         "leaderboard",
         {
-            "model": str(twin.pk),
-            "name": twin.name,
-            "engine": twin.engine,
-            "state": twin.state,
+            "model": str(model.pk),
+            "name": model.name,
+            "engine": model.engine,
+            "state": model.state,
             "metric": job.metric,
             "score": None,
-            "best": better,
+            "best": best,
             "reason": "",
         },
     )
-    return twin if better else best
 
 
 def _not_worse(job: TrainingJob, twin: TrainedModel, origin: TrainedModel) -> bool:

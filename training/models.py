@@ -19,6 +19,7 @@ BOARD_ORDER = (F("order_score").asc(nulls_last=True), "tie_score", "fit_s", "key
 RACE_SHARE = 0.9  # of a job's progress, when a refit comes after the race
 TRAIN = "training.train"  # kinds of task
 REFIT = "training.refit"
+ENSEMBLE = "ensemble"  # what stands in place of an engine's name
 _BEST = ("best_model", "best_model__origin")
 
 
@@ -268,12 +269,14 @@ class TrainedModel(OrgOwned):
             models.UniqueConstraint(fields=["job", "key"], name="model_key_unique"),
             models.CheckConstraint(
                 condition=~Q(state="scored")
-                | Q(score__isnull=False, order_score__isnull=False, artifact__isnull=False),
+                | Q(score__isnull=False, order_score__isnull=False)
+                & (Q(artifact__isnull=False) | Q(engine=ENSEMBLE)),
                 name="model_scored_has_score",
             ),
             models.CheckConstraint(
                 condition=~Q(state="refitted")
-                | Q(score__isnull=True, origin__isnull=False, artifact__isnull=False),
+                | Q(score__isnull=True, origin__isnull=False)
+                & (Q(artifact__isnull=False) | Q(engine=ENSEMBLE)),
                 name="model_refitted_has_origin",
             ),
         ]
@@ -300,6 +303,16 @@ class TrainedModel(OrgOwned):
         return self.state in {self.State.SCORED, self.State.REFITTED}
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether it is a blend of other models of its job: it has members and no artifact."""
+        return self.engine == ENSEMBLE
+
+    def parts(self) -> "list[EnsembleMember]":
+        """Members, the heaviest first, each with its model and artifact; one query at most."""
+        models.prefetch_related_objects([self], _MEMBERS)
+        return list(self.members.all())
+
+    @property
     def ranked_score(self) -> float | None:
         """The score by which it stands on the leaderboard: for a refit, that of its origin."""
         return self.origin.score if self.origin else self.score
@@ -321,6 +334,34 @@ class TrainedModel(OrgOwned):
     def download_name(self) -> str:
         data = slugify(str(self.job.dataset.get("name", ""))) or "model"
         return f"{data}-{slugify(self.name) or 'model'}-{str(self.pk)[:8]}.zip"
+
+
+class EnsembleMember(models.Model):
+    """A model that an ensemble asks, and how much its answer weighs there."""
+
+    ensemble = models.ForeignKey(TrainedModel, models.CASCADE, related_name="members")
+    model = models.ForeignKey(TrainedModel, models.CASCADE, related_name="ensembles")
+    weight = models.FloatField(help_text="All of an ensemble add up to 1.")
+
+    class Meta:
+        ordering: ClassVar = ["-weight", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["ensemble", "model"], name="member_unique"),
+            models.CheckConstraint(
+                condition=Q(weight__gt=0, weight__lte=1), name="member_weight_is_share"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.weight:.0%} of {self.ensemble_id}"
+
+
+_MEMBERS = models.Prefetch(
+    "members",
+    EnsembleMember.objects.select_related("model__artifact", "model__predictions").defer(
+        "model__curves", "model__test", "model__params", "model__metrics"
+    ),
+)
 
 
 class BatchPrediction(OrgOwned):
@@ -372,6 +413,11 @@ class BatchPrediction(OrgOwned):
     @property
     def has_ended(self) -> bool:
         return self.state not in (self.State.QUEUED, self.State.RUNNING)
+
+    @property
+    def tasks(self) -> QuerySet[Task]:
+        """One, or one for each member of an ensemble."""
+        return Task.objects.filter(subject=self.pk).order_by("queued_at", "pk")
 
     def result_name(self, format: str) -> str:
         return f"{self.filename.split('.', 1)[0] or 'rows'}-predicted.{format}"

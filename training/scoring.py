@@ -6,6 +6,7 @@ started its threads there.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training import splits
-from training.evaluation import Evaluation, InvalidCandidate, evaluate, line_up
-from training.models import TrainingJob
+from training.evaluation import METRICS, Evaluation, InvalidCandidate, evaluate, line_up
+from training.models import TrainedModel, TrainingJob
 from workers.models import Artifact
 
 MOST_JOBS_KEPT = 8
@@ -50,7 +51,7 @@ def truth_of(job: TrainingJob) -> Truth:
 
     by = splits.column_of(job.split)
     wanted = [job.target, *([by] if by else [])]
-    table = pl.read_parquet(_source(version.data), columns=wanted)
+    table = pl.read_parquet(source_of(version.data), columns=wanted)
     values = table[job.target]
     strata = splits.strata_of(values.to_numpy(), job.classes)
     try:
@@ -85,7 +86,7 @@ def read_predictions(artifact: Artifact, job: TrainingJob, *, most_rows: int) ->
 
     shares = [PROBABILITY.format(code) for code in range(len(job.classes or ()))]
     try:
-        source = _source(artifact)
+        source = source_of(artifact)
         stored = set(pl.read_parquet_schema(source))
         if absent := sorted({"row", "prediction"} - stored):
             raise InvalidCandidate(f"The predictions file has no column '{absent[0]}'.")
@@ -136,13 +137,34 @@ def evaluate_part(
     )
 
 
+def figures(job: TrainingJob, predictions: Predictions, truth: Truth) -> dict[str, Any]:
+    """The fields of a scored TrainedModel that its predictions give. Raises InvalidCandidate."""
+    check_complete(predictions, truth)
+    found = evaluate_part(job, predictions, truth)
+    low, high = found.interval or (None, None)
+    loss = found.metrics.get("log_loss")
+    return {
+        "state": TrainedModel.State.SCORED,
+        "metrics": found.metrics,
+        "score": found.score,
+        "order_score": -found.score if METRICS[job.metric].greater_is_better else found.score,
+        # A model that gives no probabilities comes behind those that do.
+        "tie_score": math.inf if loss is None else loss,
+        "interval_low": low,
+        "interval_high": high,
+        "scored_rows": found.rows,
+        "curves": found.curves,
+        "reason": " ".join(found.notes),
+    }
+
+
 def check_complete(predictions: Predictions, truth: Truth) -> None:
     """Raise InvalidCandidate unless every row that ranks and every sealed one was predicted."""
     line_up(predictions.rows, truth.ranked, part="validation")
     line_up(predictions.rows, truth.sealed, part="test")
 
 
-def _source(artifact: Artifact) -> str | bytes:
+def source_of(artifact: Artifact) -> str | bytes:
     """A path where the storage has one, so that Polars reads only the columns it needs."""
     try:
         return artifact.file.path

@@ -17,15 +17,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+import numpy as np
 from django.db.models import Q
 
 from accounts.errors import Invalid, TooLarge, Unavailable
 from organizations import rls
 from organizations.models import Organization
+from training.ensemble import Said, blend
 from training.models import TrainedModel
 from workers import relay
 from workers.models import Worker
@@ -147,7 +150,14 @@ def servable(organization: Organization, model: UUID) -> TrainedModel | None:
     """A model of the organization as predictions need it, read-only: what it is never changes."""
     wanted = TrainedModel.objects.of(organization).select_related("job", "artifact")
     slim = wanted.defer("curves", "test", "params", "metrics", "job__request", "job__notices")
-    return _models.get((organization.pk, model), lambda: slim.filter(pk=model).first())
+
+    def find() -> TrainedModel | None:
+        found: TrainedModel | None = slim.filter(pk=model).first()
+        if found is not None and found.is_ensemble:
+            found.parts()
+        return found
+
+    return _models.get((organization.pk, model), find)
 
 
 def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
@@ -169,10 +179,45 @@ def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
 
 
 def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
-    """Predict checked ``rows`` (values in the order of ``columns``) with a scored model.
+    """Predict checked ``rows`` (values in the order of ``columns``) with a model that can.
 
-    Raises Invalid when the model refuses the rows, Unavailable when no node can answer.
+    Members of an ensemble are asked side by side, each where its engine is. Raises Invalid when
+    the model refuses the rows, Unavailable when no node can answer.
     """
+    what = json.dumps({"columns": list(columns), "rows": rows}, allow_nan=False)
+    if not model.is_ensemble:
+        question = _question(model, what)
+        with rls.waiting():
+            return question()
+    parts = model.parts()
+    if not parts:
+        raise Unavailable("The models of this ensemble are gone.", code="model-gone")
+    questions = [_question(part.model, what) for part in parts]
+    # The threads only talk to nodes: all that needs the database is done.
+    with rls.waiting(), ThreadPoolExecutor(len(questions)) as pool:
+        answers = [asked.result() for asked in [pool.submit(one) for one in questions]]
+    return _together(answers, [part.weight for part in parts])
+
+
+def _together(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
+    classes = answers[0].classes
+    try:
+        said = [Said(one.predictions, one.probabilities) for one in answers]
+        found = blend(said, weights, classes)
+    except ValueError as error:  # what a node said is no answer to the same rows
+        raise Unavailable(f"The members of the ensemble disagree: {error}") from error
+    shares = found.probabilities
+    return Answer(
+        list(found.predictions),
+        None if shares is None else np.asarray(shares).tolist(),
+        classes,
+        {name: max(one.ms.get(name, 0.0) for one in answers) for name in answers[0].ms},
+        ", ".join(dict.fromkeys(one.node for one in answers)),
+    )
+
+
+def _question(model: TrainedModel, what: str) -> Callable[[], Answer]:
+    """What asks the nodes for a model's answer. Raises Unavailable when there is nobody to ask."""
     artifact = model.artifact
     if artifact is None:
         raise Unavailable("The files of this model are gone.", code="model-gone")
@@ -184,27 +229,26 @@ def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any
             code="no-node",
             engine=model.engine,
         )
-    body = json.dumps(
+    who = json.dumps(
         {
-            "model": {
-                "artifact": str(artifact.pk),
-                "sha256": artifact.sha256,
-                "signature": artifact.signature,
-                "engine": model.engine,
-                "organization": str(model.organization_id),
-            },
-            "columns": list(columns),
-            "rows": rows,
-        },
-        allow_nan=False,
-    ).encode()
+            "artifact": str(artifact.pk),
+            "sha256": artifact.sha256,
+            "signature": artifact.signature,
+            "engine": model.engine,
+            "organization": str(model.organization_id),
+        }
+    )
+    body = f'{{"model": {who}, {what[1:]}'.encode()
+    return lambda: _ask_nodes(nodes, body)
+
+
+def _ask_nodes(nodes: list[Worker], body: bytes) -> Answer:
     reasons = {}
     # First whoever is there at once; then, with patience, who may just be connecting anew.
     for tries in (1, PATIENT_TRIES):
         for node in list(nodes):
             try:
-                with rls.waiting():
-                    return _ask_node(node, body, tries)
+                return _ask_node(node, body, tries)
             except NodeFailed as failure:
                 _nodes.clear()
                 reasons[node.name] = str(failure)
