@@ -4,6 +4,8 @@ from typing import Any
 
 from rest_framework import serializers
 
+from workers.node.handlers import ENGINE_NAME
+
 MOST_ATTEMPTS = 2**15 - 1  # what the column holds
 
 
@@ -21,7 +23,7 @@ class Capabilities(serializers.Serializer[Any]):
     ram_mib = serializers.IntegerField(min_value=0, max_value=2**31 - 1)
     gpus = serializers.ListField(child=serializers.DictField(), max_length=64, default=list)
     engines = serializers.ListField(
-        child=serializers.SlugField(max_length=40), max_length=64, default=list
+        child=serializers.RegexField(ENGINE_NAME, max_length=40), max_length=64, default=list
     )
     llm = serializers.BooleanField(default=False)
     models = serializers.ListField(

@@ -38,7 +38,8 @@ TABLE: dict[str, Way] = {
 }
 PREDICTOR = "training.engines.harness:load_predictor"
 NOT_ENGINES = frozenset({"base", "harness", "__init__"})
-ENGINE_NAME = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9]+(\.[a-z0-9]+)*)*")
+# A version may follow (sklearn-1.4), whose dots come before digits: no name is that of a queue.
+ENGINE_NAME = re.compile(r"^[a-z][a-z0-9_]*(-[a-z0-9]+(\.[0-9][a-z0-9]*)*)*\Z")
 # Engines whose versions are called otherwise than their file.
 FILES = {"pytorch": "torch"}
 
