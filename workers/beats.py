@@ -70,11 +70,21 @@ SELECT id, attempt FROM workers_task
    AND lease_expires_at < %(now)s + %(lease)s / 2
    AND lease_expires_at <= started_at + %(lease)s AND NOT id = ANY(%(named)s::uuid[])
 """
+# By one step into the index `task_lines` each, in its order: the planner would read all that waits,
+# or the whole table, to find out that there is nothing.
 _WAITING = """
 SELECT asked.queue, asked.organization::text
   FROM unnest(%(queues)s::text[], %(organizations)s::uuid[]) AS asked(queue, organization)
- WHERE EXISTS (SELECT 1 FROM workers_task t WHERE t.state = 'queued' AND t.queue = asked.queue
-                  AND (asked.organization IS NULL OR t.organization_id = asked.organization))
+ WHERE CASE WHEN asked.organization IS NULL THEN (
+   SELECT true FROM workers_task t WHERE t.state = 'queued' AND t.queue = asked.queue
+    ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
+ ) ELSE EXISTS (
+   SELECT 1 FROM (VALUES (true), (false)) AS class(light) CROSS JOIN LATERAL (
+     SELECT 1 FROM workers_task t WHERE t.state = 'queued' AND t.queue = asked.queue
+        AND t.light = class.light AND t.organization_id = asked.organization
+      ORDER BY t.queue, t.light, t.organization_id, t.priority, t.line_at LIMIT 1
+   ) first
+ ) END
 """
 
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.conf import settings
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import connection, models, transaction
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -64,7 +65,7 @@ class Worker(models.Model):
     )
     token_hash = models.CharField(max_length=64, unique=True)
     registered_at = models.DateTimeField(auto_now_add=True)
-    last_seen_at = models.DateTimeField(default=timezone.now, db_index=True)
+    last_seen_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
         constraints: ClassVar = [
@@ -219,10 +220,24 @@ class Task(OrgOwned):
                 name="task_lines",
             ),
             models.Index(
-                fields=["lease_expires_at"],
+                # All that runs, for the sweep. Not by lease, which heartbeats write: each would
+                # have to write every other index, too (no "heap-only" update).
+                fields=["worker"],
                 condition=models.Q(state="running"),
-                name="task_leases",
+                name="task_running",
             ),
+            models.Index(
+                # How long it took lately, for those who wait.
+                fields=["queue", "kind", "-finished_at"],
+                condition=models.Q(state="succeeded"),
+                name="task_durations",
+            ),
+            models.Index(
+                fields=["finished_at"],
+                condition=models.Q(finished_at__isnull=False),
+                name="task_ends",
+            ),
+            BrinIndex(fields=["queued_at"], name="task_queued_at"),
             models.Index(
                 fields=["finished_at"],
                 condition=models.Q(handled_at=None, finished_at__isnull=False),

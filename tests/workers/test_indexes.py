@@ -1,0 +1,87 @@
+"""That what is asked all the time stays cheap when there is much: by the plans of PostgreSQL."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from tests.factories import OrganizationFactory, WorkerFactory, make_task
+from workers import actions, beats
+from workers.fairshare import Room
+from workers.models import Task
+
+pytestmark = pytest.mark.django_db
+ROOM = Room(slots=1, light_slots=1, cpu_millis=4000, ram_mib=8192)
+
+
+def rows_read(sql: str, params: Any) -> int:
+    """How many rows the statement's scans of tasks looked at."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT json) {sql}", params)
+        (answer,) = cursor.fetchone()
+    read = 0
+    left = [(answer if isinstance(answer, list) else json.loads(answer))[0]["Plan"]]
+    while left:
+        node = left.pop()
+        left += node.get("Plans", [])
+        if node.get("Relation Name") == Task._meta.db_table:
+            removed = node.get("Rows Removed by Filter", 0)
+            read += round((node["Actual Rows"] + removed) * node["Actual Loops"])
+    return read
+
+
+@pytest.fixture
+def many():
+    """Fifteen hundred that wait on one queue, and as many that have ended."""
+    first, at = make_task(OrganizationFactory(), engine=""), timezone.now()
+    plain = {
+        field.attname: getattr(first, field.attname)
+        for field in Task._meta.concrete_fields
+        if not field.primary_key
+    }
+    ended = plain | {"state": "succeeded", "started_at": at, "finished_at": at, "handled_at": at}
+    Task.objects.bulk_create(Task(**fields) for fields in [plain] * 1500 + [ended] * 1500)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE workers_task")
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["a node of its own", "the platform's"])
+def test_a_heartbeat_learns_that_nothing_waits_without_reading_what_does(many, mine):
+    asked = {
+        "queues": ["cpu" if mine else "gpu"],
+        "organizations": [OrganizationFactory().pk if mine else None],
+    }
+    assert rows_read(beats._WAITING, asked) <= 2
+
+
+def test_the_sweep_reads_what_runs_alone(many):
+    make_task(engine="torch")
+    assert actions.claim(WorkerFactory(queues=["torch.cpu"]), ROOM) is not None
+    overdue = Task.objects.filter(state=Task.State.RUNNING, lease_expires_at__lt=timezone.now())
+    assert rows_read(*overdue.query.sql_with_params()) <= 1
+
+
+def test_recent_durations_are_read_in_their_order(many):
+    ended = Task.objects.filter(
+        queue="cpu", kind="training.train", state="succeeded", started_at__isnull=False
+    )
+    assert rows_read(*ended.order_by("-finished_at")[:20].query.sql_with_params()) <= 20
+    lately = Task.objects.filter(finished_at__gte=timezone.now() + timedelta(hours=1))
+    assert rows_read(*lately.query.sql_with_params()) == 0
+
+
+def test_heartbeats_write_no_indexed_column():
+    """So that PostgreSQL can update rows in place ("heap-only"), without touching an index."""
+    written = {"lease_expires_at", "last_seen_at", "usage"}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indexname, indexdef FROM pg_indexes"
+            " WHERE tablename IN ('workers_task', 'workers_worker')"
+        )
+        indexes = cursor.fetchall()
+    assert indexes
+    for name, definition in indexes:
+        assert not any(column in definition for column in written), name
