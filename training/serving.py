@@ -15,17 +15,18 @@ import socket
 import stat
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar
 from uuid import UUID
 
 import numpy as np
 from django.db.models import Q
 
-from accounts.errors import Invalid, TooLarge, Unavailable
+from accounts.errors import FlowError, Invalid, TooLarge, Unavailable
 from organizations import rls
 from organizations.models import Organization
 from training.ensemble import Said, blend
@@ -35,12 +36,14 @@ from workers.models import Worker
 
 K = TypeVar("K")
 V = TypeVar("V")
+P = ParamSpec("P")
 
 CONNECT_S = 2.0
 ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
 KEPT_PER_NODE = 8
 PATIENT_TRIES = 6  # of half a second each: a node that connects anew is back within
 
+MOST_AT_ONCE = relay.MAX_IN_FLIGHT // 2  # of one organization, in each web process
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -179,6 +182,42 @@ def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
 
 
 def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
+class Busy(FlowError):
+    code = "too-many-predictions"
+    status = 429
+
+
+def _few_at_once(asks: Callable[P, Answer]) -> Callable[P, Answer]:
+    """Refuse what an organization asks while many of its questions wait already: nodes may be slow,
+    or a tenant's own, and the room to wait is everybody's."""
+    waiting: Counter[UUID] = Counter()
+    lock = threading.Lock()
+
+    @wraps(asks)
+    def counted(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        model = args[0]
+        assert isinstance(model, TrainedModel)
+        home = model.organization_id
+        with lock:
+            if waiting[home] >= MOST_AT_ONCE:
+                raise Busy(
+                    f"{MOST_AT_ONCE} predictions of your organization wait for an answer already. "
+                    "Try again in a moment, or send many rows at once.",
+                    retry_after_s=1,
+                )
+            waiting[home] += 1
+        try:
+            return asks(*args, **kwargs)
+        finally:
+            with lock:
+                waiting[home] -= 1
+                if not waiting[home]:
+                    del waiting[home]
+
+    return counted
+
+
+@_few_at_once
     """Predict checked ``rows`` (values in the order of ``columns``) with a model that can.
 
     Members of an ensemble are asked side by side, each where its engine is. Raises Invalid when

@@ -52,6 +52,39 @@ def read(response) -> bytes:
 # Rows
 
 
+def test_an_organization_waits_for_only_so_many_answers_at_once(model, node, monkeypatch):
+    other = make.scored_model(make.member())
+    real, deep, told = serving._ask_node, [], []
+
+    def slow(*question):
+        """While each question waits for its answer, the next one is asked."""
+        if len(deep) < serving.MOST_AT_ONCE:
+            deep.append(1)
+            try:
+                actions.predict(model, ROW)
+            except serving.Busy as refusal:
+                told.append(refusal)
+                told.append(actions.predict(other, ROW).predictions)
+        return real(*question)
+
+    monkeypatch.setattr(serving, "_ask_node", slow)
+    assert actions.predict(model, ROW).predictions == ["kind 1"]
+    refusal, others = told
+    assert len(deep) == serving.MOST_AT_ONCE
+    assert (refusal.status, refusal.extra) == (429, {"retry_after_s": 1})
+    assert others == ["kind 1"], "another organization's are answered meanwhile"
+    assert actions.predict(model, ROW).predictions == ["kind 1"], "they wait no more"
+
+
+def test_too_many_at_once_are_told_when_to_come_again(by, model, node, client, monkeypatch):
+    client.force_login(by.user)
+    monkeypatch.setattr(serving, "MOST_AT_ONCE", 0)
+    address = f"/api/results/model/{model.pk}/predict"
+    answer = client.post(address, {"rows": [ROW]}, content_type="application/json")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1"), answer.content
+    assert answer.json()["code"] == "too-many-predictions"
+
+
 def test_a_row_is_asked_of_the_node_in_the_models_order(model, node):
     answer = actions.predict(model, dict(reversed(ROW.items())))
     assert answer.predictions == ["kind 1"]
