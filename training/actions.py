@@ -7,6 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 from uuid import UUID
 
@@ -22,7 +25,7 @@ from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import catalog, presets, scoring, serving
+from training import blends, bundle, catalog, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import InvalidCandidate
 from training.models import (
@@ -516,7 +519,7 @@ def _plain(upload: File[bytes]) -> IO[bytes]:
 def _queue_file(
     by: Membership, model: TrainedModel, stored: Artifact, name: str
 ) -> BatchPrediction:
-    assert model.artifact is not None
+    """A task, or one for each member of an ensemble: what they answer is blended afterwards."""
     quotas.reserve(by.organization, cpu_hours=0)
     batch = BatchPrediction.objects.create(
         organization=by.organization,
@@ -525,24 +528,36 @@ def _queue_file(
         upload=stored,
         created_by=by.author,
     )
-    batch.task = add_task(
-        by.organization,
-        kind=PREDICT_FILE,
-        subject=batch.pk,
-        topic=batch.topic,
-        payload={"batch": str(batch.pk), "model": str(model.pk), "filename": name},
-        inputs={"model": model.artifact, "data": stored},
-        engine=model.engine,
-        light=True,
-        time_limit_s=3600,
-    )
+    tasks = []
+    # The slowest first: it is the one whose progress is the batch's.
+    asked = [part.model for part in model.parts()] if model.is_ensemble else [model]
+    for one in sorted(asked, key=lambda one: -(one.predict_ms_row or 0)):
+        if one.artifact is None:
+            raise NotFound("The files of this model are gone.")
+        task = add_task(
+            by.organization,
+            kind=PREDICT_FILE,
+            subject=batch.pk,
+            topic=batch.topic,
+            payload={"batch": str(batch.pk), "model": str(one.pk), "filename": name},
+            inputs={"model": one.artifact, "data": stored},
+            engine=one.engine,
+            light=True,
+            time_limit_s=3600,
+        )
+        tasks.append(task)
+    batch.task = tasks[0]
     batch.save(update_fields=["task"])
     record("prediction.started", batch, by=by, changes={"model": model.name})
     return batch
 
 
 def download(model: TrainedModel) -> StreamingHttpResponse:
-    """The model as a zip that works without FlowML."""
+    """The model as a zip that works without FlowML; an ensemble's holds one zip per member."""
+    if model.is_ensemble:
+        response = bundle.response(model)
+        record("model.downloaded", model)
+        return response
     if model.artifact is None:
         raise NotFound("The files of this model are gone.")
     record("model.downloaded", model)
@@ -698,7 +713,10 @@ def publish(model: TrainedModel) -> None:
 
 @transaction.atomic
 def finish_batch(task: Task) -> None:
-    """A file was predicted, or could not be. The uploaded rows go."""
+    """A file was predicted, or could not be. The uploaded rows go.
+
+    By an ensemble it is predicted when all members have: one that fails ends the others' work.
+    """
     batch = (
         BatchPrediction.objects.select_for_update(no_key=True, of=("self",))
         .filter(pk=task.subject)
@@ -706,19 +724,57 @@ def finish_batch(task: Task) -> None:
     )
     if batch is None or batch.has_ended:
         return
+    tasks = list(batch.tasks)
     upload = batch.upload
     fields: dict[str, Any] = {"upload": None, "finished_at": timezone.now()}
     state = BatchPrediction.State(task.state)
-    if state == BatchPrediction.State.SUCCEEDED:
-        files = task.result.get("files", {})
-        made = {str(artifact.pk): artifact for artifact in task.artifacts.all()}
-        fields |= {name: made.get(str(files.get(name))) for name in FORMATS}
-        fields["rows"] = int(task.result.get("data", {}).get("rows") or 0)
-        if not all(fields[name] for name in FORMATS):
-            state, fields["error"] = BatchPrediction.State.FAILED, "The node sent no result."
-    else:
+    if state != BatchPrediction.State.SUCCEEDED:
         fields["error"] = task.error
+        others = Task.objects.select_for_update(no_key=True, of=("self",)).filter(
+            pk__in=[one.pk for one in tasks if not one.has_ended]
+        )
+        for other in list(others.order_by("pk")):
+            cancel_task(other, by="the end of another part")
+    elif any(not one.has_ended for one in tasks):
+        return
+    else:
+        try:
+            fields |= _results(batch, tasks)
+        except ValueError as error:
+            state, fields["error"] = BatchPrediction.State.FAILED, str(error)
     batch.move_to(state, **fields)
     if upload is not None:
         upload.delete()
         transaction.on_commit(lambda: upload.file.delete(save=False))
+
+
+def _results(batch: BatchPrediction, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The files and the number of rows. Raises ValueError, with a sentence, when there are none."""
+    made = [{str(artifact.pk): artifact for artifact in task.artifacts.all()} for task in tasks]
+    sent = [
+        {name: these.get(str(task.result.get("files", {}).get(name))) for name in FORMATS}
+        for task, these in zip(tasks, made, strict=True)
+    ]
+    if not all(files[name] for files in sent for name in FORMATS):
+        raise ValueError("The node sent no result.")
+    if not batch.model.is_ensemble:
+        return sent[0] | {"rows": int(tasks[0].result.get("data", {}).get("rows") or 0)}
+    weights = {str(part.model_id): part.weight for part in batch.model.parts()}
+    parts = []
+    for task, files in zip(tasks, sent, strict=True):
+        added = task.result.get("data", {}).get("columns") or []
+        file = files["parquet"]
+        assert file is not None
+        parts.append(blends.Part(file, added, weights[task.payload["model"]]))
+    with TemporaryDirectory(prefix="flowml-blend-") as folder:
+        rows = blends.blend_files(parts, batch.model.job.classes, Path(folder))
+        found: dict[str, Any] = {"rows": rows}
+        for name in FORMATS:
+            with (Path(folder) / f"predictions.{name}").open("rb") as blended:
+                found[name] = store_artifact(
+                    batch.organization, f"blended predictions.{name}", blended, task=tasks[-1]
+                )
+    for artifact in [one for these in made for one in these.values()]:  # the members' own answers
+        artifact.delete()
+        transaction.on_commit(partial(artifact.file.delete, save=False))
+    return found

@@ -295,6 +295,9 @@ def blend_files(parts: Sequence[Part], classes: Sequence[str] | None, folder: Pa
     """
     import polars as pl
 
+    width = 1 + len(classes or ())
+    if any(len(part.added) != width for part in parts):
+        raise ValueError("A model of the ensemble gave no probabilities for these rows.")
     frames = [pl.scan_parquet(scoring.source_of(part.file)) for part in parts]
     n_rows = {int(frame.select(pl.len()).collect().item()) for frame in frames}
     if len(n_rows) != 1:
@@ -342,13 +345,17 @@ def _defused(table: Any) -> Any:
     """
     import polars as pl
 
-    texts = pl.col(pl.String)
-    risky = texts.str.contains(_RISKY) & ~texts.str.contains(_NUMBER)
+    def mended(name: str) -> Any:
+        text = pl.col(name)
+        risky = text.str.contains(_RISKY) & ~text.str.contains(_NUMBER)
+        return pl.when(risky).then(pl.lit("'") + text).otherwise(text).alias(name)
+
     nested = [name for name, dtype in table.schema.items() if dtype.is_nested()]
     plain = table.with_columns(
         pl.Series(name, [None if one is None else str(one) for one in table[name].to_list()])
         for name in nested
     )
-    mended = plain.with_columns(pl.when(risky).then(pl.lit("'") + texts).otherwise(texts))
-    names = {name: f"'{name}" for name in mended.columns if name[:1] in "=+@\t\r-" and name}
-    return mended.rename(names)
+    texts = [name for name, dtype in plain.schema.items() if dtype == pl.String]
+    safe = plain.with_columns(mended(name) for name in texts)
+    names = {name: f"'{name}" for name in safe.columns if name and name[0] in "=+@\t\r-"}
+    return safe.rename(names)

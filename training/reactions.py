@@ -12,6 +12,7 @@ from training.models import (
     REFIT,
     TRAIN,
     BatchPrediction,
+    EnsembleMember,
     TrainedModel,
     TrainingJob,
     jobs_using,
@@ -72,6 +73,8 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     models, batches = TrainedModel.objects.of(home), BatchPrediction.objects.of(home)
     bundle.add_table("training_jobs", TrainingJob.objects.of(home))
     bundle.add_table("models", models)
+    members = EnsembleMember.objects.filter(ensemble__organization=home)
+    bundle.add_table("ensemble_members", members)
     bundle.add_table("predictions", batches)
     for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
         if model.artifact is not None:

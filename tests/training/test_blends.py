@@ -1,13 +1,24 @@
 """Ensembles over engines: made at the end of a race, ranked, asked, and refitted."""
 
-import numpy as np
-import pytest
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
 
-from accounts.errors import Unavailable
+import numpy as np
+import polars as pl
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from accounts.errors import NotFound, Unavailable
 from tests.training import make
 from training import actions, blends, scoring, serving
 from training.models import TrainedModel, TrainingJob
-from workers.models import Event, Task, Worker
+from workers.files import store_artifact
+from workers.models import Artifact, Event, Task, Worker
 
 pytestmark = pytest.mark.django_db
 BOTH = ["pycaret", "other"]
@@ -195,6 +206,131 @@ def test_asking_again_costs_no_query(asked, django_assert_num_queries):
     actions.predict(found, [ROW])
     with django_assert_num_queries(0):
         actions.predict(serving.servable(model.organization, model.pk), [ROW])
+
+
+# Files
+
+
+def answered(node, task, shares):
+    """End a task of a file with the answers of one member, as its node would send them."""
+    job = TrainedModel.objects.get(pk=task.payload["model"]).job
+    names = [f"probability_{name}" for name in job.classes]
+    codes = np.argmax(shares, axis=1)
+    table = pl.DataFrame(
+        {"note": ["=1+1", "-3", None], "prediction": [job.classes[code] for code in codes]}
+        | {name: shares[:, code] for code, name in enumerate(names)}
+    )
+    files = {}
+    for name in ("csv", "parquet"):
+        file = io.BytesIO()
+        table.write_csv(file) if name == "csv" else table.write_parquet(file)
+        file.seek(0)
+        files[name] = str(store_artifact(job.organization, name, file, task=task).pk)
+    data = {"rows": 3, "columns": ["prediction", *names]}
+    return node.end(task, result={"data": data, "files": files})
+
+
+@pytest.fixture
+def batch(by, node):
+    model = the_ensemble(raced(by, node))
+    upload = SimpleUploadedFile("rows.csv", b"note\n=1+1\n-3\n\n")
+    return actions.predict_file(by, model, upload)
+
+
+def test_a_file_is_a_task_per_member_and_the_answers_are_blended(batch, node, monkeypatch):
+    monkeypatch.setattr(blends, "ROWS_AT_ONCE", 2)
+    tasks = [node.claim(), node.claim()]
+    assert {task.engine for task in tasks} == set(BOTH)
+    weights = {str(part.model_id): part.weight for part in batch.model.parts()}
+    shares = [np.array([[1, 0, 0], [0, 1, 0], [0.2, 0.2, 0.6]]), np.eye(3)[[1, 1, 2]]]
+    answered(node, tasks[0], shares[0])
+    batch.refresh_from_db()
+    assert batch.state == "running", "the other member is not done"
+    answered(node, tasks[1], shares[1])
+    batch.refresh_from_db()
+    assert (batch.state, batch.rows, batch.upload) == ("succeeded", 3, None)
+    expected = sum(
+        weights[task.payload["model"]] * one for task, one in zip(tasks, shares, strict=True)
+    )
+    got = pl.read_parquet(batch.parquet.file.path)
+    assert got.columns == ["note", "prediction", *(f"probability_kind {i}" for i in range(3))]
+    assert np.allclose(got[:, 2:].to_numpy(), expected)
+    classes = batch.model.job.classes
+    assert got["prediction"].to_list() == [classes[code] for code in expected.argmax(axis=1)]
+    assert got["note"].to_list() == ["=1+1", "-3", None]
+    text = batch.csv.file.read().decode()
+    assert "'=1+1" in text, "no spreadsheet runs it"
+    assert "\n-3," in text, "a number stays one"
+    kept = Artifact.objects.filter(task__in=[task.pk for task in tasks])
+    assert set(kept) == {batch.csv, batch.parquet}, "what members answered is not kept"
+
+
+def test_one_member_that_fails_ends_the_file_and_the_others_work(batch, node):
+    task, other = node.claim(), batch.tasks.last()
+    node.end(task, "failed", error="Column 'x' is missing.", fault="work")
+    batch.refresh_from_db()
+    assert (batch.state, batch.error) == ("failed", "Column 'x' is missing.")
+    for one in batch.tasks:
+        node.react(one)
+    other.refresh_from_db()
+    assert other.state == "cancelled"
+    batch.refresh_from_db()
+    assert batch.state == "failed"
+
+
+# Taking it along
+
+PREDICT = """
+import csv, sys
+with open(sys.argv[1], newline="") as rows, open(sys.argv[3], "w", newline="") as out:
+    writer = csv.writer(out)
+    writer.writerow(["prediction", *(f"probability_kind {i}" for i in range(3))])
+    for _ in list(rows)[1:]:
+        writer.writerow(["x", *SHARES])
+"""
+
+
+def test_a_download_holds_every_member_and_blends_their_answers(by, node, tmp_path):
+    model = the_ensemble(raced(by, node))
+    shares = {"pycaret": [0.5, 0.5, 0.0], "other": [0.0, 0.75, 0.25]}
+    for part in model.parts():
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            script = PREDICT.replace("SHARES", repr(shares[part.model.engine]))
+            archive.writestr("predict.py", script)
+        with part.model.artifact.file.storage.open(part.model.artifact.file.name, "wb") as stored:
+            stored.write(file.getvalue())
+    pieces = async_to_sync(collect)(actions.download(model))
+    zipfile.ZipFile(io.BytesIO(pieces)).extractall(tmp_path)
+    told = json.loads((tmp_path / "ensemble.json").read_text())
+    weights = {one["engine"]: one["weight"] for one in told["members"]}
+    assert weights == {part.model.engine: part.weight for part in model.parts()}
+    rows = tmp_path / "rows.csv"
+    rows.write_text("note\na\nb\n")
+    run = [sys.executable, tmp_path / "blend.py", rows]
+    early = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert "--install" in early.stderr, "there are no virtualenvs yet"
+    for one in told["members"]:
+        venv = tmp_path / one["file"].removesuffix(".zip") / "venv" / "bin"
+        venv.mkdir(parents=True)
+        (venv / "python").symlink_to(sys.executable)
+    subprocess.run(run, check=True, capture_output=True)
+    head, *lines = csv.reader((tmp_path / "rows.predictions.csv").open())
+    assert head[0] == "prediction"
+    assert [line[0] for line in lines] == ["kind 1", "kind 1"]
+    expected = sum(weights[engine] * np.array(one) for engine, one in shares.items())
+    assert np.allclose([float(cell) for cell in lines[0][1:]], expected)
+
+
+async def collect(response):
+    return b"".join([piece async for piece in response.streaming_content])
+
+
+def test_a_download_without_a_members_files_is_refused(by, node):
+    model = the_ensemble(raced(by, node))
+    model.parts()[0].model.artifact = None
+    with pytest.raises(NotFound, match="files of this model are gone"):
+        actions.download(model)
 
 
 # Refit
