@@ -181,7 +181,6 @@ def nodes_for(engine: str, model: TrainedModel) -> list[Worker]:
     return sorted(found, key=lambda node: hashlib.sha256(model.pk.bytes + node.pk.bytes).digest())
 
 
-def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
 class Busy(FlowError):
     code = "too-many-predictions"
     status = 429
@@ -218,6 +217,7 @@ def _few_at_once(asks: Callable[P, Answer]) -> Callable[P, Answer]:
 
 
 @_few_at_once
+def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
     """Predict checked ``rows`` (values in the order of ``columns``) with a model that can.
 
     Members of an ensemble are asked side by side, each where its engine is. Raises Invalid when
