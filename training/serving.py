@@ -42,8 +42,8 @@ CONNECT_S = 2.0
 ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
 KEPT_PER_NODE = 8
 PATIENT_TRIES = 6  # of half a second each: a node that connects anew is back within
-
 MOST_AT_ONCE = relay.MAX_IN_FLIGHT // 2  # of one organization, in each web process
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
