@@ -58,8 +58,9 @@ def make_token(
 
 def revoke_token(token: PersonalToken, *, request: Any = None) -> None:
     """The token opens nothing from now on."""
-    PersonalToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=timezone.now())
-    told(token.user, "token-revoked", name=token.name, request=request)
+    live = PersonalToken.objects.filter(pk=token.pk, revoked_at=None)
+    if live.update(revoked_at=timezone.now()):
+        told(token.user, "token-revoked", name=token.name, request=request)
 
 
 # --- The password --------------------------------------------------------------------------------

@@ -2,13 +2,13 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from accounts.actions import revoke_token
+from accounts.console import Acting, acts
 from accounts.models import BrowserSession, PersonalToken, RecoveryCode, TokenFamily, User
 
 
@@ -37,7 +37,7 @@ class Shown(ModelAdmin):
 
 
 @admin.register(PersonalToken)
-class PersonalTokenAdmin(Shown):
+class PersonalTokenAdmin(Shown, Acting):
     list_display = (
         "name",
         "user",
@@ -53,9 +53,9 @@ class PersonalTokenAdmin(Shown):
     exclude = ("digest",)
     actions = ("revoke",)
 
-    @admin.action(description="Revoke")
-    def revoke(self, request: HttpRequest, queryset: QuerySet[PersonalToken]) -> None:
-        queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
+    @acts("Revoke", done="is revoked", consequence="Programs that use it are refused at once.")
+    def revoke(self, request: HttpRequest, token: PersonalToken) -> None:
+        revoke_token(token, request=request)
 
 
 @admin.register(BrowserSession)

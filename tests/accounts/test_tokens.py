@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -13,7 +15,7 @@ from django.utils import timezone
 
 from accounts import actions, tokens
 from accounts.models import PersonalToken, Scope, User
-from organizations.models import Membership, Role
+from organizations.models import AuditEntry, Membership, Role
 from tests.factories import MembershipFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -193,3 +195,24 @@ def test_no_secret_is_logged(member: Membership, caplog: pytest.LogCaptureFixtur
     ask(secret[:-1] + "!")
     assert secret not in caplog.text
     assert secret[:-1] not in caplog.text
+
+
+def test_the_console_revokes_one_only_when_that_is_confirmed(member: Membership) -> None:
+    secret = token_of(member.user)
+    token = PersonalToken.objects.get()
+    address = "/admin/accounts/personaltoken/"
+    wish = {"action": "revoke", "_selected_action": [str(token.pk)]}
+    looks = UserFactory(is_staff=True)
+    looks.user_permissions.set(Permission.objects.filter(codename="view_personaltoken"))
+    console = Client()
+    console.force_login(looks)
+    console.post(address, {**wish, "confirmed": "yes"})
+    assert ask(secret).status_code == 200, "who may only look revokes nothing"
+    console.force_login(UserFactory(is_staff=True, is_superuser=True))
+    assert "Revoke?" in console.post(address, wish).content.decode()
+    assert ask(secret).status_code == 200, "nothing has happened yet"
+    console.post(address, {**wish, "confirmed": "yes"})
+    assert ask(secret).json()["code"] == "token-revoked"
+    assert LogEntry.objects.filter(object_id=str(token.pk)).exists()
+    assert AuditEntry.objects.filter(verb="account.token-revoked").count() == 1
+    assert console.get(f"{address}{token.pk}/change/").status_code == 200
