@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 TAG = "FLOWML_UP"  # in the environment of every process that belongs to an installation
+SPARE_IDLE_S = 60.0  # how long the spare node stays after it was wanted last
 LOG_MIB = 32  # a log that grows past this becomes <name>.log.1
 NOT_FOR_NODES = (
     "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FLOWML_SIGNING_KEY", "DEMO_PASSWORD",
@@ -91,6 +92,8 @@ class Supervisor:
     _ready: bool = False
     _mend_at: float = 0.0
     _next_look: float = 0.0
+    _spare: Child | None = None  # the node that runs only while nobody else can do the work
+    _spare_leaves_at: float = 0.0  # by when it must have ended; 0: it was not asked to
 
     def run(self) -> None:
         """Start, watch until SIGINT or SIGTERM, stop. Raises ServiceError in one sentence."""
@@ -222,6 +225,7 @@ class Supervisor:
             "HOST": self.host,
             "PORT": str(self.port),
             "PYTHONUNBUFFERED": "1",
+            "FLOWML_SPARE_FILE": str(self._spare_file) if self._may_have_spare() else "",
             TAG: tag_of(self.var),
         }
 
@@ -278,26 +282,72 @@ class Supervisor:
         long = ["-Q", "control-long", "-n", "long@%h", "-c", "1"]
         plan.append(Child("control-long", [*celery, "worker", *long, *quiet], env, grace_s=10))
         plan.append(Child("beat", [*celery, "beat", "--pidfile", "", "-l", "INFO"], env))
-        venvs = Path(os.environ.get("FLOWML_VENVS") or BASE_DIR / ".venvs")
-        node_python = venvs / "node" / "bin" / "python"
         if "node" not in self.without:
-            if node_python.exists():
-                node_env = {
-                    key: value
-                    for key, value in env.items()
-                    if key.removesuffix("_FILE") not in NOT_FOR_NODES
-                }
-                node_env |= {
-                    "FLOWML_URL": self.url,
-                    "FLOWML_NODE_DIR": str(self.var / "node"),
-                    "PYTHONPATH": str(BASE_DIR),
-                }
-                node_env.setdefault("FLOWML_NODE_NAME", "local")
-                args = [str(node_python), "-m", "workers.cli"]
-                plan.append(Child("node", args, node_env, grace_s=15))
+            if _node_python().exists():
+                plan.append(self._node(env))
             else:
                 self.say("node", "left out: .venvs/node is missing (`make venvs` makes it)")
+        elif self._may_have_spare():
+            self._spare = self._node(env)
+            self._spare_file.unlink(missing_ok=True)
         return plan
+
+    def _node(self, env: dict[str, str]) -> Child:
+        node_env = {
+            key: value
+            for key, value in env.items()
+            if key.removesuffix("_FILE") not in NOT_FOR_NODES
+        }
+        node_env |= {
+            "FLOWML_URL": self.url,
+            "FLOWML_NODE_DIR": str(self.var / "node"),
+            "PYTHONPATH": str(BASE_DIR),
+        }
+        node_env.setdefault("FLOWML_NODE_NAME", "local")
+        return Child("node", [str(_node_python()), "-m", "workers.cli"], node_env, grace_s=15)
+
+    # --- the spare node (workers/spare.py)
+
+    @property
+    def _spare_file(self) -> Path:
+        return self.var / "run" / "spare-wanted"
+
+    def _may_have_spare(self) -> bool:
+        """Whether a node may start here although it was left out, as nobody else can do the work.
+
+        By default where the services are ours: that is somebody's own machine.
+        """
+        ours = not embedded.is_given("DATABASE_URL") and not embedded.is_given("REDIS_URL")
+        on = os.environ.get("FLOWML_LOCAL_FALLBACK", "") or str(int(ours))
+        if on not in {"0", "1"}:
+            raise ServiceError(f"FLOWML_LOCAL_FALLBACK must be 1 or 0, not {on!r}.")
+        return on == "1" and "node" in self.without and _node_python().exists()
+
+    def _tend_spare(self, now: float) -> None:
+        if self._spare is None:
+            return
+        try:
+            wanted = time.time() - self._spare_file.stat().st_mtime < _spare_idle_s()
+        except OSError:
+            wanted = False
+        node = self._spare
+        runs = node.name in self.children
+        if wanted:
+            self._spare_leaves_at = 0.0
+        if wanted and not runs:
+            self.say("node", "starts: work waits, and no other node can do it")
+            self.children[node.name] = node
+            node.failures, node.due_at = 0, 0.0
+        elif runs and not wanted:
+            if node.running is None:
+                del self.children[node.name]
+                self._write_state()
+                self.say("node", "has ended: nothing waits for it any more")
+            elif not self._spare_leaves_at:
+                node.running.terminate()  # what it might have begun it hands back
+                self._spare_leaves_at = now + node.grace_s
+            elif now > self._spare_leaves_at:
+                node.running.kill()
 
     def _launch(self, child: Child) -> None:
         self._rotate(child.name)
@@ -349,6 +399,7 @@ class Supervisor:
                     self._launch(child)
             elif (status := child.running.poll()) is not None:
                 self._has_ended(child, status, now)
+        self._tend_spare(now)
         if now >= self._next_look:
             self._next_look = now + 60
             for name in [*self.children, "postgres", "valkey", "up"]:
@@ -362,6 +413,8 @@ class Supervisor:
         for gauge in (self.var / "metrics").glob(f"gauge_live*_{leader.pid}.db"):
             gauge.unlink(missing_ok=True)  # its open sockets are closed; its counts stay
         child.running = None
+        if child is self._spare and self._spare_leaves_at:
+            return  # it was asked to
         child.failures = 0 if now - child.started_at > 60 else child.failures
         wait = 0.0 if child.failures == 0 else min(0.5 * 2 ** (child.failures - 1), 30)
         child.failures += 1
@@ -454,6 +507,15 @@ def of_installation(var: Path) -> list[Process]:
 def tag_of(var: Path) -> str:
     """What an installation's processes have as TAG."""
     return hashlib.sha256(os.fsencode(var)).hexdigest()[:24]
+
+
+def _node_python() -> Path:
+    venvs = Path(os.environ.get("FLOWML_VENVS") or BASE_DIR / ".venvs")
+    return venvs / "node" / "bin" / "python"
+
+
+def _spare_idle_s() -> float:
+    return float(os.environ.get("FLOWML_SPARE_IDLE_SECONDS") or SPARE_IDLE_S)
 
 
 def _count(name: str, default: int) -> int:

@@ -100,6 +100,9 @@ if SCHEDULER_BACKEND not in {"celery", "poll"}:
         f"SCHEDULER_BACKEND must be celery or poll, not {SCHEDULER_BACKEND!r}."
     )
 
+# Set by `manage.py up` where a spare node may start on this machine: touched while it is wanted.
+SPARE_FILE = env.str("FLOWML_SPARE_FILE", default="")
+
 MAX_CONCURRENT_JOBS = int(_positive("MAX_CONCURRENT_JOBS", 4))  # per organization
 MAX_TIME_BUDGET = _positive("MAX_TIME_BUDGET", 240)  # minutes, per training job
 MAX_UPLOAD_SIZE_MB = int(_positive("MAX_UPLOAD_SIZE_MB", 2048))

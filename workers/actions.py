@@ -201,7 +201,7 @@ def register_worker(
         defaults={
             "version": version,
             "capabilities": dict(capabilities),
-            "queues": routing.narrowed(routing.queues_for(_capabilities(capabilities)), classes),
+            "queues": routing.narrowed(routing.queues_for(capabilities_of(capabilities)), classes),
             "classes": list(classes),
             "address": address,
             "concurrency": concurrency,
@@ -213,7 +213,8 @@ def register_worker(
     return worker, token
 
 
-def _capabilities(said: Mapping[str, Any]) -> routing.Capabilities:
+def capabilities_of(said: Mapping[str, Any]) -> routing.Capabilities:
+    """What routing asks of a node's capabilities."""
     return routing.Capabilities(
         engines=frozenset(said.get("engines", ())),
         gpu_ram_mib=tuple(int(gpu.get("memory_mib", 0)) for gpu in said.get("gpus", ())),

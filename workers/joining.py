@@ -220,7 +220,7 @@ def welcome(worker: Worker) -> Worker:
 def _apply(worker: Worker) -> None:
     """Compute the node's queues and concurrency from its own wishes and what was set here."""
     classes = worker.wanted.get("queues") or worker.classes
-    has = actions._capabilities(worker.capabilities)
+    has = actions.capabilities_of(worker.capabilities)
     worker.queues = routing.narrowed(routing.queues_for(has), classes)
     if worker.organization_id is not None:
         # What an organization's own nodes have written is loaded by those alone.
@@ -287,7 +287,7 @@ def change(
     if concurrency is not None:
         wanted["concurrency"] = concurrency
     if queues is not None:
-        has = actions._capabilities(worker.capabilities)
+        has = actions.capabilities_of(worker.capabilities)
         if queues and not routing.narrowed(routing.queues_for(has), queues):
             raise Invalid(
                 f"The node {worker.name} can serve none of these queues.",

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from workers import actions, broker, lines, signals
+from workers import actions, broker, lines, signals, spare
 from workers.models import Event, Task
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def sweep() -> None:
         broker.restore()
     except redis.RedisError as problem:
         log.warning("broker users not looked after", extra={"problem": str(problem)})
+    spare.look_after()
     overdue = timezone.now() - timedelta(seconds=5)
     events = Event.objects.filter(handled_at=None, at__lt=overdue, tries__lt=MAX_TRIES)
     for pk in events.order_by("pk").values_list("pk", flat=True)[:200]:

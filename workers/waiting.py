@@ -88,7 +88,7 @@ def explain(task: Task, organization: Organization) -> Wait:
     ]
     if not serving:
         return Wait("no-node", _no_node(task, alive), position)
-    head = _head(task)
+    head = head_of(task)
     able = [
         node
         for node in serving
@@ -182,7 +182,8 @@ def _too_large(task: Task, serving: list[Worker]) -> str:
     )
 
 
-def _head(task: Task) -> fairshare.Waiting[str]:
+def head_of(task: Task) -> fairshare.Waiting[str]:
+    """A task as the pure choice sees it."""
     return fairshare.Waiting(
         str(task.pk),
         str(task.organization_id),

@@ -119,6 +119,7 @@ class Fleet:
         self.folder = folder
         self.heartbeat_s, self.lease_s = heartbeat_s, lease_s
         env = {
+            "FLOWML_LOCAL_FALLBACK": "0",
             "HEARTBEAT_SECONDS": str(heartbeat_s),
             "LEASE_SECONDS": str(lease_s),
             "MAX_CONCURRENT_JOBS": "1000",

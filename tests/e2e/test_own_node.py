@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.xdist_group
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     running = Platform(
-        tmp_path_factory.mktemp("own") / "var", port=free_port(), args=["--without-node"]
+        tmp_path_factory.mktemp("own") / "var",
+        port=free_port(),
+        args=["--without-node"],
+        env={"FLOWML_LOCAL_FALLBACK": "0"},
     )
     running.start(nodes=0)
     yield running
