@@ -244,6 +244,11 @@ CELERY_BEAT_SCHEDULE = {
         # A sweep that waited longer than this is worthless: the next one does its work.
         "options": {"expires": 0.6 * LEASE_S},
     },
+    "training-sweep": {
+        "task": "training.tasks.sweep",
+        "schedule": 15.0,
+        "options": {"expires": 12},
+    },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
 }
 

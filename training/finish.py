@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Min
+from django.db.models import Min, Q
 from django.utils import timezone
 
 from training import actions, blends, scoring
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
-from training.models import BOARD_ORDER, ENSEMBLE, REFIT, TrainedModel, TrainingJob
-from workers.actions import add_task, emit
-from workers.models import Task
+from training.models import BOARD_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
+from workers.actions import add_task, cancel_task, emit
+from workers.models import Task, Worker
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 # at once: it may take longer than any one model did.
 REFIT_SHARE = 1.5  # of the budget, at most, on top of it
 LEAST_REFIT_S = 30.0
+UNSERVED_S = 60.0  # without a node that could do it, after which a task is given up
+ALL_SILENT_S = 600.0  # the same when no node at all is heard: that may be the platform's own fault
+NO_NODE = "no-node"  # the code of a task that was given up
 Notices = list[dict[str, str]]
 
 
@@ -86,29 +91,84 @@ def _outcome(
 ) -> tuple[TrainingJob.State, str, Notices]:
     """How the job ended, the sentence that says why it did not succeed, and what else to tell."""
     failed = [t for t in tasks if t.state == Task.State.FAILED and t.kind != REFIT]
+    cancelled = [t for t in tasks if t.state == Task.State.CANCELLED and t.kind != REFIT]
+    unserved = [t for t in cancelled if t.code == NO_NODE]
+    told = [_notice(t, f"{t.engine} did not run: {t.error}") for t in unserved]
     if job.cancel_requested_at and any(t.state == Task.State.CANCELLED for t in tasks):
         return TrainingJob.State.CANCELLED, "", []
     if best is not None:
-        notices = [
-            {
-                "message": f"{task.engine} did not come to its end: {task.error} "
-                "What it had finished counts.",
-                "engine": task.engine,
-            }
-            for task in failed
-        ]
-        return TrainingJob.State.SUCCEEDED, "", notices
+        for t in failed:
+            end = f"{t.engine} did not come to its end: {t.error} What it had finished counts."
+            told.append(_notice(t, end))
+        for t in cancelled:
+            if job.stop_requested_at and t.started_at is None and t not in unserved:
+                early = f"{t.engine} did not run: the training was stopped before its turn."
+                told.append(_notice(t, early))
+        return TrainingJob.State.SUCCEEDED, "", told
     if failed:
-        return TrainingJob.State.FAILED, failed[0].error or "The work failed.", []
-    if any(task.state == Task.State.CANCELLED for task in tasks):
+        return TrainingJob.State.FAILED, failed[0].error or "The work failed.", told
+    if len(cancelled) > len(unserved):
         why = "It was stopped before the first model was done." if job.stop_requested_at else ""
         return TrainingJob.State.CANCELLED, why, []
     invalid = job.models.filter(state=TrainedModel.State.INVALID).first()
     if invalid is not None:
-        return TrainingJob.State.FAILED, f"No model could be scored. {invalid.reason}", []
+        return TrainingJob.State.FAILED, f"No model could be scored. {invalid.reason}", told
     if job.stop_requested_at:
         return TrainingJob.State.CANCELLED, "It was stopped before the first model was done.", []
-    return TrainingJob.State.FAILED, "No model was finished within the time budget.", []
+    return TrainingJob.State.FAILED, "No model was finished within the time budget.", told
+
+
+def _notice(task: Task, message: str) -> dict[str, str]:
+    return {"message": message, "engine": task.engine}
+
+
+# What nobody can do ------------------------------------------------------------------------------
+
+
+def end_unserved() -> int:
+    """Give up what waits for a node that is not there, where all else of its job has ended.
+
+    Until then it waits and says so: a node may come. Returns how many tasks were given up.
+    """
+    now = timezone.now()
+    heard = Worker.objects.filter(last_seen_at__gte=Worker.alive_since()).exists()
+    since = now - timedelta(seconds=UNSERVED_S if heard else ALL_SILENT_S)
+    waiting = Task.objects.filter(
+        kind__in=(TRAIN, REFIT), state=Task.State.QUEUED, queued_at__lt=since
+    )
+    jobs = TrainingJob.objects.active().filter(pk__in=waiting.values("subject"))
+    return sum(_end_unserved(job.pk, since) for job in jobs.only("pk"))
+
+
+@transaction.atomic
+def _end_unserved(pk: UUID, since: datetime) -> int:
+    # The job first, then its tasks: as everybody locks them.
+    jobs = TrainingJob.objects.select_for_update(no_key=True, of=("self",))
+    job = jobs.active().filter(pk=pk).first()
+    if job is None:
+        return 0
+    tasks = list(job.tasks.select_for_update(no_key=True, of=("self",)))
+    left = [task for task in tasks if not task.has_ended]
+    ended = [task.finished_at for task in tasks if task.finished_at is not None]
+    if not ended or max(ended) > since or not left:
+        return 0
+    if any(task.state != Task.State.QUEUED or _is_served(task, since) for task in left):
+        return 0
+    for task in left:
+        task.code, task.error = NO_NODE, "no node has it."
+        task.save(update_fields=["code", "error"])
+        cancel_task(task, by="the platform, for no node can do it")
+    return len(left)
+
+
+def _is_served(task: Task, since: datetime) -> bool:
+    """Whether a node that could do it was heard of since then."""
+    nodes = Worker.objects.filter(
+        Q(organization=None) | Q(organization=task.organization_id),
+        last_seen_at__gte=since,
+        draining=False,
+    )
+    return any(task.queue in queues for queues in nodes.values_list("queues", flat=True))
 
 
 def _blend(job: TrainingJob, best: TrainedModel, task: Task) -> TrainedModel:

@@ -1,4 +1,5 @@
-"""Control's side of training: getting warm, so that the first leaderboard row is soon there.
+"""Control's side of training: giving up what nobody can do, and getting warm, so that the first
+leaderboard row is soon there.
 
 The work itself hangs on the signals of the workers app (see reactions.py).
 """
@@ -6,7 +7,16 @@ The work itself hangs on the signals of the workers app (see reactions.py).
 import importlib
 from typing import Any
 
+from celery import shared_task
 from celery.signals import worker_process_init
+
+from training import finish
+
+
+@shared_task(name="training.tasks.sweep")
+def sweep() -> None:
+    """Give up what waits for nodes that are not there."""
+    finish.end_unserved()
 
 
 @worker_process_init.connect(dispatch_uid="training.warm_up")

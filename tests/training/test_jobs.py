@@ -7,6 +7,7 @@ from django.db import IntegrityError, transaction
 from accounts.errors import Conflict, Invalid, NotFound
 from datasets.registry import uses_of
 from organizations.models import Organization
+from tests.factories import WorkerFactory
 from tests.training import make
 from training import actions, finish
 from training.models import TrainedModel, TrainingJob
@@ -611,6 +612,102 @@ def test_the_models_of_a_task_whose_end_is_not_handled_yet_are_waited_for(by, no
     node.react(first)
     job.refresh_from_db()
     assert job.has_ended
+
+
+# An engine that no node has
+
+
+@pytest.fixture
+def lonely(by, node, monkeypatch):
+    """A job of two engines, of which no node has the second."""
+    info = actions.catalog.EngineInfo("other", "Other", ("multiclass",))
+    both = {**actions.catalog.engines(), "other": info}
+    monkeypatch.setattr(actions.catalog, "engines", lambda: both)
+    return make.job(by, engines=["pycaret", "other"])
+
+
+def ago(seconds, *, of=None):
+    """Let everything have happened so long ago, but what nodes said just now."""
+    back = make.timezone.now() - make.timedelta(seconds=seconds)
+    tasks = Task.objects.filter(pk=of.pk) if of else Task.objects.all()
+    tasks.update(queued_at=back)
+    tasks.exclude(finished_at=None).update(finished_at=back)
+
+
+def test_an_engine_that_no_node_has_does_not_keep_the_job_from_ending(lonely, node):
+    task = node.claim()
+    best = node.candidate(task)
+    ago(3600)
+    assert finish.end_unserved() == 0, "another engine is at work"
+    node.end(task)
+    assert finish.end_unserved() == 0, "a node may still come"
+    ago(70)
+    assert finish.end_unserved() == 1
+    waiting = lonely.tasks.get(engine="other")
+    assert (waiting.state, waiting.code) == ("cancelled", "no-node")
+    node.react(waiting)
+    lonely.refresh_from_db()
+    assert (lonely.state, lonely.best_model, lonely.stopped_early) == ("succeeded", best, False)
+    assert lonely.notices[-1] == {
+        "message": "other did not run: no node has it.", "engine": "other",
+    }  # fmt: skip
+    assert finish.end_unserved() == 0
+
+
+def test_what_a_live_node_could_do_waits_however_long(lonely, node):
+    node.end(node.claim())
+    late = WorkerFactory(queues=["other.cpu"])
+    ago(3600)
+    assert finish.end_unserved() == 0
+    make.Worker.objects.filter(pk=late.pk).update(draining=True)
+    assert finish.end_unserved() == 1
+
+
+def test_a_job_of_which_nothing_could_start_waits(lonely):
+    make.Worker.objects.all().delete()
+    ago(3600)
+    assert finish.end_unserved() == 0
+
+
+def test_when_no_node_at_all_is_heard_there_is_more_patience(lonely, node):
+    node.end(node.claim())
+    make.age_node(node.worker)
+    ago(300)
+    assert finish.end_unserved() == 0, "the silence may be the platform's own"
+    ago(700)
+    assert finish.end_unserved() == 1
+
+
+def test_a_failure_beside_an_engine_that_nobody_has_is_told_as_the_failure(lonely, node):
+    node.end(node.claim(), "failed", error="No memory.", fault="work")
+    ago(70)
+    finish.end_unserved()
+    node.react(lonely.tasks.get(engine="other"))
+    lonely.refresh_from_db()
+    assert (lonely.state, lonely.error) == ("failed", "No memory.")
+    assert lonely.notices[-1]["message"] == "other did not run: no node has it."
+
+
+def test_a_refit_that_nobody_can_do_leaves_the_winner(by, node):
+    job, best, refit = raced(by, node)
+    make.Worker.objects.update(queues=["cpu"])
+    ago(70)
+    assert finish.end_unserved() == 1
+    node.react(refit)
+    job.refresh_from_db()
+    assert (job.state, job.best_model) == ("succeeded", best)
+    assert "no node has it" in job.notices[-1]["message"]
+
+
+def test_stopping_tells_of_engines_that_never_had_their_turn(by, lonely, node):
+    task = node.claim()
+    node.candidate(task)
+    actions.stop_job(by, lonely)
+    node.end(task)
+    node.react(lonely.tasks.get(engine="other"))
+    lonely.refresh_from_db()
+    assert (lonely.state, lonely.stopped_early) == ("succeeded", True)
+    assert "other did not run: the training was stopped" in lonely.notices[-1]["message"]
 
 
 def test_the_concurrency_limit_of_an_organization_lets_jobs_wait(by, node):
