@@ -232,6 +232,8 @@ GET     /api/datasets/{own}/rejects?version={version}            401    200     
 GET     /api/training                                            401    200     200     200     200
 GET     /api/training?dataset={dataset}                          401    200     200     200     200
 POST    /api/training/start                                      401    403     202     202     404
+POST    /api/training/check                                      401    403     202     202     404
+GET     /api/training/check/{check}                              401    200     200     200     404
 GET     /api/training/{job}                                      401    200     200     200     404
 GET     /api/training/{job}/progress                             401    200     200     200     404
 POST    /api/training/{active}/cancel                            401    403     202     202     404
@@ -457,6 +459,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "PATCH /api/datasets/{dataset}": lambda _: {"description": "changed"},
     "POST /api/datasets/{dataset}/versions": a_file,
     "POST /api/training/start": a_wish,
+    "POST /api/training/check": a_wish,
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/predict?as=file": a_file,
 }
@@ -514,6 +517,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "spare": spare.dataset_id,
             "job": model.job_id,
             "active": make.job(admin, of=version, name=f"{MARK} active").pk,
+            "check": actions.check_data(admin, version.dataset_id, target="kind").pk,
             "model": model.pk,
             "batch": batch.pk,
             "node": own_node.pk,

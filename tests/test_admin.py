@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
+from training.actions import check_data
 from workers import actions, joining
 from workers.models import Pause, Pulse, Task, Turn
 
@@ -46,7 +47,9 @@ def a_row_of_each() -> None:
     task = make_task(member.organization, engine="rare")
     node = Task.objects.filter(worker__isnull=False).latest("started_at").worker
     node.allocations.create(task=task, organization=member.organization, cpu_millis=1, ram_mib=1)
-    upload = make.version(member).data
+    version = make.version(member)
+    check_data(member, version.dataset_id, target="kind")
+    upload = version.data
     apps.get_model("training.BatchPrediction").objects.create(
         organization=member.organization, model=model, filename="rows.csv", upload=upload
     )

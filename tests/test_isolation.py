@@ -45,12 +45,14 @@ FOR_ALL = re.compile(r"/(health|metrics)")
 
 # Ids that bodies may name, and what a stranger gets who names one of another organization.
 NAMED = {
+    ("POST /api/models", "model"): ("model", 404),
     ("POST /api/training/start", "dataset"): ("dataset", 404),
+    ("POST /api/training/check", "dataset"): ("dataset", 404),
     ("POST /api/organizations/{organization}/transfer", "user"): ("member", 404),
     ("POST /api/organizations/{organization}/tokens", "model"): ("model", 400),
 }
 # Topics by their first word, and the name of one in the world.
-TOPICS = {"dataset": "dataset", "job": "job", "prediction": "batch"}
+TOPICS = {"dataset": "dataset", "job": "job", "prediction": "batch", "check": "check"}
 
 
 # --- The role of the database --------------------------------------------------------------------
@@ -170,8 +172,10 @@ def test_an_id_in_a_body_opens_nothing_of_another_organization(
         job=make.job(stranger, of=own),
         key="k",
         name="Tree",
-        engine="pycaret",
-        state="invalid",
+        engine="ensemble",
+        state="scored",
+        score=0.5,
+        order_score=0.5,
     )
     good = {"dataset": own.dataset_id, "user": friend.user_id, "model": model.pk}[name]
     method, path = address.split()

@@ -25,7 +25,7 @@ from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import blends, bundle, catalog, presets, scoring, serving
+from training import blends, bundle, catalog, findings, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import InvalidCandidate
 from training.models import (
@@ -34,6 +34,7 @@ from training.models import (
     REFIT,
     TRAIN,
     BatchPrediction,
+    DataCheck,
     TrainedModel,
     TrainingJob,
 )
@@ -85,6 +86,8 @@ def start_job(
     split: Mapping[str, Any] | None = None,
     ensemble: bool | None = None,
     refit: bool | None = None,
+    accept_findings: bool = False,
+    reason: str = "",
     idempotency_key: str | None = None,
 ) -> TrainingJob:
     """Accept a race: a job, and a queued task per engine, or nothing at all.
@@ -93,8 +96,10 @@ def start_job(
     ``budget_mode``, ensemble or refit, the preset speaks (training/presets.py). How many jobs of an
     organization run at once is the claim's matter: one too many waits. The same
     ``idempotency_key`` with the same request gives the job that it made before.
-    Raises NotFound, Conflict (data set not ready, key reused for something else), QuotaReached and
-    Invalid with every problem by field.
+    What an earlier check of the data found severe stops it, unless ``accept_findings`` with a
+    ``reason``; it waits for no check.
+    Raises NotFound, Conflict (data set not ready, key reused for something else, severe findings),
+    QuotaReached and Invalid with every problem by field.
     """
     request = {
         "dataset": str(dataset),
@@ -114,6 +119,8 @@ def start_job(
         "split": dict(split) if split else None,
         "ensemble": ensemble,
         "refit": refit,
+        "accept_findings": accept_findings,
+        "reason": reason,
     }
     if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
         return earlier
@@ -186,6 +193,16 @@ def _start(
             errors={"priority": [f"Use one of: {', '.join(PRIORITIES)}."]},
         )
     budgets = _budgets(by.organization, version, wish, plan, preset, request["engines"])
+    accepted = findings.admit(
+        by,
+        version,
+        plan,
+        exclude=wish.exclude,
+        column_types=wish.column_types,
+        accept=request["accept_findings"],
+        reason=request["reason"],
+    )
+    notices = [*plan.notices, *([findings.in_words(accepted)] if accepted else [])]
     job = TrainingJob.objects.create(
         organization=by.organization,
         name=request["name"] or f"{version.dataset.name}: {plan.target}"[:160],
@@ -216,7 +233,8 @@ def _start(
         priority=PRIORITIES[request["priority"]],
         request=dict(request),
         rows=plan.rows,
-        notices=[{"message": text, "engine": ""} for text in plan.notices],
+        notices=[{"message": text, "engine": ""} for text in notices],
+        accepted=accepted,
         created_by=by.author,
         idempotency_key=key or None,
     )
@@ -239,7 +257,31 @@ def _start(
         )
     told = {"dataset": version.dataset.name, "target": job.target, "engines": job.engines}
     record("training.started", job, by=by, changes=told)
+    if accepted:
+        codes = [f"{one['code']}: {', '.join(one['columns'])}" for one in accepted["findings"]]
+        said = {"reason": accepted["reason"], "findings": codes}
+        record("training.findings-accepted", job, by=by, changes=said)
     return job
+
+
+@transaction.atomic
+def check_data(
+    by: Membership,
+    dataset: UUID,
+    *,
+    target: str,
+    version: int | None = None,
+    task_type: str = "auto",
+    column_types: Mapping[str, str] | None = None,
+    split: Mapping[str, Any] | None = None,
+) -> DataCheck:
+    """Ask what speaks against training like this: the check that there is, or a new one.
+
+    Raises what ``start_job`` would for such a request.
+    """
+    wish = Wish(target=target, task_type=task_type, column_types=column_types or {}, split=split)
+    ready = _ready_version(by, dataset, version)
+    return findings.ask(by, ready, _plan(wish, ready), wish.column_types)
 
 
 def _ready_version(by: Membership, dataset: UUID, number: int | None) -> DatasetVersion:

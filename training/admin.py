@@ -8,7 +8,7 @@ from unfold.decorators import display
 
 from accounts.console import ReadOnly, acts, operator
 from training import actions
-from training.models import BatchPrediction, TrainedModel, TrainingJob
+from training.models import BatchPrediction, DataCheck, TrainedModel, TrainingJob
 from workers.admin import STATES
 
 
@@ -84,3 +84,30 @@ class BatchPredictionAdmin(ReadOnly):
     list_select_related = ("model", "organization", "created_by")
     date_hierarchy = "created_at"
     search_fields = ("id", "filename", "organization__name", "error")
+
+
+@admin.register(DataCheck)
+class DataCheckAdmin(ReadOnly):
+    list_display = (
+        "target", "dataset", "organization", "task", "is_now", "count", "rows", "sample", "seconds",
+        "created_by", "created_at", "finished_at",
+    )  # fmt: skip
+    list_filter = ("state", "task", ("organization", AutocompleteSelectFilter))
+    list_select_related = ("dataset_version__dataset", "organization", "created_by")
+    search_fields = ("id", "target", "dataset_version__dataset__name", "organization__name")
+    date_hierarchy = "created_at"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[DataCheck]:
+        return super().get_queryset(request).defer("dataset_version__columns")
+
+    @admin.display(description="Data set", ordering="dataset_version__dataset__name")
+    def dataset(self, check: DataCheck) -> str:
+        return f"{check.dataset_version.dataset} v{check.dataset_version.number}"
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, check: DataCheck) -> str:
+        return str(check.state)
+
+    @admin.display(description="Findings")
+    def count(self, check: DataCheck) -> int:
+        return len(check.findings)

@@ -26,7 +26,6 @@ from training import leaks, splits
 from workers.node.channel import WorkError
 
 Array = npt.NDArray[Any]
-VERSION = 1  # of the rules: a finding of older ones is not looked at again
 
 SAMPLE_ROWS = 50_000
 SAMPLE_CELLS = 5_000_000  # of wide tables fewer rows are measured

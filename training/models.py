@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -19,6 +20,7 @@ BOARD_ORDER = (F("order_score").asc(nulls_last=True), "tie_score", "fit_s", "key
 RACE_SHARE = 0.9  # of a job's progress, when a refit comes after the race
 TRAIN = "training.train"  # kinds of task
 REFIT = "training.refit"
+CHECK = "training.check"
 ENSEMBLE = "ensemble"  # what stands in place of an engine's name
 _BEST = ("best_model", "best_model__origin")
 
@@ -104,6 +106,11 @@ class TrainingJob(OrgOwned):
     priority = models.SmallIntegerField(default=0)
     request = models.JSONField(default=dict, help_text="The request as it came.")
     rows = models.PositiveBigIntegerField(default=0, help_text="Rows that have a target.")
+    accepted = models.JSONField(
+        null=True,
+        blank=True,
+        help_text="Severe findings with which it was started all the same: by whom and why.",
+    )
 
     state = models.CharField(max_length=12, choices=State, default=State.QUEUED)
     stopped_early = models.BooleanField(default=False)
@@ -437,6 +444,64 @@ class BatchPrediction(OrgOwned):
             for name, value in fields.items():
                 setattr(self, name, value)
             emit(self.topic, f"prediction.{new}", {"state": new, "from": old})
+
+
+class DataCheck(OrgOwned):
+    """What the data gate says of training on a version: one row for all that its answer depends on.
+
+    ``key`` is a hash of that: target, task, split, the columns' roles and the gate's rules.
+    """
+
+    class State(TextChoices):
+        RUNNING = "running"  # asked for, and not answered yet
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+
+    dataset_version = models.ForeignKey(DatasetVersion, models.CASCADE, related_name="checks")
+    key = models.CharField(max_length=64)
+    target = models.CharField(max_length=255)
+    task = models.CharField(max_length=12)
+    split = models.JSONField(default=dict)
+    state = models.CharField(max_length=12, choices=State, default=State.RUNNING)
+    work = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
+    findings = models.JSONField(default=list, help_text="Gravest first; see training/gate.py.")
+    rows = models.PositiveBigIntegerField(default=0)
+    sample = models.PositiveBigIntegerField(default=0, help_text="Rows that were measured.")
+    seconds = models.FloatField(default=0)
+    error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["dataset_version", "key"], name="check_key_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.target} {str(self.pk)[:8]}"
+
+    @property
+    def topic(self) -> str:
+        """Where its live events appear."""
+        return f"check:{self.pk}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state != self.State.RUNNING
+
+    def told(self, exclude: Collection[str] = ()) -> list[dict[str, Any]]:
+        """The findings, but those about columns that are left out anyway."""
+        out = set(exclude)
+        return [
+            found for found in self.findings
+            if not found["columns"] or not out.issuperset(found["columns"])
+        ]  # fmt: skip
+
+    def severe(self, exclude: Collection[str] = ()) -> list[dict[str, Any]]:
+        return [found for found in self.told(exclude) if found["severity"] == "severe"]
 
 
 def jobs_using(organization: Organization, dataset: UUID) -> QuerySet[TrainingJob]:

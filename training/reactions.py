@@ -7,11 +7,13 @@ from datasets.registry import register_use
 from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
-from training import actions, finish
+from training import actions, findings, finish
 from training.models import (
+    CHECK,
     REFIT,
     TRAIN,
     BatchPrediction,
+    DataCheck,
     EnsembleMember,
     TrainedModel,
     TrainingJob,
@@ -59,6 +61,8 @@ def _ended(task: Task, **_: Any) -> None:
         finish.finish_job(task)
     elif task.kind == actions.PREDICT_FILE:
         actions.finish_batch(task)
+    elif task.kind == CHECK:
+        findings.finish(task)
 
 
 def _uses(dataset: Dataset) -> list[str]:
@@ -76,6 +80,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     members = EnsembleMember.objects.filter(ensemble__organization=home)
     bundle.add_table("ensemble_members", members)
     bundle.add_table("predictions", batches)
+    bundle.add_table("data_checks", DataCheck.objects.of(home))
     for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
         if model.artifact is not None:
             bundle.add_file(f"models/{model.pk}.zip", model.artifact.file.name)
@@ -90,6 +95,7 @@ def _stop(home: Organization) -> None:
 
 
 def _purge(home: Organization) -> None:
+    DataCheck.objects.of(home).delete()
     BatchPrediction.objects.of(home).delete()
     TrainingJob.objects.of(home).update(best_model=None)
     TrainedModel.objects.of(home).delete()

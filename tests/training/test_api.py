@@ -50,6 +50,8 @@ def ask(client, by):
 ROUTES = {
     "training-jobs": ("get", Role.VIEWER, 200),
     "training-start": ("post", Role.DEVELOPER, 202),
+    "training-checks": ("post", Role.DEVELOPER, 202),
+    "training-check": ("get", Role.VIEWER, 200),
     "training-job": ("get", Role.VIEWER, 200),
     "training-progress": ("get", Role.VIEWER, 200),
     "training-cancel": ("post", Role.DEVELOPER, 202),
@@ -79,7 +81,8 @@ def world(by, serving_node):
     Worker.objects.update(address=serving_node.address)
     batch = actions.predict_file(by, model, SimpleUploadedFile("rows.csv", b"a\n1\n"))
     job = make.job(by, model.job.dataset_version)
-    return {"model": model, "batch": batch, "job": job}
+    check = actions.check_data(by, model.job.dataset_version.dataset_id, target="kind")
+    return {"model": model, "batch": batch, "job": job, "check": check}
 
 
 def call(client, route, membership, world):
@@ -93,7 +96,9 @@ def call(client, route, membership, world):
         kwargs, body = {"pk": world["model"].pk}, {"rows": [ROW]}
     elif route in {"training-batch", "training-batch-download"}:
         kwargs = {"pk": world["batch"].pk}
-    elif route == "training-start":
+    elif route == "training-check":
+        kwargs = {"pk": world["check"].pk}
+    elif route in {"training-start", "training-checks"}:
         body = {"dataset": str(world["job"].dataset_version.dataset_id), "target": "kind"}
     headers = token(membership) if membership else {}
     return getattr(client, method)(
@@ -135,7 +140,7 @@ def test_start_answers_202_with_the_job_in_few_queries(ask, by, django_assert_ma
     version = make.version(by)
     body = {"dataset": str(version.dataset_id), "target": "kind", "time_budget": 60}
     body["engines"] = ["pycaret"]
-    with django_assert_max_num_queries(18):
+    with django_assert_max_num_queries(19):
         answer = ask("post", "/api/training/start", body)
     assert answer.status_code == 202
     job = answer.json()

@@ -3,7 +3,7 @@ from typing import Any, ClassVar
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from training import presets
+from training import presets, splits
 from training.actions import PRIORITIES, wait_of_job
 from training.checks import TASK_TYPES
 from training.models import BatchPrediction, TrainedModel, TrainingJob
@@ -13,6 +13,13 @@ from workers.models import Task
 class Split(serializers.Serializer[Any]):
     """How the rows are cut. Leave out what should be chosen for you."""
 
+    kind = serializers.ChoiceField(
+        list(splits.KINDS),
+        required=False,
+        help_text="random is stratified; time: what ranks and is sealed comes later; group: rows "
+        "with one value of the column stay together.",
+    )
+    column = serializers.CharField(required=False, help_text="To split by, for time and group.")
     seed = serializers.IntegerField(required=False)
     test = serializers.FloatField(
         required=False, help_text="Share of rows sealed for the winner's honest figure, 0 to 0.5."
@@ -95,6 +102,14 @@ class Start(serializers.Serializer[Any]):
         "half as long again as the time budget. Out of fold nothing is left to add. "
         "Without it, as the preset says.",
     )
+    accept_findings = serializers.BooleanField(
+        default=False,
+        help_text="Start in spite of what a check found severe. Kept with the job and in the "
+        "audit log, with the reason.",
+    )
+    reason = serializers.CharField(
+        default="", allow_blank=True, max_length=1000, help_text="Why the findings are accepted."
+    )
 
 
 class ModelName(serializers.ModelSerializer[TrainedModel]):
@@ -172,13 +187,17 @@ class Job(JobRow):
         help_text="Why it does not start; null when it runs, has ended or was just queued."
     )
     columns = FeatureColumn(many=True)
+    accepted = serializers.JSONField(
+        allow_null=True,
+        help_text="Severe findings with which it was started: by, reason, at, findings.",
+    )
     topic = serializers.CharField(help_text="Where its live events appear.")
 
     class Meta(JobRow.Meta):
         fields: ClassVar = [
             *JobRow.Meta.fields, "task_reason", "classes", "positive_class", "columns", "rows",
-            "split", "seed", "refit", "notices", "cancel_requested_at", "stop_requested_at",
-            "topic", "waiting",
+            "split", "seed", "refit", "accepted", "notices", "cancel_requested_at",
+            "stop_requested_at", "topic", "waiting",
         ]  # fmt: skip
 
     @extend_schema_field(Waiting(allow_null=True))

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.api import views
+from training.api import gate, views
 
 job = views.JobViewSet.as_view
 model = views.ModelViewSet.as_view
@@ -9,6 +9,12 @@ batch = views.BatchViewSet.as_view
 urlpatterns = [
     path("training", job({"get": "list"}), name="training-jobs"),
     path("training/start", job({"post": "start"}), name="training-start"),
+    path("training/check", gate.CheckViewSet.as_view({"post": "create"}), name="training-checks"),
+    path(
+        "training/check/<uuid:pk>",
+        gate.CheckViewSet.as_view({"get": "retrieve"}),
+        name="training-check",
+    ),
     path("training/<uuid:pk>", job({"get": "retrieve"}), name="training-job"),
     path("training/<uuid:pk>/progress", job({"get": "progress"}), name="training-progress"),
     path("training/<uuid:pk>/cancel", job({"post": "cancel"}), name="training-cancel"),
