@@ -75,10 +75,12 @@ def main() -> None:
         )
         return str(task.pk)
 
-    def add_many(organizations: list[str], tasks: list[dict[str, Any]]) -> list[str]:
+    def add_many(
+        organizations: list[str], tasks: list[dict[str, Any]], kind: str = "toy.work"
+    ) -> list[str]:
         """One after the other in turn: task n is organization n's, and so on."""
         return [
-            add(organizations[n % len(organizations)], payload=payload)
+            add(organizations[n % len(organizations)], kind, payload=payload)
             for n, payload in enumerate(tasks)
         ]
 

@@ -32,6 +32,11 @@ def work(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {"data": {"answer": payload.get("answer")}, "files": {"answer": "answer.txt"}}
 
 
+def nothing(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Do nothing, for benchmarks."""
+    return {}
+
+
 def stubborn(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Ignore SIGTERM, and so does a grandchild in a session of its own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -65,6 +70,7 @@ def fake_gpus() -> list[Device]:
 NVML = {"read": fake_gpus}
 HANDLERS = {
     "toy.work": Way(f"{TOY}:work", "node"),
+    "toy.nothing": Way(f"{TOY}:nothing", "node"),
     "toy.stubborn": Way(f"{TOY}:stubborn", "node"),
     "toy.devices": Way(f"{TOY}:devices", "node"),
     "toy.fill": Way(f"{TOY}:fill", "node"),
