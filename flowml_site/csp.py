@@ -5,12 +5,10 @@ even where a template once forgets to escape it. Pages of libraries that can't l
 a looser policy each, by the start of their path.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest
+
+from accounts.middleware import Around, Steps
 
 HEADER = "Content-Security-Policy"
 _STRICT = {
@@ -47,28 +45,10 @@ def policy_for(path: str) -> str:
     return next((policy for start, policy in LOOSER.items() if path.startswith(start)), STRICT)
 
 
-class PolicyMiddleware:
+class PolicyMiddleware(Around):
     """Give each answer its policy. Django's own error pages of DEBUG are left as they are."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._call_async(request)
-        return _with_policy(request, self.get_response(request))
-
-    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        return _with_policy(request, await self.get_response(request))
-
-
-def _with_policy(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    if not (settings.DEBUG and response.status_code >= 400):
-        response.headers.setdefault(HEADER, policy_for(request.path))
-    return response
+    def around(self, request: HttpRequest) -> Steps:
+        answer = yield
+        if not (settings.DEBUG and answer.status_code >= 400):
+            answer.headers.setdefault(HEADER, policy_for(request.path))

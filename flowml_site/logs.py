@@ -12,14 +12,14 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from celery import signals
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest
 from structlog import contextvars
+
+from accounts.middleware import Around, Steps
 
 HEADER = "X-Request-ID"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")  # nothing that could break a line or a header
@@ -95,31 +95,27 @@ def configure() -> None:
     )
 
 
-class RequestIdMiddleware:
+class RequestIdMiddleware(Around):
     """Bind the request's id (and a task's, where the URL names one) and write its line."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._call_async(request)
-        request_id, started = self._begin(request)
+    def around(self, request: HttpRequest) -> Steps:
+        given = request.headers.get(HEADER, "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        contextvars.clear_contextvars()
+        contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
         try:
-            return self._finish(request, self.get_response(request), request_id, started)
-        finally:
-            contextvars.clear_contextvars()
-
-    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        request_id, started = self._begin(request)
-        try:
-            return self._finish(request, await self.get_response(request), request_id, started)
+            answer = yield
+            answer.headers[HEADER] = request_id
+            quiet = answer.status_code < 400 and request.path.startswith(_QUIET)
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "request",
+                method=request.method,
+                path=request.path,
+                status=answer.status_code,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+            )
         finally:
             contextvars.clear_contextvars()
 
@@ -130,28 +126,6 @@ class RequestIdMiddleware:
         task = kwargs.get("task") or kwargs.get("task_id")
         if task is not None:
             contextvars.bind_contextvars(task_id=str(task))
-
-    def _begin(self, request: HttpRequest) -> tuple[str, float]:
-        given = request.headers.get(HEADER, "")
-        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        contextvars.clear_contextvars()
-        contextvars.bind_contextvars(request_id=request_id)
-        return request_id, time.perf_counter()
-
-    def _finish(
-        self, request: HttpRequest, response: HttpResponseBase, request_id: str, started: float
-    ) -> HttpResponseBase:
-        response.headers[HEADER] = request_id
-        quiet = response.status_code < 400 and request.path.startswith(_QUIET)
-        log.log(
-            logging.DEBUG if quiet else logging.INFO,
-            "request",
-            method=request.method,
-            path=request.path,
-            status=response.status_code,
-            ms=round((time.perf_counter() - started) * 1000, 1),
-        )
-        return response
 
 
 # --- Celery --------------------------------------------------------------------------------------

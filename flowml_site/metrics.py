@@ -11,13 +11,11 @@ import hmac
 import logging
 import time
 from collections import Counter as Count
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -32,6 +30,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from accounts.middleware import Around, Steps
 from flowml_site import figures
 
 log = logging.getLogger(__name__)
@@ -51,32 +50,15 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # --- Counting requests ----------------------------------------------------------------------------
 
 
-class MetricsMiddleware:
+class MetricsMiddleware(Around):
     """Count each answer under its route's template: an address itself may hold anything."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+    def around(self, request: HttpRequest) -> Steps:
         started = time.perf_counter()
-        if self.is_async:
-            return self._call_async(request, started)
-        return _count(request, self.get_response(request), started)
-
-    async def _call_async(self, request: HttpRequest, started: float) -> HttpResponseBase:
-        return _count(request, await self.get_response(request), started)
-
-
-def _count(request: HttpRequest, response: HttpResponseBase, started: float) -> HttpResponseBase:
-    method = request.method if request.method in METHODS else "other"
-    count(method or "other", route_of(request), response.status_code, time.perf_counter() - started)
-    return response
+        answer = yield
+        method = request.method if request.method in METHODS else "other"
+        seconds = time.perf_counter() - started
+        count(method or "other", route_of(request), answer.status_code, seconds)
 
 
 def count(method: str, route: str, status: int, seconds: float) -> None:

@@ -1,33 +1,22 @@
 """Whose X-Forwarded-* headers are believed: those of TRUSTED_PROXIES and of nobody else."""
 
 import ipaddress
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest
+
+from accounts.middleware import Around, Steps
 
 FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST")
 
 
-class ProxyMiddleware:
+class ProxyMiddleware(Around):
     """Put the client's own address into REMOTE_ADDR, and drop what strangers forward."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        # A coroutine where the next one is: it is handed on as it is.
+    def around(self, request: HttpRequest) -> Steps:
         heed(request.META)
-        answer: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
-        return answer
+        yield
 
 
 def heed(meta: dict[str, Any]) -> None:

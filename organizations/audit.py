@@ -8,15 +8,15 @@ FlowML itself, unless the caller says otherwise.
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.db import models
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest
 from structlog import contextvars
 
+from accounts.middleware import Around, Steps
 from accounts.models import User
 from organizations import rls
 from organizations.models import AuditEntry, Membership, Organization
@@ -26,33 +26,13 @@ _request: ContextVar[HttpRequest | None] = ContextVar("audit_request", default=N
 _SECRET = re.compile(r"password|secret|token|hash|(?<!zip_)code$|_key$|signature", re.IGNORECASE)
 
 
-class AuditMiddleware:
+class AuditMiddleware(Around):
     """Remember the request while it is answered. Behind the one that corrects REMOTE_ADDR."""
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._call_async(request)
+    def around(self, request: HttpRequest) -> Steps:
         before = _request.set(request)
         try:
-            answer: HttpResponseBase = self.get_response(request)
-            return answer
-        finally:
-            _request.reset(before)
-
-    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        before = _request.set(request)
-        try:
-            answer: HttpResponseBase = await self.get_response(request)
-            return answer
+            yield
         finally:
             _request.reset(before)
 
