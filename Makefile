@@ -4,6 +4,11 @@
 # tools/venvs.py says what is wrong with any other Python.
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 ARGS ?=
+# What `make up` brings along; `make engine NAME=flaml` brings another.
+ENGINES ?= pycaret autogluon sklearn
+# What the tests need; test-rest tries the others.
+TESTED := pycaret sklearn sklearn-1.4 sklearn-1.9
+HEAVY := autogluon flaml
 WEB := .venvs/web/bin/python
 DEV := .venvs/dev/bin/python
 
@@ -13,7 +18,7 @@ PRODUCTION := DEBUG=0 PUBLIC_URL=https://flowml.example.org \
 	SECRET_KEY=only-for-the-check-0123456789-abcdefghijklmnopqrstuvwxyz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up venvs dev assets test test-quick test-rest test-all chaos bench lint format typecheck lock clean clean-all
+.PHONY: help demo up venvs engine dev assets test test-quick test-rest test-all chaos bench lint format typecheck lock clean clean-all
 .NOTPARALLEL:
 
 help:  ## what there is
@@ -29,22 +34,26 @@ up: venvs assets  ## start the platform until Ctrl-C
 	@$(WEB) manage.py up $(ARGS)
 
 venvs:  ## the virtualenvs that the platform runs in
-	@$(PYTHON) tools/venvs.py web node pycaret
+	@$(PYTHON) tools/venvs.py web node $(ENGINES)
+
+engine:  ## another engine's virtualenv: make engine NAME=flaml (several names are fine, too)
+	@$(PYTHON) tools/venvs.py --engine $(NAME)
 
 dev: assets  ## the virtualenvs for work on the code as well
-	@$(PYTHON) tools/venvs.py web node pycaret dev
+	@$(PYTHON) tools/venvs.py web node $(TESTED) dev
 
 assets:  ## the front-end files in static/vendor
 	@$(PYTHON) tools/npm.py
 
-test: lint  ## lint and all tests but those in a browser and those that kill processes
-	@$(DEV) -m pytest -m "not browser and not chaos" $(ARGS)
+test: lint  ## lint and all tests but those in a browser, of heavy engines, or that kill processes
+	@$(DEV) -m pytest -m "not browser and not chaos and not heavy" $(ARGS)
 
 test-quick: dev  ## the tests that need a second each at most
 	@$(DEV) -m pytest -m "not (engine or e2e or browser or chaos or slow)" $(ARGS)
 
 test-rest: dev  ## the tests that `make test` leaves out
-	@$(DEV) -m pytest -m "browser or chaos" $(ARGS)
+	@$(PYTHON) tools/venvs.py $(HEAVY)
+	@$(DEV) -m pytest -m "browser or chaos or heavy" $(ARGS)
 
 test-all: test test-rest  ## everything that can be tested
 

@@ -1,9 +1,11 @@
 """Make the virtualenvs in ``.venvs/`` from the lock files in ``requirements/``.
 
     python3.11 tools/venvs.py web node pycaret
+    python3.11 tools/venvs.py --engine flaml
 
 ``web``, ``dev``, ``node``, ``nodejs`` and ``tools`` come from ``requirements/<name>.txt``, any
-other name is an engine's: ``requirements/engine-<name>.txt``. A stamp inside each virtualenv holds
+other name is an engine's: ``requirements/engine-<name>.txt`` (with ``--engine`` no other name is
+taken). A stamp inside each virtualenv holds
 the hash of what it was made from, so that a second call does nothing; a virtualenv without one was
 interrupted half-way and is made anew. Standard library only, since nothing is installed yet.
 """
@@ -48,8 +50,17 @@ def lock_file(name: str) -> Path:
     stem = name if name in OURS else f"engine-{name}"
     path = ROOT / "requirements" / f"{stem}.txt"
     if not path.is_file():
-        raise Trouble(f"There is no {path.relative_to(ROOT)} to make the virtualenv {name} from.")
+        raise Trouble(
+            f"There is no {path.relative_to(ROOT)} to make the virtualenv {name} from. "
+            f"Engines with a lock file are: {', '.join(engines())}."
+        )
     return path
+
+
+def engines() -> list[str]:
+    """Every engine that has a lock file."""
+    locks = (ROOT / "requirements").glob("engine-*.txt")
+    return sorted(lock.stem.removeprefix("engine-") for lock in locks)
 
 
 def fingerprint(lock: Path) -> str:
@@ -228,10 +239,21 @@ def _make_tools(venv: Path, lock: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=["web", "node", "pycaret"])
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--state", action="store_true", help="only print the states, as JSON")
+    parser.add_argument("--engine", action="store_true", help="the names are engines; none: list")
     options = parser.parse_args(arguments)
     try:
+        if options.engine:
+            if unknown := [name for name in options.names if name not in engines()]:
+                raise Trouble(
+                    f"There is no engine {unknown[0]}. There are: {', '.join(engines())}."
+                )
+            if not options.names:
+                for name in engines():
+                    print(f"{name:<16} {state_of(name)}")
+                return 0
+        options.names = options.names or ["web", "node", "pycaret"]
         if options.state:
             print(json.dumps({name: state_of(name) for name in options.names}))
             return 0

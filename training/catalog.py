@@ -1,37 +1,55 @@
 """The engines that FlowML has, as their files declare them.
 
 The web side never imports an engine, so the declarations are read from the source: class attributes
-that are plain literals. To add an engine is to add its file.
+that are plain literals. To add an engine is to add its file. A further lock file adds a version of
+it: ``requirements/engine-sklearn-1.4.txt`` is what makes the engine ``sklearn-1.4``.
 """
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from workers.node.handlers import FILES
+
 FOLDER = Path(__file__).parent / "engines"
+LOCKS = Path(__file__).parents[1] / "requirements"
 TASKS = ("binary", "multiclass", "regression")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a person needs to know to choose an engine."""
+    """What a person needs to know to choose an engine.
+
+    ``version_of`` names the engine that this one is another version of: it does nothing unless it
+    is asked for by name. "" for the engines themselves.
+    """
 
     name: str
     title: str
     tasks: tuple[str, ...]
+    version_of: str = ""
 
 
 @cache
 def engines() -> dict[str, EngineInfo]:
-    """Every engine by name: each class there that declares ``name`` and ``title``."""
-    found = {}
+    """Every engine by name: each class there that declares ``name`` and ``title``.
+
+    Their versions come after them.
+    """
+    found: dict[str, EngineInfo] = {}
     for path in sorted(FOLDER.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and (info := _declared(node)) is not None:
                 found[info.name] = info
+    for lock in sorted(LOCKS.glob("engine-*-*.txt")):
+        name = lock.stem.removeprefix("engine-")
+        file, _, version = name.partition("-")
+        if (info := found.get(FILES.get(file, file))) is not None:
+            title = f"{info.title} {version}"
+            found[name] = replace(info, name=name, title=title, version_of=info.name)
     return found
 
 

@@ -20,7 +20,8 @@ import pytest
 from training import splits
 
 REPO = Path(__file__).resolve().parents[2]
-ENGINES = ["pycaret"]
+ENGINES = ["pycaret", "sklearn"]
+HEAVY = ["autogluon", "flaml"]  # these belong to `make test-rest`
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
 REFIT = "training.engines.refit:refit"
@@ -28,9 +29,9 @@ SERVE = "tests.engines.serving:serve"
 
 
 def python_of(engine: str) -> Path:
-    """The engine's interpreter. Missing is a failure: ``make`` builds it."""
+    """The engine's interpreter. Missing is a failure: ``make engine`` builds it."""
     path = REPO / ".venvs" / engine / "bin" / "python"
-    assert path.exists(), f"{path} is missing: run make"
+    assert path.exists(), f"{path} is missing: run make engine NAME={engine}"
     return path
 
 
@@ -151,7 +152,28 @@ class Warm:
         self._process.wait(timeout=10)
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the engines' tests short.
+
+    Of what the engines have no part in (mark ``once``), the first engine's run is enough; heavy
+    ones are looked at closely for one kind of task.
+    """
+    told: list[pytest.Item] = []
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        engine, task = params.get("warm", ENGINES[0]), params.get("trained", "multiclass")
+        again = item.get_closest_marker("once") and engine != ENGINES[0]
+        if again or (engine in HEAVY and task != "multiclass"):
+            told.append(item)
+    if told:
+        config.hook.pytest_deselected(items=told)
+        items[:] = [item for item in items if item not in told]
+
+
+@pytest.fixture(
+    scope="session",
+    params=[*ENGINES, *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY)],
+)
 def warm(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Warm]:
     parent = Warm(request.param, tmp_path_factory.mktemp(request.param))
     yield parent

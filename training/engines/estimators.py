@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,10 @@ def packages_of(recipe: Recipe) -> list[str]:
     """The distributions that loading this model imports."""
     found = {"numpy", "scikit-learn", "joblib", "pyarrow"}
     text = json.dumps(recipe)
-    for module, distribution in (("lightgbm.", "lightgbm"), ("xgboost.", "xgboost")):
-        if f'"class": "{module}' in text:
-            found.add(distribution)
+    if '"class": "lightgbm.' in text:
+        found.add("lightgbm")
+    if '"class": "xgboost.' in text:
+        found.update(metadata.packages_distributions()["xgboost"])  # xgboost or xgboost-cpu
     return sorted(found)
 
 

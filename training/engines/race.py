@@ -105,7 +105,7 @@ class Race:
             yield from self.tune()
             yield from self.blend("blend-tuned", "Blend of tuned models")
             for entry in entries[place:]:  # where tuning was done, or had no time, before the end
-                if self._left() < LEFTOVER_SHARE * self.budget_s:
+                if self.left() < LEFTOVER_SHARE * self.budget_s:
                     break
                 yield from self.attempt(entry, share=0.5)
             yield from self.blend("blend-all", "Blend of all models")
@@ -201,7 +201,7 @@ class Race:
                 self.run.notice(f"{name} could not be fitted: {error}", model=key)
 
     def _allowed(self, share: float) -> float:
-        left = self._left()
+        left = self.left()
         return max(left * share, min(left, 5.0))
 
     def _bounded(self, entry: Entry) -> Entry:
@@ -355,9 +355,9 @@ class Race:
         ]
         for generation in range(GENERATIONS):
             better = False
-            until = self._left() * (1 - GENERATION_SHARE)
+            until = self.left() * (1 - GENERATION_SHARE)
             for round_ in range(TRIALS):
-                if self._left() < until and any(search.found for _, search in searches):
+                if self.left() < until and any(search.found for _, search in searches):
                     break
                 for entry, search in searches:
                     if self._time_for(search, [search for _, search in searches]):
@@ -369,7 +369,7 @@ class Race:
                     continue
                 better = True
                 found, search.found = search.found, None
-                suffix, nth = self._free(f"{entry.id}-tuned", generation)
+                suffix, nth = self.free(f"{entry.id}-tuned", generation)
                 suffix = suffix.removeprefix(entry.id)
                 yield from self.attempt(entry, suffix, f"{entry.name}, tuned{nth}", found)
             if not better:
@@ -381,7 +381,7 @@ class Race:
         times = {"trial_s": known.inner_s, "full_s": known.fit_s}
         return Search(known.entry.space, known.probe_score, **times, seed=seed)
 
-    def _free(self, id: str, number: int = 0) -> tuple[str, str]:
+    def free(self, id: str, number: int = 0) -> tuple[str, str]:
         """The first id from ``number`` on, counted from 0, that no attempt has used.
 
         And what stands behind the model's name: nothing for the first, " 2" for the second.
@@ -395,7 +395,7 @@ class Race:
     def _time_for(self, search: Search, searches: Sequence[Search]) -> bool:
         """Whether another trial leaves time to fit what all searches have found on all rows."""
         fits = sum(s.full_s for s in searches if s.found is not None or s is search)
-        return self._left() > 1.3 * search.trial_s + 1.5 * fits + 0.05 * self.budget_s
+        return self.left() > 1.3 * search.trial_s + 1.5 * fits + 0.05 * self.budget_s
 
     def _trial(self, entry: Entry, search: Search) -> None:
         params = search.propose()
@@ -407,7 +407,7 @@ class Race:
         try:
             for scores in apart.stream(
                 lambda: iter([self._inner_scores(recipe)]),
-                deadline=began + min(self._left(), 1.0 + 4 * search.trial_s),
+                deadline=began + min(self.left(), 1.0 + 4 * search.trial_s),
                 pulse=self.run.pulse,
             ):
                 seconds = time.monotonic() - began
@@ -422,7 +422,7 @@ class Race:
 
     def blend(self, id: str, name: str) -> Iterator[Candidate]:
         """Weigh what is known by greedy selection. Needs no fit, only the stored predictions."""
-        free, nth = self._free(id)
+        free, nth = self.free(id)
         key, name = f"{self.prefix}:{free}", f"{name}{nth}"
         usable = [k for k in self.known if k.score > -np.inf and k.candidate is not None]
         usable = sorted(usable, key=lambda k: -k.score)[:12]
@@ -487,11 +487,11 @@ class Race:
     def _used(self) -> float:
         return time.monotonic() - self.started
 
-    def _left(self) -> float:
+    def left(self) -> float:
         return max(0.0, self.run.remaining_s() - RESERVE_S)
 
     def _over(self) -> bool:
-        return self._left() <= 0.05
+        return self.left() <= 0.05
 
 
 class OutOfTime(Exception):

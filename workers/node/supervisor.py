@@ -432,8 +432,11 @@ class Supervisor:
     # --- upkeep ------------------------------------------------------------------------------
 
     async def _prewarm(self) -> None:
-        """Have every engine imported before the first task asks, one at a time."""
-        for engine in ["", *self.engines]:
+        """Have the engines imported before the first task asks, one at a time.
+
+        Their versions (sklearn-1.4) wait until somebody asks for one.
+        """
+        for engine in ["", *(name for name in self.engines if "-" not in name)]:
             try:
                 await self.parents.warm(engine)
             except EngineBroken as error:
