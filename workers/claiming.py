@@ -108,6 +108,12 @@ SELECT a.organization_id::text,
  GROUP BY a.organization_id, o.max_concurrent_jobs
 """
 
+_JOBS = """
+SELECT coalesce(o.max_concurrent_jobs, %(limit)s), ARRAY(
+  SELECT t.subject::text FROM workers_allocation a JOIN workers_task t ON t.id = a.task_id
+   WHERE a.organization_id = o.id AND NOT a.light)
+  FROM organizations_organization o WHERE o.id = %(organization)s::uuid
+"""
 _FLEET = """
 SELECT coalesce(sum((capabilities ->> 'cpu')::float * 1000), 0),
        coalesce(sum((capabilities ->> 'ram_mib')::float), 0),
@@ -325,7 +331,7 @@ def _take(seen: Snapshot) -> tuple[Task, bool] | None:
             if waited_for is None:
                 _lock(one, wait=True)
                 waited_for = one
-            now.jobs[one] = _jobs_of(one)
+            _recount(now, one)
             if one in now.full:
                 closed.add(one)
                 continue
@@ -348,9 +354,12 @@ def _lock(organization: str, *, wait: bool) -> bool:
     return wait or bool(got)
 
 
-def _jobs_of(organization: str) -> set[str]:
-    running = Allocation.objects.filter(organization=UUID(organization), light=False)
-    return {str(job) for job in running.values_list("task__subject", flat=True)}
+def _recount(now: Running, organization: str) -> None:
+    """Count the organization's jobs again, under its lock. It may have had none before."""
+    (now.limits[organization], jobs) = _query(
+        _JOBS, organization=organization, limit=settings.MAX_CONCURRENT_JOBS
+    )[0]
+    now.jobs[organization] = set(jobs)
 
 
 def _first_unlocked(line: fairshare.Waiting[str], going_on: set[str] | None) -> Task | None:

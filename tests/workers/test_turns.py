@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
-from workers import actions, lines
+from workers import actions, claiming, lines
 from workers.claiming import PREFIX, Snapshot, heads, running_now
 from workers.fairshare import PATIENCE_S, Room
 from workers.models import Task, Turn
@@ -61,6 +61,25 @@ def test_what_waited_long_goes_before_urgent_work_but_every_other_time():
         served.append(task.organization == urgent)
         actions.end_task(task.pk, task.attempt, outcome="succeeded", result={})
     assert served == [False, True] * 3
+
+
+def test_two_nodes_do_not_start_more_jobs_at_once_than_an_organization_may_run(monkeypatch):
+    """Both saw nothing of it running; one of them is a moment earlier."""
+    ours = OrganizationFactory(max_concurrent_jobs=1)
+    first, second = make_task(ours), make_task(ours)
+    lock, early = claiming._lock, []
+
+    def later(organization, *, wait):
+        if not early:
+            early.append(None)
+            early[0] = actions.claim(WorkerFactory(), ROOM)
+        return lock(organization, wait=wait)
+
+    monkeypatch.setattr(claiming, "_lock", later)
+    assert actions.claim(WorkerFactory(), ROOM) is None
+    assert early == [first]
+    actions.end_task(first.pk, 1, outcome="succeeded", result={})
+    assert actions.claim(WorkerFactory(), ROOM) == second
 
 
 # --- Which lines there are ---
