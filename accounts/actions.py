@@ -107,9 +107,11 @@ def set_password(
 def change_email(user: User, email: str, *, request: Any = None) -> bool:
     """Give the account another address. False: at once; True: once a link sent there is opened.
 
-    Whoever calls has seen the password. Raises Invalid when it is somebody else's.
+    Whoever calls has seen the password. Raises Invalid when it is somebody else's, and
+    limits.TooManyTries: an address that is none of theirs gets messages by this.
     """
     refuse_taken(user, email)
+    limits.count_mail(request, email)
     if settings.REQUIRE_VERIFIED_EMAIL:
         mail.later("verify", str(user.pk), email)
         return True

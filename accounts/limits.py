@@ -22,7 +22,8 @@ from accounts.errors import FlowError
 WINDOW_S = 15 * 60
 FAILURES = {"name and address": 10, "name": 100, "address": 100}
 SIGN_UPS = 60  # in a window, from one address
-MAILS = {"address": 20, "to": 3}  # links that somebody asked for without being signed in
+MAILS = {"address": 20, "to": 3}  # links, to an address that need not be of who asks
+NOTICES = 20  # in a window, to one address
 log = logging.getLogger(__name__)
 
 
@@ -70,9 +71,20 @@ def count_sign_up(request: Any) -> None:
 
 
 def count_mail(request: Any, to: str) -> None:
-    """Remember that a link was asked for, be there such an account or not. Raises TooManyTries."""
+    """Remember that a link was asked for, be there such an account or not. Raises TooManyTries.
+
+    Without a request (a command, a shell) nothing is limited.
+    """
+    if request is None:
+        return
     keys = {f"mail:{_network(request)}": MAILS["address"], f"mail-to:{_digest(to)}": MAILS["to"]}
     Tries(keys, "Too many messages were asked for.").count()
+
+
+def may_notify(to: str) -> bool:
+    """Count a notice to an address; False when it has had many. An account may be made with the
+    address of somebody who wants none of its notices."""
+    return _add(f"notice-to:{_digest(to)}", 1) <= NOTICES
 
 
 def _when(wait: int) -> str:

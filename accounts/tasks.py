@@ -1,13 +1,16 @@
 """Short jobs of the control process: messages to people, and what has expired."""
 
+import logging
 from importlib import import_module
 
 from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from accounts import mail
+from accounts import limits, mail
 from accounts.models import TokenFamily, User
+
+log = logging.getLogger(__name__)
 
 
 @shared_task(name="accounts.tasks.reset")
@@ -33,7 +36,10 @@ def verify(user: str, email: str) -> None:
 
 @shared_task(name="accounts.tasks.notice")
 def notice(user: str, to: str, what: str) -> None:
-    mail.send_notice(User.objects.get(pk=user), to, what)
+    if limits.may_notify(to):
+        mail.send_notice(User.objects.get(pk=user), to, what)
+    else:
+        log.warning("a notice was not sent: there were many", extra={"user": user, "what": what})
 
 
 @shared_task(name="accounts.tasks.tidy")

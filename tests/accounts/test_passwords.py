@@ -8,8 +8,9 @@ import bcrypt
 import pytest
 from django.contrib.auth import hashers
 from django.test import Client
+from django.utils import timezone
 
-from accounts import mail, tasks
+from accounts import limits, mail, tasks
 from accounts.backends import find
 from accounts.hashers import BcryptHasher
 from accounts.models import BrowserSession, PersonalToken, User
@@ -337,6 +338,34 @@ def test_another_address_is_confirmed_first_where_that_is_set(
     user.refresh_from_db()
     assert user.email == "new@example.org"
     assert user.email_verified_at is not None
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_nobody_is_flooded_with_messages_of_an_account_that_is_not_theirs(
+    client: Client, mails: Any, settings: Any, confirmed: bool
+) -> None:
+    settings.REQUIRE_VERIFIED_EMAIL = confirmed
+    user = UserFactory(email_verified_at=timezone.now())
+    client.force_login(user)
+    answers = []
+    for turn in range(5):
+        for email in ("victim@example.org", f"other{turn}@example.org"):
+            body = {"email": email, "password": PASSWORD}
+            answers.append(client.patch("/api/auth/me", body, content_type="application/json"))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert sum(message.to == ["victim@example.org"] for message in mails) == 3
+
+
+def test_notices_are_many_at_most(mails: Any, caplog: pytest.LogCaptureFixture) -> None:
+    user = UserFactory()
+    for _ in range(limits.NOTICES + 5):
+        tasks.notice(str(user.pk), user.email, "password-changed")
+    assert len(mails) == limits.NOTICES
+    assert "a notice was not sent" in caplog.text
+    tasks.notice(str(user.pk), "another@example.org", "password-changed")
+    assert len(mails) == limits.NOTICES + 1
 
 
 def test_only_what_is_ones_own_to_change_changes(client: Client) -> None:
