@@ -161,7 +161,12 @@ def _preset(name: str, budget_mode: str) -> presets.Preset:
     if errors:
         raise Invalid(" ".join(text for texts in errors.values() for text in texts), errors=errors)
     found = presets.PRESETS[name or presets.DEFAULT]
-    return replace(found, budget_mode=budget_mode) if budget_mode else found
+    most = settings.MAX_TIME_BUDGET * 60  # what it takes by itself is never refused
+    return replace(
+        found,
+        budget_mode=budget_mode or found.budget_mode,
+        time_budget_s=min(found.time_budget_s, most),
+    )
 
 
 def _made_before(by: Membership, key: str, request: Mapping[str, Any]) -> TrainingJob | None:

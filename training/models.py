@@ -200,10 +200,11 @@ class TrainingJob(OrgOwned):
 
 
 class ModelQuerySet(OrgQuerySet["TrainedModel"]):
-    def leaderboard(self, job: UUID) -> Self:
+    def leaderboard(self, job: UUID, engine: str = "") -> Self:
         """A job's candidates, best first, each with its ``rank``, the invalid ones last.
 
-        A refit follows its origin and has the same rank. The bulky columns stay behind.
+        A refit follows its origin and has the same rank. With ``engine`` that one's alone, with
+        the ranks that they have among all. The bulky columns stay behind.
         """
         order = [
             Coalesce("origin__order_score", "order_score").asc(nulls_last=True),
@@ -212,12 +213,21 @@ class ModelQuerySet(OrgQuerySet["TrainedModel"]):
             Coalesce("origin__key", "key"),
         ]
         scored = models.Count("pk", filter=~Q(state=TrainedModel.State.REFITTED))
-        return (
+        board = (
             self.filter(job=job)
             .defer("curves", "test", "params")
-            .annotate(rank=models.Window(scored, order_by=order))
+            .annotate(
+                rank=models.Window(scored, order_by=order),
+                test_score=F("test__score"),
+                origin_test_score=F("origin__test__score"),
+            )
             .order_by(*order, F("origin").asc(nulls_first=True))
         )
+        if engine:
+            # Through a window: a plain filter would leave only these to be ranked.
+            its = models.Window(models.Max("engine"), partition_by=F("pk"))
+            board = board.annotate(its_engine=its).filter(its_engine=engine)
+        return board
 
 
 class TrainedModel(OrgOwned):

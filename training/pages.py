@@ -16,11 +16,6 @@ MOST_OPTIONS = 100  # a choice with more values is a text field that suggests th
 MOST_SUGGESTIONS = 20
 TABLE_ROWS = 25
 
-BUDGETS = (
-    (60, "a first impression"),
-    (300, "good for most tables"),
-    (1800, "large tables, last digits"),
-)
 TASK_TYPES = (
     ("auto", "As inferred from the target"),
     ("classification", "Classification: one of several classes"),
@@ -29,6 +24,12 @@ TASK_TYPES = (
 
 
 UNMEASURED = "The best model, fitted again on all rows: no sealed ones are left to measure it on."
+
+
+BLENDED = (
+    "An ensemble: the weighted mean of several models. Each row that ranks was blended with "
+    "weights that were chosen without it, so its score is as honest as theirs."
+)
 
 
 def refit_words(origin: str, rows: int | None) -> str:

@@ -345,6 +345,38 @@ def test_the_leaderboard_is_ranked_and_cheap(ask, by, count, django_assert_max_n
     assert "curves" not in rows[0]
 
 
+def test_the_leaderboard_can_be_narrowed_to_one_engine(ask, by):
+    job, node = make.job(by), make.Node()
+    task = node.claim()
+    node.candidate(task, "pycaret:a", skill=0.9)
+    node.candidate(task, "pycaret:b", skill=0.5)
+    job.models.filter(key="pycaret:b").update(engine="other")
+    path = f"/api/results/job/{job.pk}/leaderboard?engine="
+    rows = ask("get", f"{path}other").json()
+    assert (rows["count"], [(r["rank"], r["engine"]) for r in rows["results"]]) == (
+        1, [(2, "other")],
+    )  # fmt: skip
+    assert ask("get", f"{path}none").json()["count"] == 0
+    assert ask("get", path).json()["count"] == 2
+
+
+def test_an_ensemble_names_its_members(ask, by):
+    job, node = make.job(by), make.Node()
+    task = node.claim()
+    parts = [node.candidate(task, f"pycaret:{name}") for name in "ab"]
+    model = job.models.create(
+        organization=by.organization, key="ensemble", name="Ensemble of 2 models",
+        engine="ensemble", state="scored", score=0.1, order_score=0.1,
+    )  # fmt: skip
+    for part, weight in zip(parts, (0.25, 0.75), strict=True):
+        model.members.create(model=part, weight=weight)
+    told = ask("get", f"/api/results/model/{model.pk}").json()
+    assert [(m["id"], m["engine"], m["weight"]) for m in told["members"]] == [
+        (str(parts[1].pk), "pycaret", 0.75), (str(parts[0].pk), "pycaret", 0.25),
+    ]  # fmt: skip
+    assert ask("get", f"/api/results/model/{parts[0].pk}").json()["members"] is None
+
+
 def test_the_leaderboard_has_pages(ask, by):
     job = board(4)(by)
     answer = ask("get", f"/api/results/job/{job.pk}/leaderboard?page_size=2&page=2").json()

@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from organizations.models import Membership, Role
 from tests.training import make
+from training import catalog
 from training.models import TrainedModel, TrainingJob
 from workers.models import Task, Worker
 
@@ -168,7 +169,7 @@ def test_starting_leads_to_the_job(developer: Membership) -> None:
         "dataset": str(version.dataset_id),
         "version": str(version.pk),
         "target": "kind",
-        "time_budget": "own",
+        "preset": "own",
         "minutes": "0.5",
         "metric": "accuracy",
         "exclude": ["colour", "kind"],
@@ -190,7 +191,7 @@ def test_a_refused_form_keeps_what_was_entered_and_says_why_by_field(
     form = {
         "dataset": str(version.dataset_id),
         "target": "kind",
-        "time_budget": "own",
+        "preset": "own",
         "minutes": "many",
         "metric": "rmse",
         "task_type": "classification",
@@ -302,13 +303,109 @@ def test_a_refit_stands_below_its_origin_with_both_sealed_figures(
 def test_the_form_asks_for_a_refit_and_remembers_it(developer: Membership) -> None:
     version = make.version(developer)
     client, url = as_(developer), reverse("training:new")
-    form = {"dataset": str(version.dataset_id), "target": "kind", "time_budget": "60"}
+    form = {"dataset": str(version.dataset_id), "target": "kind", "preset": "quick"}
     client.post(url, form)
     client.post(url, form | {"refit": "1"})
-    asked, plain = TrainingJob.objects.all()
-    assert (plain.refit, asked.refit) == (False, True)
+    client.post(url, form | {"preset": "best", "refit": "0"})
+    best, asked, plain = TrainingJob.objects.all()
+    assert (plain.refit, asked.refit, best.refit) == (False, True, False)
+    assert (best.preset, best.budget_s) == ("best", 1800)
     page = client.get(url, {"again": str(asked.pk)}).content.decode()
-    assert re.search(r'name="refit" value="1" checked', page)
+    assert re.search(r'name="refit".*?value="1" selected', page)
+    assert re.search(r'name="preset" value="quick" checked', page)
+
+
+def test_engines_and_how_the_time_is_shared_can_be_chosen(
+    developer: Membership, engines: None
+) -> None:
+    version = make.version(developer)
+    client, url = as_(developer), reverse("training:new")
+    form = {"dataset": str(version.dataset_id), "target": "kind", "preset": "quick"}
+    client.post(url, form | {"engines": ["pycaret", "other"], "budget_mode": "per_engine"})
+    job = TrainingJob.objects.get()
+    assert job.budgets == {"pycaret": 60.0, "other": 60.0}
+    page = client.get(url, {"again": str(job.pk)}).content.decode()
+    assert re.search(r'value="other" checked', page)
+    assert re.search(r'value="per_engine" selected', page)
+    assert re.search(r"<details[^>]* open", page), "what was chosen shows"
+    page = client.get(reverse("training:job", args=[job.pk])).content.decode()
+    assert "up to 1 min for each of 2 engines" in page
+    client.post(url, form | {"engines": ["all"], "ensemble": "0"})
+    every = TrainingJob.objects.first()
+    assert every is not None
+    assert {"pycaret", "other"} <= set(every.engines)
+    assert every.ensemble is False
+    page = client.get(url, {"again": str(every.pk)}).content.decode()
+    assert re.search(r'value="all" checked', page)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation with a second engine."""
+    info = catalog.EngineInfo("other", "Other engine", ("multiclass",))
+    both = {**catalog.engines(), "other": info}
+    monkeypatch.setattr(catalog, "engines", lambda: both)
+
+
+@pytest.fixture
+def race(developer: Membership, engines: None) -> TrainingJob:
+    """Two engines whose models were blended."""
+    version = make.version(developer, make.flowers(400))
+    split = {"validation": 0.4, "test": 0.3}
+    job = make.job(developer, version, engines=["pycaret", "other"], ensemble=True, split=split)
+    node = make.Node()
+    Worker.objects.update(queues=["pycaret.cpu", "other.cpu"])
+    node.worker.refresh_from_db()
+    for task in sorted((node.claim(), node.claim()), key=lambda task: task.engine):
+        node.candidate(task, f"{task.engine}:tree", skill=0.8)
+        node.end(task)
+    job.refresh_from_db()
+    return job
+
+
+def test_one_leaderboard_shows_all_engines_and_can_be_narrowed_to_one(
+    developer: Membership, race: TrainingJob
+) -> None:
+    client, url = as_(developer), reverse("training:leaderboard", args=[race.pk])
+    page = client.get(url).content.decode()
+    assert page.count("data-row=") == 3
+    assert re.findall(r'<span class="tag">(\w+)</span>', page)[0] == "ensemble"
+    narrowed = client.get(url, {"engine": "other"}).content.decode()
+    assert narrowed.count("data-row=") == 1
+    assert re.search(r'<span class="rank">[23]</span>', narrowed), "its place among all"
+    whole = client.get(
+        reverse("training:job", args=[race.pk]), {"engine": "other"}
+    ).content.decode()
+    assert f"{url}?engine=other" in whole, "what comes live is narrowed, too"
+    assert whole.count("data-row=") == 1
+    nothing = client.get(url, {"engine": "nonsense"})
+    assert "No model of this engine" in nothing.content.decode()
+
+
+def test_each_engine_has_a_lane_with_its_models_and_its_time(
+    developer: Membership, race: TrainingJob
+) -> None:
+    page = as_(developer).get(reverse("training:job-live", args=[race.pk])).content.decode()
+    assert page.count('class="lane"') == 2
+    assert "Other engine" in page
+    assert page.count("1 model, best 0.") == 2
+    assert page.count("2 min 30 s") == 2, "of the usual five minutes in all"
+
+
+def test_an_ensemble_has_every_page_that_a_model_has(
+    developer: Membership, race: TrainingJob
+) -> None:
+    model = race.best_model
+    assert model is not None
+    assert model.is_ensemble
+    client = as_(developer)
+    shown = {name: client.get(url).content.decode() for name, url in pages_of(model).items()
+             if name != "download"}  # fmt: skip
+    assert "chosen without it" in shown["model"]
+    assert 'data-chart="roc"' in shown["model"]
+    assert "Blends 2 models" in shown["details"]
+    assert reverse("training:model", args=[model.parts()[0].model_id]) in shown["details"]
+    assert client.get(pages_of(model)["download"]).status_code == 200
 
 
 # --- A model -------------------------------------------------------------------------------------

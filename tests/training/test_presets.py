@@ -139,6 +139,12 @@ def test_before_any_node_has_come_the_strongest_wait(many):
 
 
 @pytest.mark.django_db
+def test_a_preset_is_never_longer_than_the_installation_allows(many, settings):
+    settings.MAX_TIME_BUDGET = 2
+    assert start(preset="best").budget_s == 120
+
+
+@pytest.mark.django_db
 def test_an_unknown_preset_or_mode_is_named():
     with pytest.raises(Invalid) as refused:
         start(preset="slow", budget_mode="each")

@@ -6,7 +6,7 @@ from rest_framework import serializers
 from training import presets, splits
 from training.actions import PRIORITIES, wait_of_job
 from training.checks import TASK_TYPES
-from training.models import BatchPrediction, TrainedModel, TrainingJob
+from training.models import BatchPrediction, EnsembleMember, TrainedModel, TrainingJob
 from workers.models import Task
 
 
@@ -258,6 +258,16 @@ class LeaderboardRow(serializers.ModelSerializer[TrainedModel]):
         return list(model.interval) if model.interval else None
 
 
+class Member(serializers.ModelSerializer[EnsembleMember]):
+    id = serializers.UUIDField(source="model_id")
+    name = serializers.CharField(source="model.name")
+    engine = serializers.CharField(source="model.engine")
+
+    class Meta:
+        model = EnsembleMember
+        fields: ClassVar = ["id", "name", "engine", "weight"]
+
+
 class ModelJob(serializers.ModelSerializer[TrainingJob]):
     dataset = TrainedOn()
 
@@ -273,6 +283,9 @@ class Model(LeaderboardRow):
     job = ModelJob()
     schema = FeatureColumn(many=True, help_text="The columns that a prediction takes.")
     is_best = serializers.SerializerMethodField()
+    members = serializers.SerializerMethodField(
+        help_text="Of an ensemble: its models and their weights, which add up to 1; else null."
+    )
     test_metrics = serializers.SerializerMethodField(
         help_text="On the sealed rows; for the winner of a job that has ended, and its refit, "
         "else null."
@@ -284,12 +297,16 @@ class Model(LeaderboardRow):
 
     class Meta(LeaderboardRow.Meta):
         fields: ClassVar = [
-            *LeaderboardRow.Meta.fields, "job", "is_best", "params", "schema", "curves",
+            *LeaderboardRow.Meta.fields, "job", "is_best", "members", "params", "schema", "curves",
             "test_score", "test_interval", "test_metrics", "test_rows", "test_curves",
         ]  # fmt: skip
 
     def get_is_best(self, model: TrainedModel) -> bool:
         return model.job.best_model_id == model.pk
+
+    @extend_schema_field(Member(many=True, allow_null=True))
+    def get_members(self, model: TrainedModel) -> Any:
+        return Member(model.parts(), many=True).data if model.is_ensemble else None
 
     def _test(self, model: TrainedModel, what: str) -> Any:
         return (model.test or {}).get(what)

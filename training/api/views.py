@@ -32,6 +32,13 @@ _KEY = OpenApiParameter(
 )
 
 
+_ENGINE = OpenApiParameter(
+    "engine",
+    str,
+    description='The models of one engine, or "ensemble", with their ranks among all.',
+)
+
+
 class Moment(filters.IsoDateTimeFilter):
     """A time with its zone, as long as it is one in UTC too."""
 
@@ -137,12 +144,14 @@ class LeaderboardViewSet(OrgViewSet):
     serializer_class = said.LeaderboardRow
     filter_backends = ()
 
+    @extend_schema(parameters=[_ENGINE])
     def list(self, request: Request, job_id: UUID) -> Response:
-        """A job's models, best first, while they come in and after."""
+        """A job's models, best first, while they come in and after; ensembles among them."""
         job = get_object_or_404(
             TrainingJob.objects.of(self.membership.organization).only("pk"), pk=job_id
         )
-        page = self.paginate_queryset(TrainedModel.objects.leaderboard(job.pk))
+        engine = request.query_params.get("engine", "")
+        page = self.paginate_queryset(TrainedModel.objects.leaderboard(job.pk, engine))
         return self.get_paginated_response(said.LeaderboardRow(page, many=True).data)
 
 

@@ -61,6 +61,8 @@ def job_facts(job: TrainingJob) -> dict[str, Any]:
         "ended_at": job.finished_at,
         "took_s": (end - (job.started_at or job.created_at)).total_seconds(),
         "budget_s": job.budget_s,
+        "engine_count": len(job.engines),
+        "budget_is_each": job.budget_mode == "per_engine" and len(job.engines) > 1,
         "stop_asked": job.stop_requested_at is not None,
     }
 

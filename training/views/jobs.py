@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from accounts.errors import FlowError
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, catalog, pages
-from training.models import REFIT, TrainedModel, TrainingJob
+from training.models import ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
 from workers.waiting import wait_of
@@ -61,7 +63,7 @@ def job(request: OrgRequest, job_id: UUID) -> HttpResponse:
     context = {
         "after": after,
         **_live(request, stored),
-        **_board(stored),
+        **_board(request, stored),
         "log": _log(stored) if stored.has_ended else [],
     }
     return render(request, "training/job.html", context)
@@ -80,7 +82,7 @@ def job_live(request: OrgRequest, job_id: UUID) -> HttpResponse:
 @require_GET
 @org_role(Role.VIEWER)
 def leaderboard(request: OrgRequest, job_id: UUID) -> HttpResponse:
-    return render(request, "training/_leaderboard.html", _board(job_of(request, job_id)))
+    return render(request, "training/_leaderboard.html", _board(request, job_of(request, job_id)))
 
 
 @require_GET
@@ -91,19 +93,22 @@ def job_log(request: OrgRequest, job_id: UUID) -> HttpResponse:
 
 def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
     tasks = list(stored.tasks.select_related("worker"))
-    scored = stored.models.filter(state=TrainedModel.State.SCORED).values_list(
-        "created_at", "score"
-    )
+    found = stored.models.filter(state=TrainedModel.State.SCORED)
+    scored = [
+        (at, score, engine)
+        for at, score, engine in found.values_list("created_at", "score", "engine")
+        if score is not None
+    ]
     began = stored.started_at or stored.created_at
     end = stored.finished_at or timezone.now()
-    points = [(at, score) for at, score in scored if score is not None]
+    points = [(at, score) for at, score, _ in scored]
     line = pages.best_line(points, began, end, stored.metric)
     wait = None if stored.has_ended else wait_of(tasks, request.membership.organization)
     return {
         "section": "training",
         "job": job_facts(stored),
         "metric": stored.metric_info,
-        "lanes": [_lane(task) for task in tasks],
+        "lanes": [_lane(task, stored, scored) for task in tasks],
         "line": line,
         "best": _best(stored),
         "notices": [_notice(one) for one in stored.notices],
@@ -124,7 +129,9 @@ def _notice(notice: dict[str, str] | str) -> str:
     return notice if isinstance(notice, str) else notice.get("message", "")
 
 
-def _lane(task: Task) -> dict[str, Any]:
+def _lane(
+    task: Task, stored: TrainingJob, scored: Sequence[tuple[datetime, float, str]]
+) -> dict[str, Any]:
     info = catalog.engines().get(task.engine)
     state = str(task.state)
     if state == Task.State.RUNNING and task.cancel_requested_at:
@@ -132,7 +139,13 @@ def _lane(task: Task) -> dict[str, Any]:
     elif state == Task.State.RUNNING and task.stop_requested_at:
         state = "stopping"
     ended_well = task.state == Task.State.SUCCEEDED
+    scores = [score for _, score, engine in scored if engine == task.engine]
+    pick = max if stored.metric_info.greater_is_better else min
+    races = task.kind == TRAIN
     return {
+        "models": len(scores) if races else None,
+        "best": pick(scores) if scores and races else None,
+        "gets_s": stored.budgets.get(task.engine) if races and len(stored.engines) > 1 else None,
         "title": f"{info.title if info else task.engine}{_AFTER_RACE.get(task.kind, '')}",
         "state": state,
         "progress": 1.0 if ended_well else task.progress,
@@ -143,10 +156,11 @@ def _lane(task: Task) -> dict[str, Any]:
     }
 
 
-def _board(stored: TrainingJob) -> dict[str, Any]:
+def _board(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
+    engine = request.GET.get("engine", "")
     rows: list[dict[str, Any]] = []
     scored_rows = 0
-    for one in TrainedModel.objects.leaderboard(stored.pk):
+    for one in TrainedModel.objects.leaderboard(stored.pk, engine):
         interval = one.interval or (None, None)
         scored_rows = scored_rows or one.scored_rows
         rows.append(
@@ -166,25 +180,36 @@ def _board(stored: TrainingJob) -> dict[str, Any]:
             }
         )
     folds = stored.split.get("folds")
+    count = f"{scored_rows:,} " if scored_rows else ""
     how = (
-        f"out of fold, in {folds} folds, over all {scored_rows:,} training rows"
+        f"out of fold, in {folds} folds, over all {count}training rows"
         if folds
-        else f"on {scored_rows:,} validation rows that no model saw"
+        else f"on {count}validation rows that no model saw"
     )
     return {
         "job": job_facts(stored),
         "metric": stored.metric_info,
         "rows": rows,
+        "engine": engine,
+        "engines": _engines(stored),
         "scored_on": f"Ranked {how}. A sealed test part gives the winner's own figure at the end.",
     }
 
 
+def _engines(stored: TrainingJob) -> list[tuple[str, str]]:
+    """What the leaderboard can be narrowed to, by name and title; empty without a choice."""
+    if len(stored.engines) < 2:
+        return []
+    known = catalog.engines()
+    named = [(name, known[name].title if name in known else name) for name in stored.engines]
+    return [*named, *([(ENSEMBLE, "Ensemble")] if stored.ensemble else [])]
+
+
 def _refit(stored: TrainingJob, twin: TrainedModel) -> dict[str, Any]:
-    """A refit's figure on the sealed rows beside its origin's. At most one per job: two queries."""
-    origin = twin.origin
+    """A refit's figure on the sealed rows beside its origin's; without, when it is a member's."""
     return {
-        "score": (twin.test or {}).get("score"),
-        "before": ((origin.test if origin else None) or {}).get("score"),
+        "score": getattr(twin, "test_score", None),
+        "before": getattr(twin, "origin_test_score", None),
         "title": stored.metric_info.title,
     }
 

@@ -135,7 +135,9 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": pages.charts(curves, job.target),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
-        "notes": [note for note in [stored.reason] if note],
+        "notes": [
+            note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
+        ],
     }
 
 
@@ -211,6 +213,15 @@ def _details(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     return {
         "facts": facts,
         "columns": stored.schema,
+        "members": [
+            {
+                "id": part.model_id,
+                "name": part.model.name,
+                "engine": part.model.engine,
+                "weight": part.weight,
+            }
+            for part in (stored.parts() if stored.is_ensemble else ())
+        ],
         "parameters": sorted((str(k), v) for k, v in stored.params.items()),
     }
 

@@ -17,11 +17,14 @@ from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, catalog, pages
+from training import actions, catalog, pages, presets
 from training.checks import Refused, Wish, check
 from training.evaluation import metrics_for
 from training.models import TrainingJob
 from training.views.common import PER_PAGE, job_of, last_seq
+
+OWN = "own"  # in a preset's place: a time of one's own
+YES, NO = "1", "0"
 
 
 @require_http_methods(["GET", "POST"])
@@ -62,14 +65,16 @@ def new(request: OrgRequest) -> HttpResponse:
         "problem": problem,
         "other_errors": _elsewhere(errors),
         "finding": _finding(version, values),
-        "budgets": [{"seconds": s, "text": text} for s, text in _budgets()],
+        "presets": _presets(),
         "max_minutes": settings.MAX_TIME_BUDGET,
         "task_types": pages.TASK_TYPES,
         "engines": list(catalog.engines().values()),
         "open_more": bool(
             {"task_type", "engines", "exclude"} & errors.keys()
-            or values["time_budget"] == "own"
             or values["exclude"]
+            or values["engines"]
+            or values["budget_mode"]
+            or values["ensemble"]
             or values["refit"]
         ),
     }
@@ -78,7 +83,10 @@ def new(request: OrgRequest) -> HttpResponse:
 
 def _elsewhere(errors: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
     """Errors of fields that the form has no place for: no message may get lost."""
-    shown = {"target", "time_budget", "task_type", "engines", "exclude", "metric", "positive_class"}
+    shown = {
+        "target", "time_budget", "preset", "budget_mode", "task_type", "engines", "exclude",
+        "metric", "positive_class",
+    }  # fmt: skip
     return [(name, texts) for name, texts in errors.items() if name not in shown]
 
 
@@ -124,26 +132,29 @@ def _version(dataset: Dataset, wanted: str | None) -> DatasetVersion:
     return version
 
 
-def _budgets() -> list[tuple[int, str]]:
+def _presets() -> list[presets.Preset]:
+    """Those that this installation has the time for."""
     most = settings.MAX_TIME_BUDGET * 60
-    return [(seconds, text) for seconds, text in pages.BUDGETS if seconds <= most]
+    return [one for one in presets.PRESETS.values() if one.time_budget_s <= most]
 
 
 def _values(data: QueryDict) -> dict[str, Any]:
     """What the form was given, as it has to be shown again."""
     named = [line.strip() for line in data.get("exclude_text", "").splitlines() if line.strip()]
-    offered = _budgets()
-    usual = str(offered[min(1, len(offered) - 1)][0]) if offered else "own"
+    offered = [one.name for one in _presets()]
+    usual = presets.DEFAULT if presets.DEFAULT in offered else (offered or [OWN])[-1]
     return {
         "target": data.get("target", ""),
-        "time_budget": data.get("time_budget") or usual,
+        "preset": data.get("preset") or usual,
         "minutes": data.get("minutes", ""),
         "task_type": data.get("task_type") or "auto",
         "engines": data.getlist("engines"),
+        "budget_mode": data.get("budget_mode", ""),
+        "ensemble": data.get("ensemble", ""),
         "exclude": [*data.getlist("exclude"), *named],
         "exclude_text": data.get("exclude_text", ""),
         "metric": data.get("metric", ""),
-        "refit": bool(data.get("refit")),
+        "refit": data.get("refit", ""),
         "positive_class": data.get("positive_class", ""),
     }
 
@@ -151,44 +162,60 @@ def _values(data: QueryDict) -> dict[str, Any]:
 def _asked_before(job: TrainingJob) -> dict[str, Any]:
     """The values of an earlier training, to start from."""
     asked = job.request
-    budget = float(asked.get("time_budget") or job.budget_s)
-    offered = {str(seconds) for seconds, _ in _budgets()}
-    own = f"{budget:g}" not in offered
+    preset = job.preset if job.preset in {one.name for one in _presets()} else OWN
+    own = preset == OWN or job.budget_s != presets.PRESETS[preset].time_budget_s
+    engines = asked.get("engines") or []
     return {
         "target": job.target,
-        "time_budget": "own" if own else f"{budget:g}",
-        "minutes": f"{budget / 60:g}" if own else "",
+        "preset": OWN if own else preset,
+        "minutes": f"{job.budget_s / 60:g}" if own else "",
         "task_type": asked.get("task_type") or "auto",
-        "engines": job.engines,
+        "engines": [engines] if isinstance(engines, str) else engines,
+        "budget_mode": asked.get("budget_mode") or "",
         "exclude": asked.get("exclude") or [],
         "exclude_text": "\n".join(asked.get("exclude") or []),
         "metric": job.metric,
-        "refit": job.refit,
+        "ensemble": _shown(asked.get("ensemble")),
+        "refit": _shown(asked.get("refit")),
         "positive_class": job.positive_class or "",
     }
 
 
-def _seconds(values: dict[str, Any]) -> float:
-    """The budget in seconds; what is no number becomes 0, which the check refuses."""
+def _shown(flag: bool | None) -> str:
+    """What the form says for a choice that may be left to the preset."""
+    return "" if flag is None else YES if flag else NO
+
+
+def _flag(said: str) -> bool | None:
+    return {YES: True, NO: False}.get(said)
+
+
+def _seconds(values: dict[str, Any]) -> float | None:
+    """The budget in seconds where it is no preset's; what is no number becomes 0, which the check
+    refuses."""
+    if values["preset"] != OWN:
+        return None
     try:
-        if values["time_budget"] == "own":
-            return float(values["minutes"].replace(",", ".")) * 60
-        return float(values["time_budget"])
+        return float(values["minutes"].replace(",", ".")) * 60
     except ValueError:
         return 0.0
 
 
 def _start(request: OrgRequest, version: DatasetVersion, values: dict[str, Any]) -> TrainingJob:
+    every = presets.ALL in values["engines"]
     return actions.start_job(
         request.membership,
         version.dataset_id,
         version=version.number,
         target=values["target"],
         task_type=values["task_type"],
-        engines=values["engines"],
+        preset="" if values["preset"] == OWN else values["preset"],
+        engines=presets.ALL if every else values["engines"],
         time_budget=_seconds(values),
+        budget_mode=values["budget_mode"],
         metric=values["metric"],
-        refit=values["refit"],
+        ensemble=_flag(values["ensemble"]),
+        refit=_flag(values["refit"]),
         # The chosen target's box is ticked in no-one's mind: a target is never a feature.
         exclude=[name for name in values["exclude"] if name != values["target"]],
         positive_class=values["positive_class"] or None,
