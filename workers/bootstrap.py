@@ -57,9 +57,12 @@ def script(url: str, token: str) -> str:
         url=shlex.quote(url),
         token=shlex.quote(token),
         sha256=bundle()[1],
+        engine=ENGINE,
         packages=packages or ": # packages come from where this machine's pip gets them",
     )
 
+
+ENGINE = "pycaret"  # for a machine that names none; all of them would take many GB
 
 _SCRIPT = """#!/bin/sh
 # Joins this machine to FlowML as a node: its code, its virtualenvs, and then the node itself.
@@ -100,10 +103,13 @@ for option in "$@"; do
     last="$option"
 done
 if [ -z "$engines" ]; then
+    engines={engine}
+    known=""
     for lock in "$app"/requirements/engine-*.txt; do
         name="${{lock##*/engine-}}"
-        engines="$engines ${{name%.txt}}"
+        known="$known ${{name%.txt}}"
     done
+    echo "flowml: this machine gets the engine $engines. Others by --engines (with commas):$known"
 fi
 (cd "$app" && "$python" tools/venvs.py node $(echo "$engines" | tr ',' ' ')) || exit 1
 cd "$home"

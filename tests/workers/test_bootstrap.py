@@ -73,6 +73,30 @@ def test_the_archive_is_a_whole_node_without_a_line_of_the_web_side(client, toke
     assert "cores" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "engines"),
+    [([], ["pycaret"]), (["--engines", "flaml,sklearn"], ["flaml", "sklearn"])],
+)
+def test_a_machine_gets_the_engines_that_were_chosen_and_no_others(tmp_path, options, engines):
+    script = bootstrap.script("http://web", "a token")
+    (app,) = [f"app-{bootstrap.bundle()[1][:12]}"]
+    locks = tmp_path / app / "requirements"
+    locks.mkdir(parents=True)
+    for name in ("pycaret", "flaml", "sklearn", "autogluon"):
+        (locks / f"engine-{name}.txt").touch()
+    (tmp_path / app / ".whole").touch()  # its code is there already
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit 1\n')
+    python.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "FLOWML_HOME": str(tmp_path), "PYTHON": str(python)}
+    done = subprocess.run(
+        ["sh", "-s", "--", *options],
+        input=script, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (tmp_path / "asked").read_text().split() == ["tools/venvs.py", "node", *engines]
+    assert ("Others by --engines" in done.stdout) == (not options)
+
+
 def test_the_service_unit_says_no_secret_aloud(tmp_path):
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("FLOWML_")},
