@@ -125,6 +125,8 @@ GET     /training/new?again={job}                               sign    403     
 POST    /training/new                                           sign    403     302     302     404
 GET     /training/new/finding?dataset={dataset}&target=kind     sign    403     200     200     404
 GET     /training/new/finding?dataset={own}&version={version}   sign    403     200     200     404
+POST    /training/new/check                                     sign    403     200     200     404
+GET     /training/checks/{check}                                sign    403     200     200     404
 GET     /training/{job}                                         sign    200     200     200     404
 GET     /training/{job}/live                                    sign    200     200     200     404
 GET     /training/{job}/leaderboard                             sign    200     200     200     404
@@ -453,6 +455,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /data/{dataset}/versions": a_file,
     "POST /data/{dataset}/role": lambda _: {"column": "petal_cm", "role": "categorical"},
     "POST /training/new": a_wish,
+    "POST /training/new/check": a_wish,
     "POST /models/{model}/predict": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
     "POST /models/{model}/predict-file": a_file,
     "POST /api/datasets/upload": a_file,

@@ -16,6 +16,11 @@ MOST_OPTIONS = 100  # a choice with more values is a text field that suggests th
 MOST_SUGGESTIONS = 20
 TABLE_ROWS = 25
 
+SPLITS = (
+    ("random", "At random, each class in its share"),
+    ("time", "By time: later rows rank and are sealed"),
+    ("group", "By group: rows of one value stay together"),
+)
 TASK_TYPES = (
     ("auto", "As inferred from the target"),
     ("classification", "Classification: one of several classes"),

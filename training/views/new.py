@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -9,9 +10,9 @@ from django.conf import settings
 from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.errors import FlowError
+from accounts.errors import FlowError, Invalid
 from accounts.pages import tells_problems
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
@@ -20,8 +21,10 @@ from organizations.models import Role
 from training import actions, catalog, pages, presets
 from training.checks import Refused, Wish, check
 from training.evaluation import metrics_for
-from training.models import TrainingJob
+from training.findings import SevereFindings
+from training.models import DataCheck, TrainingJob
 from training.views.common import PER_PAGE, job_of, last_seq
+from workers.waiting import waits_for
 
 OWN = "own"  # in a preset's place: a time of one's own
 YES, NO = "1", "0"
@@ -47,9 +50,11 @@ def new(request: OrgRequest) -> HttpResponse:
     values = _asked_before(again) if again else _values(data)
     errors: dict[str, list[str]] = {}
     problem = ""
-    if request.method == "POST" and "look" not in data:
+    if request.method == "POST" and not {"look", "remedy"} & data.keys():
         try:
             started = _start(request, version, values)
+        except SevereFindings:
+            problem = "It was not started, for what stands in red below."
         except FlowError as error:
             errors, problem = error.errors, "" if error.errors else error.detail
         else:
@@ -68,10 +73,12 @@ def new(request: OrgRequest) -> HttpResponse:
         "presets": _presets(),
         "max_minutes": settings.MAX_TIME_BUDGET,
         "task_types": pages.TASK_TYPES,
+        "splits": pages.SPLITS,
         "engines": list(catalog.engines().values()),
         "open_more": bool(
-            {"task_type", "engines", "exclude"} & errors.keys()
+            {"task_type", "engines", "exclude", "split"} & errors.keys()
             or values["exclude"]
+            or values["split_kind"] != "random"
             or values["engines"]
             or values["budget_mode"]
             or values["ensemble"]
@@ -85,7 +92,7 @@ def _elsewhere(errors: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
     """Errors of fields that the form has no place for: no message may get lost."""
     shown = {
         "target", "time_budget", "preset", "budget_mode", "task_type", "engines", "exclude",
-        "metric", "positive_class",
+        "metric", "positive_class", "split",
     }  # fmt: skip
     return [(name, texts) for name, texts in errors.items() if name not in shown]
 
@@ -101,6 +108,82 @@ def finding(request: OrgRequest) -> HttpResponse:
     version = _version(dataset, request.GET.get("version"))
     found = _finding(version, _values(request.GET))
     return render(request, "training/_finding.html", {"finding": found, "errors": {}})
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def check_data(request: OrgRequest) -> HttpResponse:
+    """The fragment that tells what the data says against this target and split.
+
+    Asks for a check unless there is one, which the fragment then watches.
+    """
+    dataset = get_object_or_404(
+        Dataset.objects.of(request.membership.organization).select_related("latest"),
+        pk=_uuid(request.POST.get("dataset", "")),
+    )
+    version = _version(dataset, request.POST.get("version"))
+    values = _values(request.POST)
+    context: dict[str, Any] = {"values": values}
+    if values["target"]:
+        try:
+            check = actions.check_data(
+                request.membership,
+                dataset.pk,
+                version=version.number,
+                target=values["target"],
+                task_type=values["task_type"],
+                split=_split(values),
+            )
+        except Invalid as error:
+            # The target's own problems stand above already.
+            context["problem"] = " ".join(error.errors.get("split", ()))
+        except FlowError as error:
+            context["problem"] = error.detail
+        else:
+            context |= _gate(request, check, values)
+    return render(request, "training/_gate.html", context)
+
+
+@require_GET
+@org_role(Role.DEVELOPER)
+def checked(request: OrgRequest, check_id: UUID) -> HttpResponse:
+    """The fragment of a check that was asked for."""
+    found = DataCheck.objects.of(request.membership.organization).select_related("work")
+    check = get_object_or_404(found, pk=check_id)
+    values = _values(request.GET)
+    context = {"values": values, **_gate(request, check, values)}
+    return render(request, "training/_gate.html", context)
+
+
+def _gate(request: OrgRequest, check: DataCheck, values: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, list[dict[str, Any]]] = {"severe": [], "warning": [], "info": []}
+    for found in check.told(values["exclude"]):
+        remedy = found["remedy"]
+        told[found["severity"]].append(
+            found
+            | {"remedy_json": json.dumps(remedy) if remedy else "", "remedy_words": _words(remedy)}
+        )
+    work = None if check.has_ended else check.work
+    return {
+        "check": check,
+        "after": last_seq(check.topic),
+        "waits": waits_for([work], request.membership.organization) if work else "",
+        "severe": told["severe"],
+        "warnings": told["warning"],
+        "infos": told["info"],
+    }
+
+
+def _words(remedy: dict[str, Any] | None) -> str:
+    """What the button says that changes the form so."""
+    if not remedy:
+        return ""
+    if names := remedy.get("exclude"):
+        return f"Leave out “{names[0]}”" if len(names) == 1 else f"Leave out {len(names)} columns"
+    split = remedy["split"]
+    if split["kind"] == "random":
+        return "Split at random"
+    return f"Split by {split['kind']}: “{split['column']}”"
 
 
 def _choose_data(request: OrgRequest) -> HttpResponse:
@@ -141,6 +224,12 @@ def _presets() -> list[presets.Preset]:
 def _values(data: QueryDict) -> dict[str, Any]:
     """What the form was given, as it has to be shown again."""
     named = [line.strip() for line in data.get("exclude_text", "").splitlines() if line.strip()]
+    split_kind, split_column = data.get("split_kind") or "random", data.get("split_column", "")
+    remedy = _remedy(data.get("remedy", ""))
+    if "split" in remedy:
+        split_kind = remedy["split"].get("kind", "random")
+        split_column = remedy["split"].get("column", "")
+    left_out = [name for name in remedy.get("exclude", ()) if name not in named]
     offered = [one.name for one in _presets()]
     usual = presets.DEFAULT if presets.DEFAULT in offered else (offered or [OWN])[-1]
     return {
@@ -151,12 +240,37 @@ def _values(data: QueryDict) -> dict[str, Any]:
         "engines": data.getlist("engines"),
         "budget_mode": data.get("budget_mode", ""),
         "ensemble": data.get("ensemble", ""),
-        "exclude": [*data.getlist("exclude"), *named],
-        "exclude_text": data.get("exclude_text", ""),
+        "exclude": [*data.getlist("exclude"), *named, *left_out],
+        "exclude_text": "\n".join([*named, *left_out]),
+        "split_kind": split_kind,
+        "split_column": split_column,
+        "accept_findings": bool(data.get("accept_findings")),
+        "reason": data.get("reason", ""),
         "metric": data.get("metric", ""),
         "refit": data.get("refit", ""),
         "positive_class": data.get("positive_class", ""),
     }
+
+
+def _remedy(text: str) -> dict[str, Any]:
+    """What a finding's button changes of the form; nothing for what is none."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    split, names = found.get("split"), found.get("exclude")
+    return {
+        **({"split": split} if isinstance(split, dict) else {}),
+        **({"exclude": [str(one) for one in names]} if isinstance(names, list) else {}),
+    }
+
+
+def _split(values: dict[str, Any]) -> dict[str, str] | None:
+    if values["split_kind"] == "random":
+        return None
+    return {"kind": values["split_kind"], "column": values["split_column"]}
 
 
 def _asked_before(job: TrainingJob) -> dict[str, Any]:
@@ -174,6 +288,10 @@ def _asked_before(job: TrainingJob) -> dict[str, Any]:
         "budget_mode": asked.get("budget_mode") or "",
         "exclude": asked.get("exclude") or [],
         "exclude_text": "\n".join(asked.get("exclude") or []),
+        "split_kind": (asked.get("split") or {}).get("kind", "random"),
+        "split_column": (asked.get("split") or {}).get("column", ""),
+        "accept_findings": False,
+        "reason": "",
         "metric": job.metric,
         "ensemble": _shown(asked.get("ensemble")),
         "refit": _shown(asked.get("refit")),
@@ -219,6 +337,9 @@ def _start(request: OrgRequest, version: DatasetVersion, values: dict[str, Any])
         # The chosen target's box is ticked in no-one's mind: a target is never a feature.
         exclude=[name for name in values["exclude"] if name != values["target"]],
         positive_class=values["positive_class"] or None,
+        split=_split(values),
+        accept_findings=values["accept_findings"],
+        reason=values["reason"],
     )
 
 
