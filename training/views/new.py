@@ -74,7 +74,7 @@ def new(request: OrgRequest) -> HttpResponse:
         "max_minutes": settings.MAX_TIME_BUDGET,
         "task_types": pages.TASK_TYPES,
         "splits": pages.SPLITS,
-        "engines": list(catalog.engines().values()),
+        "engines": [info for info in catalog.engines().values() if not info.version_of],
         "open_more": bool(
             {"task_type", "engines", "exclude", "split"} & errors.keys()
             or values["exclude"]
