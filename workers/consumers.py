@@ -10,10 +10,12 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
+from uuid import UUID
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
@@ -28,10 +30,13 @@ from workers.push import group_name
 log = logging.getLogger(__name__)
 
 MAX_TOPICS = 50
+MAX_SOCKETS = 50  # of one person, in each web process: every one asks the database at each poll
 POLL_S = 10  # how soon a lost push is made up for
 FLEET_S = 2.0
 UNAUTHENTICATED = 4401
 REPLACED = 4409
+TOO_MANY = 4429
+_open: Counter[UUID] = Counter()  # sockets in this process, by person
 
 
 class LiveConsumer(AsyncJsonWebsocketConsumer):
@@ -52,6 +57,12 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         if not await self._is_let_in():
             await self._turn_away()
             return
+        if _open[self.user.pk] >= MAX_SOCKETS:
+            await self.send_json({"error": "too-many-sockets"})
+            await self.close(TOO_MANY)
+            return
+        self._counted = self.user.pk
+        _open[self._counted] += 1
         self._poll = asyncio.create_task(self._polling())
 
     async def _shown(self) -> Credential | None:
@@ -90,6 +101,10 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
 
     async def disconnect(self, code: int) -> None:
         metrics.SOCKETS.labels("live").dec()
+        if (person := getattr(self, "_counted", None)) is not None:
+            _open[person] -= 1
+            if not _open[person]:
+                del _open[person]
         if poll := getattr(self, "_poll", None):
             poll.cancel()
         await self._forget_all()

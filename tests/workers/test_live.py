@@ -13,7 +13,7 @@ from accounts.models import BrowserSession, PersonalToken, Scope, TokenFamily, U
 from flowml_site.asgi import application
 from organizations.models import Membership, Organization
 from tests.factories import MembershipFactory, WorkerFactory, bearer, make_task
-from workers import live
+from workers import consumers, live
 from workers.models import emit
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(30)]
@@ -234,6 +234,24 @@ async def test_an_organization_that_is_being_deleted_is_closed_here_too(monkeypa
     refusal = {"error": "not-found", "topic": task.stream_id}
     assert await ws.receive_json_from(timeout=5) == refusal
     await ws.disconnect()
+
+
+async def test_one_person_opens_only_so_many(monkeypatch):
+    monkeypatch.setattr(consumers, "MAX_SOCKETS", 2)
+    _, _, cookie = await setup()
+    *_, others = await setup()
+    first, second = [await opened(OUR_PAGE, cookie) for _ in range(2)]
+    third = await opened(OUR_PAGE, cookie)
+    assert await heard_closing(third) == ({"error": "too-many-sockets"}, 4429)
+    await third.disconnect()
+    fourth = await opened(OUR_PAGE, others)
+    assert await fourth.receive_nothing(timeout=0.3), "another person's is open"
+    await first.disconnect()
+    again = await opened(OUR_PAGE, cookie)
+    assert await again.receive_nothing(timeout=0.3), "there is room again"
+    for one in (second, fourth, again):
+        await one.disconnect()
+    assert not consumers._open
 
 
 async def test_a_database_that_is_away_for_a_while_ends_no_socket(monkeypatch):
