@@ -43,7 +43,7 @@ from tests.factories import (
     make_task,
 )
 from tests.training import make
-from training import actions, scoring, serving
+from training import actions, named, scoring, serving
 from training.models import BatchPrediction
 from workers import joining
 from workers.files import store_artifact
@@ -250,6 +250,17 @@ GET     /api/results/predictions                                 401    200     
 GET     /api/results/predictions?model={model}                   401    200     200     200     200
 GET     /api/results/predictions/{batch}                         401    200     200     200     404
 GET     /api/results/predictions/{batch}/download                401    200     200     200     404
+POST    /api/train                                               401    403     202     202     404
+GET     /api/models                                              401    200     200     200     200
+POST    /api/models                                              401    403     201     201     404
+GET     /api/models/{named}                                      401    200     200     200     404
+PUT     /api/models/{named}/aliases/{alias}                      401    403     200     200     404
+DELETE  /api/models/{named}/aliases/{alias}                      401    403     204     204     404
+POST    /api/predict/all                                         401    403     200     200     200
+POST    /api/predict/all/{dataset}                               401    403     200     200     404
+POST    /api/predict/{named}                                     401    403     200     200     404
+GET     /api/metrics/all                                         401    200     200     200     200
+GET     /api/metrics/{named}                                     401    200     200     200     404
 GET     /api/stats/overview                                      401    200     200     200     200
 GET     /api/stats/jobs                                          401    200     200     200     200
 GET     /api/stats/models                                        401    200     200     200     200
@@ -463,6 +474,12 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/datasets/{dataset}/versions": a_file,
     "POST /api/training/start": a_wish,
     "POST /api/training/check": a_wish,
+    "POST /api/train": lambda world: a_wish(world) | {"models": ["knn"]},
+    "POST /api/models": lambda world: {"name": "new", "model": str(world.ids["model"])},
+    "PUT /api/models/{named}/aliases/{alias}": lambda _: {"version": 1},
+    "POST /api/predict/all": lambda _: {"features": [ROW]},
+    "POST /api/predict/all/{dataset}": lambda _: {"features": [ROW]},
+    "POST /api/predict/{named}": lambda _: {"features": [ROW]},
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/predict?as=file": a_file,
 }
@@ -492,6 +509,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
+    name = named.give_name(admin, f"{MARK}-tree", model).named.name
+    named.move_alias(admin, name, f"{MARK}-alias", 1)
     upload = SimpleUploadedFile(f"{MARK}.csv", b"a\n1\n")
     batch = actions.predict_file(admin, model, upload)
     result = store_artifact(admin.organization, "csv", io.BytesIO(b"a,prediction\n1,x\n"))
@@ -522,6 +541,8 @@ def world(tmp_path: Path) -> Iterator[World]:
             "active": make.job(admin, of=version, name=f"{MARK} active").pk,
             "check": actions.check_data(admin, version.dataset_id, target="kind").pk,
             "model": model.pk,
+            "named": name,
+            "alias": f"{MARK}-alias",
             "batch": batch.pk,
             "node": own_node.pk,
             "join_token": join_token.pk,

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
+from training import named
 from training.actions import check_data
 from workers import actions, joining
 from workers.models import Pause, Pulse, Task, Turn
@@ -50,6 +51,8 @@ def a_row_of_each() -> None:
     version = make.version(member)
     check_data(member, version.dataset_id, target="kind")
     upload = version.data
+    named.give_name(member, "tree", model)
+    named.move_alias(member, "tree", "champion", 1)
     apps.get_model("training.BatchPrediction").objects.create(
         organization=member.organization, model=model, filename="rows.csv", upload=upload
     )

@@ -55,6 +55,11 @@ THERE = {
     "model": "model",
     "predictions": "batch",
     "organizations": "organization",
+    "models": "named",
+    "predict": "named",
+    "metrics": "named",
+    "all": "dataset",
+    "aliases": "alias",
 }
 
 

@@ -25,7 +25,7 @@ from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import blends, bundle, catalog, findings, presets, scoring, serving
+from training import blends, bundle, catalog, findings, offers, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import InvalidCandidate
 from training.models import (
@@ -88,6 +88,8 @@ def start_job(
     refit: bool | None = None,
     accept_findings: bool = False,
     reason: str = "",
+    asks: Sequence[offers.Ask] = (),
+    device: str = "cpu",
     idempotency_key: str | None = None,
 ) -> TrainingJob:
     """Accept a race: a job, and a queued task per engine, or nothing at all.
@@ -96,6 +98,8 @@ def start_job(
     ``budget_mode``, ensemble or refit, the preset speaks (training/presets.py). How many jobs of an
     organization run at once is the claim's matter: one too many waits. The same
     ``idempotency_key`` with the same request gives the job that it made before.
+    With ``asks`` nothing races: each names a model of an engine, and has a task of its own, with
+    all of the ``time_budget``. ``device`` is what each task wants, "cpu" or "gpu".
     What an earlier check of the data found severe stops it, unless ``accept_findings`` with a
     ``reason``; it waits for no check.
     Raises NotFound, Conflict (data set not ready, key reused for something else, severe findings),
@@ -122,6 +126,9 @@ def start_job(
         "accept_findings": accept_findings,
         "reason": reason,
     }
+    if asks:
+        engines = list(dict.fromkeys(ask.engine for ask in asks))
+        request |= {"engines": engines, "asks": [ask.as_json() for ask in asks], "device": device}
     if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
         return earlier
     chosen = _preset(preset, budget_mode)
@@ -139,7 +146,7 @@ def start_job(
     )
     try:
         with transaction.atomic():
-            return _start(by, dataset, version, wish, chosen, request, idempotency_key)
+            return _start(by, dataset, version, wish, chosen, request, idempotency_key, asks)
     except IntegrityError:
         # Two requests with one key at the same moment: the other was quicker.
         if idempotency_key and (earlier := _made_before(by, idempotency_key, request)):
@@ -187,6 +194,7 @@ def _start(
     preset: presets.Preset,
     request: Mapping[str, Any],
     key: str | None,
+    asks: Sequence[offers.Ask],
 ) -> TrainingJob:
     # Each of them starts only while there is some left; one more job may wait.
     quotas.reserve(by.organization, queued_jobs=1, cpu_hours=0, storage_bytes=0)
@@ -198,6 +206,10 @@ def _start(
             errors={"priority": [f"Use one of: {', '.join(PRIORITIES)}."]},
         )
     budgets = _budgets(by.organization, version, wish, plan, preset, request["engines"])
+    try:
+        asks = offers.judge(asks, plan.task)
+    except offers.Refused as refused:
+        raise Invalid(str(refused), errors=refused.errors) from None
     accepted = findings.admit(
         by,
         version,
@@ -246,15 +258,22 @@ def _start(
     assert version.data is not None
     cells = version.rows * len(version.columns)
     threads = 1 if cells < SMALL_TABLE_CELLS else 2
-    for engine, budget_s in budgets.items():
+    device = request.get("device", "cpu")
+    parts: list[tuple[str, dict[str, Any]]] = [
+        (ask.engine, {"model": ask.model, "hyperparameters": dict(ask.hyperparameters)})
+        for ask in asks
+    ] or [(engine, {}) for engine in budgets]
+    for engine, one_model in parts:
+        budget_s = budgets[engine]
         add_task(
             by.organization,
             kind=TRAIN,
             subject=job.pk,
             topic=job.topic,
-            payload=_payload(job, budget_s, threads),
+            payload=_payload(job, budget_s, threads) | one_model,
             inputs={"data": version.data},
             engine=engine,
+            device=device,
             cpu_millis=threads * 1000,
             ram_mib=2048 + cells * 8 * 10 // 2**20,  # ten copies as float64: fits, folds, frames
             time_limit_s=int(budget_s * 1.1 + GRACE_S),
@@ -287,6 +306,11 @@ def check_data(
     wish = Wish(target=target, task_type=task_type, column_types=column_types or {}, split=split)
     ready = _ready_version(by, dataset, version)
     return findings.ask(by, ready, _plan(wish, ready), wish.column_types)
+
+
+def plan_job(by: Membership, dataset: UUID, **wish: Any) -> Plan:
+    """What a start would do, which is the fields of ``Wish``. Raises what ``start_job`` would."""
+    return _plan(Wish(**wish), _ready_version(by, dataset, None))
 
 
 def _ready_version(by: Membership, dataset: UUID, number: int | None) -> DatasetVersion:

@@ -9,6 +9,7 @@ from unfold.decorators import display
 from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.models import BatchPrediction, DataCheck, TrainedModel, TrainingJob
+from training.names import NamedAlias, NamedModel, NamedVersion
 from workers.admin import STATES
 
 
@@ -111,3 +112,40 @@ class DataCheckAdmin(ReadOnly):
     @admin.display(description="Findings")
     def count(self, check: DataCheck) -> int:
         return len(check.findings)
+
+
+@admin.register(NamedModel)
+class NamedModelAdmin(ReadOnly):
+    list_display = ("name", "organization", "version_count", "newest", "created_by", "created_at")
+    list_filter = (("organization", AutocompleteSelectFilter),)
+    list_select_related = ("organization", "created_by")
+    search_fields = ("id", "name", "description", "organization__name")
+    date_hierarchy = "created_at"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[NamedModel]:
+        names: QuerySet[NamedModel] = NamedModel.objects.for_list()
+        return names.order_by("name")
+
+    @admin.display(description="Versions")
+    def version_count(self, name: Any) -> int:
+        return int(name.version_count)
+
+    @admin.display(description="Newest")
+    def newest(self, name: Any) -> int | None:
+        return name.newest  # type: ignore[no-any-return]
+
+
+@admin.register(NamedVersion)
+class NamedVersionAdmin(ReadOnly):
+    list_display = ("named", "number", "organization", "model", "job", "created_by", "created_at")
+    list_filter = (("organization", AutocompleteSelectFilter),)
+    list_select_related = ("named", "organization", "model", "job", "created_by")
+    search_fields = ("id", "named__name", "organization__name")
+    date_hierarchy = "created_at"
+
+
+@admin.register(NamedAlias)
+class NamedAliasAdmin(ReadOnly):
+    list_display = ("named", "name", "version", "moved_at")
+    list_select_related = ("named", "version__named")
+    search_fields = ("name", "named__name")

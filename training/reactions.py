@@ -7,7 +7,7 @@ from datasets.registry import register_use
 from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
-from training import actions, findings, finish
+from training import actions, findings, finish, named
 from training.models import (
     CHECK,
     REFIT,
@@ -19,6 +19,7 @@ from training.models import (
     TrainingJob,
     jobs_using,
 )
+from training.names import NamedModel, NamedVersion
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
@@ -51,7 +52,9 @@ def _reported(event: Event, task: Task, **_: Any) -> None:
     if task.kind == actions.PREDICT_FILE:
         return
     if event.type == "candidate" and task.kind == TRAIN:
-        actions.score_candidate(event, task)
+        model = actions.score_candidate(event, task)
+        if model is not None:
+            named.attach(model)
     elif event.type == "notice" and event.data.get("message"):
         actions.add_notice(task.subject, str(event.data["message"]), engine=task.engine)
 
@@ -80,6 +83,8 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     members = EnsembleMember.objects.filter(ensemble__organization=home)
     bundle.add_table("ensemble_members", members)
     bundle.add_table("predictions", batches)
+    bundle.add_table("model_names", NamedModel.objects.of(home))
+    bundle.add_table("model_versions", NamedVersion.objects.of(home))
     bundle.add_table("data_checks", DataCheck.objects.of(home))
     for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
         if model.artifact is not None:
@@ -97,6 +102,7 @@ def _stop(home: Organization) -> None:
 def _purge(home: Organization) -> None:
     DataCheck.objects.of(home).delete()
     BatchPrediction.objects.of(home).delete()
+    NamedModel.objects.of(home).delete()
     TrainingJob.objects.of(home).update(best_model=None)
     TrainedModel.objects.of(home).delete()
     TrainingJob.objects.of(home).delete()

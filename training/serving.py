@@ -41,6 +41,7 @@ P = ParamSpec("P")
 CONNECT_S = 2.0
 ANSWER_S = 30.0  # the first request of a model fetches, checks and loads it
 KEPT_PER_NODE = 8
+ASKED_SIDE_BY_SIDE = 8  # models of one request to all
 PATIENT_TRIES = 6  # of half a second each: a node that connects anew is back within
 MOST_AT_ONCE = relay.MAX_IN_FLIGHT // 2  # of one organization, in each web process
 
@@ -223,19 +224,62 @@ def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any
     Members of an ensemble are asked side by side, each where its engine is. Raises Invalid when
     the model refuses the rows, Unavailable when no node can answer.
     """
+    asking = _asking(model, columns, rows)
+    with rls.waiting():
+        return asking()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Checked ``rows`` for a model: values in the order of ``columns``."""
+
+    model: TrainedModel
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def ask_all(questions: Sequence[Question]) -> list[Answer | FlowError]:
+    """The answer to each, or why there is none. Models are asked side by side."""
+    found: list[Callable[[], Answer] | FlowError] = []
+    for one in questions:
+        try:
+            found.append(_asking(one.model, one.columns, one.rows))
+        except FlowError as error:
+            found.append(error)
+
+    def answer(question: Question, asking: Callable[[], Answer] | FlowError) -> Answer | FlowError:
+        try:
+            return asking if isinstance(asking, FlowError) else _counted(question.model, asking)
+        except FlowError as error:
+            return error
+
+    with rls.waiting(), ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
+        return list(pool.map(answer, questions, found))
+
+
+@_few_at_once
+def _counted(_: TrainedModel, asking: Callable[[], Answer]) -> Answer:
+    return asking()
+
+
+def _asking(
+    model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> Callable[[], Answer]:
+    """What asks: all that needs the database is done before it is called."""
     what = json.dumps({"columns": list(columns), "rows": rows}, allow_nan=False)
     if not model.is_ensemble:
-        question = _question(model, what)
-        with rls.waiting():
-            return question()
+        return _question(model, what)
     parts = model.parts()
     if not parts:
         raise Unavailable("The models of this ensemble are gone.", code="model-gone")
     questions = [_question(part.model, what) for part in parts]
-    # The threads only talk to nodes: all that needs the database is done.
-    with rls.waiting(), ThreadPoolExecutor(len(questions)) as pool:
-        answers = [asked.result() for asked in [pool.submit(one) for one in questions]]
-    return _together(answers, [part.weight for part in parts])
+
+    def all_of_them() -> Answer:
+        with ThreadPoolExecutor(len(questions)) as pool:
+            answers = [asked.result() for asked in [pool.submit(one) for one in questions]]
+        return _together(answers, [part.weight for part in parts])
+
+    return all_of_them
 
 
 def _together(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:

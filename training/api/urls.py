@@ -1,10 +1,13 @@
 from django.urls import path
 
-from training.api import gate, views
+from training.api import gate, named, views
 
 job = views.JobViewSet.as_view
 model = views.ModelViewSet.as_view
 batch = views.BatchViewSet.as_view
+name = named.NameViewSet.as_view
+ask = named.AskViewSet.as_view
+metrics = named.MetricsViewSet.as_view
 
 urlpatterns = [
     path("training", job({"get": "list"}), name="training-jobs"),
@@ -35,6 +38,21 @@ urlpatterns = [
         batch({"get": "download"}),
         name="training-batch-download",
     ),
+    path("train", name({"post": "train"}), name="named-train"),
+    path("models", name({"get": "list", "post": "create"}), name="named-models"),
+    path("models/<str:model_name>", name({"get": "retrieve"}), name="named-model"),
+    path(
+        "models/<str:model_name>/aliases/<str:alias>",
+        name({"put": "move", "delete": "remove"}),
+        name="named-alias",
+    ),
+    path("predict/all", ask({"post": "predict_all"}), name="named-predict-all"),
+    path(
+        "predict/all/<str:dataset>", ask({"post": "predict_dataset"}), name="named-predict-dataset"
+    ),
+    path("predict/<str:model_name>", ask({"post": "predict"}), name="named-predict"),
+    path("metrics/all", metrics({"get": "list"}), name="named-metrics-all"),
+    path("metrics/<str:model_name>", metrics({"get": "retrieve"}), name="named-metrics"),
     path("stats/overview", views.OverviewView.as_view(), name="stats-overview"),
     path("stats/jobs", views.JobStatsView.as_view(), name="stats-jobs"),
     path("stats/models", views.ModelStatsView.as_view(), name="stats-models"),
