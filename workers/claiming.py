@@ -4,6 +4,7 @@ It costs a fixed number of queries. Of what waits it reads the first task of a f
 can be next; what else it reads grows with the number of lines and with what runs.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,10 +38,10 @@ _FITS = """(head.light OR head.ram_mib <= %({0}_ram)s AND CASE WHEN head.gpus > 
       ELSE head.cpu_millis <= %({0}_plain_cpu)s END)"""
 _PAUSED = """EXISTS (SELECT 1 FROM workers_pause p WHERE p.queue IN ('', {0}.queue)
               AND (p.organization_id IS NULL OR p.organization_id = {0}.organization_id))"""
-_LAST = "SELECT organization_id, light, max(at) AS turn_at FROM workers_turn GROUP BY 1, 2"
 # The lines in the order in which `fairshare.choose` looks at them, and each one's first task by the
 # index `task_lines`, until there are enough that fit. Sorted below the join (hence OFFSET), so that
-# the join can end there: the planner would rather join all and sort then.
+# the join can end there: the planner would rather join all and sort then. It takes a table that was
+# empty at night for empty: so there are no other joins of it, which it might do row by row.
 _HEAD = f"""
 CROSS JOIN LATERAL (
   SELECT {_COLUMNS} FROM workers_task t
@@ -50,11 +51,12 @@ CROSS JOIN LATERAL (
 ) head"""  # noqa: S608 - the names of columns, above
 _HEADS = f"""
 WITH line AS MATERIALIZED (
-  SELECT one.organization_id, one.queue, one.light, one.priority, one.since, last.turn_at,
-         coalesce(used.share, 0) AS share
-    FROM workers_turn one JOIN ({_LAST}) last USING (organization_id, light)
-    LEFT JOIN unnest(%(organizations)s::uuid[], %(shares)s::float8[]) AS used(id, share)
-      ON used.id = one.organization_id
+  SELECT * FROM (
+    SELECT organization_id, queue, light, priority, since,
+           max(at) OVER (PARTITION BY organization_id, light) AS turn_at,
+           coalesce((%(shares)s::jsonb ->> organization_id::text)::float8, 0) AS share
+      FROM workers_turn
+  ) one
    WHERE one.queue = ANY(%(queues)s) AND one.light = ANY(%(light)s)
      AND (%(organization)s::uuid IS NULL OR one.organization_id = %(organization)s)
      AND (one.light OR one.organization_id <> ALL(%(full)s::uuid[]))
@@ -87,9 +89,11 @@ SELECT DISTINCT ON (t.queue, t.organization_id, t.priority) {_COLUMNS}
    AND t.subject = ANY(%(subjects)s::uuid[]) AND NOT {_PAUSED.format("t")}
  ORDER BY t.queue, t.organization_id, t.priority, t.line_at
 ) head
-LEFT JOIN (SELECT organization_id, queue, light, priority, since FROM workers_turn) line
-  USING (organization_id, queue, light, priority)
-LEFT JOIN ({_LAST}) last USING (organization_id, light)
+LEFT JOIN LATERAL (
+  SELECT max(at) AS turn_at,
+         max(since) FILTER (WHERE t.queue = head.queue AND t.priority = head.priority) AS since
+    FROM workers_turn t WHERE t.organization_id = head.organization_id AND t.light = head.light
+) line ON true
 """  # noqa: S608 - the same
 
 # What runs, by organization. A node of an organization's own is no part of what is shared.
@@ -187,8 +191,7 @@ def heads(seen: Snapshot, most: int | None = PREFIX) -> tuple[list[fairshare.Wai
         "queues": node.queues,
         "light": list(seen.light),
         "organization": mine,
-        "organizations": list(now.shares),
-        "shares": list(now.shares.values()),
+        "shares": json.dumps(now.shares),
         "full": list(full),
         "node": str(node.pk),
         "overdue": seen.overdue,

@@ -3,22 +3,24 @@
 import json
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection
+from django.db.models import Model
 from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
-from workers import actions, beats
+from workers import actions, beats, claiming
 from workers.fairshare import Room
-from workers.models import Task
+from workers.models import Task, Turn
 
 pytestmark = pytest.mark.django_db
 ROOM = Room(slots=1, light_slots=1, cpu_millis=4000, ram_mib=8192)
 
 
-def rows_read(sql: str, params: Any) -> int:
-    """How many rows the statement's scans of tasks looked at."""
+def rows_read(sql: str, params: Any, of: type[Model] = Task) -> int:
+    """How many rows the statement's scans of a table looked at."""
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT json) {sql}", params)
         (answer,) = cursor.fetchone()
@@ -27,7 +29,7 @@ def rows_read(sql: str, params: Any) -> int:
     while left:
         node = left.pop()
         left += node.get("Plans", [])
-        if node.get("Relation Name") == Task._meta.db_table:
+        if node.get("Relation Name") == of._meta.db_table:
             removed = node.get("Rows Removed by Filter", 0)
             read += round((node["Actual Rows"] + removed) * node["Actual Loops"])
     return read
@@ -55,6 +57,30 @@ def test_a_heartbeat_learns_that_nothing_waits_without_reading_what_does(many, m
         "organizations": [OrganizationFactory().pk if mine else None],
     }
     assert rows_read(beats._WAITING, asked) <= 2
+
+
+def test_a_claim_reads_each_line_once_even_after_a_quiet_night(monkeypatch):
+    """The planner then takes the table of lines for empty, and would join it row by row."""
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE workers_turn")
+    full, subject, asked = OrganizationFactory(max_concurrent_jobs=1), uuid4(), []
+    for _ in range(3):
+        make_task(full, subject=subject)
+    for organization in OrganizationFactory.create_batch(40):
+        make_task(organization)
+    assert actions.claim(WorkerFactory(), ROOM).organization == full
+    query = claiming._query
+    monkeypatch.setattr(
+        claiming,
+        "_query",
+        lambda sql, **values: asked.append((sql, values)) or query(sql, **values),
+    )
+    assert actions.claim(WorkerFactory(), ROOM) is not None
+    heads = {sql: values for sql, values in asked if "workers_turn" in sql}
+    assert set(heads) == {claiming._HEADS, claiming._GOING_ON}
+    for sql, values in heads.items():
+        assert rows_read(sql, values, Turn) <= Turn.objects.count()
+    assert rows_read(claiming._HEADS, heads[claiming._HEADS]) <= claiming.PREFIX + 1
 
 
 def test_the_sweep_reads_what_runs_alone(many):
