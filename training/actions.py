@@ -378,7 +378,9 @@ def _budgets(
         assert version.data is not None
         known, served = _engines_of_nodes(home, own=version.data.own_node)
         every = asked == presets.ALL
-        racing = presets.racers(plan.engines, preset, every=every, known=known, served=served)
+        # Another version of an engine does nothing unless it is asked for by name.
+        fitting = [name for name in plan.engines if not catalog.engines()[name].version_of]
+        racing = presets.racers(fitting, preset, every=every, known=known, served=served)
     try:
         return presets.shares(racing, plan.budget_s, preset.budget_mode, named=bool(wish.engines))
     except presets.TooShort as short:

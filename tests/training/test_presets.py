@@ -114,6 +114,16 @@ def test_all_means_every_engine_of_the_installation_the_live_ones_first(many):
 
 
 @pytest.mark.django_db
+def test_another_version_of_an_engine_races_only_by_name(many, monkeypatch):
+    older = actions.catalog.EngineInfo("sklearn-1.4", "1.4", TASKS, version_of="sklearn")
+    both = {**actions.catalog.engines(), "sklearn-1.4": older}
+    monkeypatch.setattr(actions.catalog, "engines", lambda: both)
+    node("sklearn", "sklearn-1.4")
+    assert start(engines="all").engines == ["sklearn"]
+    assert start(engines=["sklearn-1.4", "sklearn"]).engines == ["sklearn-1.4", "sklearn"]
+
+
+@pytest.mark.django_db
 def test_nodes_that_cannot_do_it_do_not_count(many):
     by = make.member()
     node("autogluon", organization=make.member().organization)
