@@ -50,6 +50,11 @@ def seen_by(membership: Membership, *, operator: bool) -> Iterator[QuerySet[Work
         yield seen.annotate(running=running)
 
 
+def tasks_seen_by(membership: Membership, *, operator: bool) -> QuerySet[Task]:
+    """The tasks that the caller may count."""
+    return Task.objects.all() if operator else Task.objects.of(membership.organization)
+
+
 def node_to_change(
     nodes: QuerySet[Worker], pk: Any, membership: Membership, *, operator: bool
 ) -> Worker:
@@ -112,8 +117,8 @@ def told(node: Any) -> dict[str, Any]:
     }
 
 
-def stats(nodes: Sequence[Any]) -> dict[str, Any]:
-    """Sums over nodes; capacity and use of those that are online."""
+def stats(nodes: Sequence[Any], tasks: QuerySet[Task]) -> dict[str, Any]:
+    """Sums over nodes, capacity and use of those that are online; how many of ``tasks`` wait."""
     alive = [node for node in nodes if node.is_alive]
 
     def total(name: str) -> float:
@@ -134,7 +139,7 @@ def stats(nodes: Sequence[Any]) -> dict[str, Any]:
         "ram_used_mib": sum(node.usage.get("ram_used_mib") or 0 for node in alive),
         "gpus": sum(len(node.capabilities.get("gpus", ())) for node in alive),
         "running": sum(node.running for node in alive),
-        "waiting": Task.objects.filter(state=Task.State.QUEUED).count(),
+        "waiting": tasks.filter(state=Task.State.QUEUED).count(),
     }
 
 
@@ -154,11 +159,12 @@ def requirement(queue: str) -> str:
     return f"{what}, of your organization's own" if own else what
 
 
-def queues(nodes: Sequence[Worker]) -> list[dict[str, Any]]:
-    """Each queue that a node serves or on which something waits, those that wait longest first."""
+def queues(nodes: Sequence[Worker], tasks: QuerySet[Task]) -> list[dict[str, Any]]:
+    """Each queue that a node serves or on which some of ``tasks`` wait, the longest wait first."""
     waiting = {
         row["queue"]: row
-        for row in Task.objects.filter(state=Task.State.QUEUED)
+        for row in tasks.filter(state=Task.State.QUEUED)
+        .order_by()
         .values("queue")
         .annotate(depth=Count("pk"), oldest=Min("queued_at"))
     }

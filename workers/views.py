@@ -15,6 +15,7 @@ from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from workers import fleet, joining
 from workers.api.fleet import ACTIONS, command_for
+from workers.models import Worker
 
 DONE = {
     "drain": "takes no new work now; what it runs goes on.",
@@ -33,19 +34,41 @@ def _shown(request: OrgRequest) -> dict[str, Any]:
             {
                 **fleet.told(node),
                 "ram_gib": node.capabilities.get("ram_mib", 0) / 1024,
+                "ram_used_gib": (node.usage.get("ram_used_mib") or 0) / 1024,
+                "gpus": _gpus(node),
                 "seen": node.last_seen_at,
                 "mine": operator or (is_admin and node.organization_id is not None),
             }
             for node in nodes
         ]
-        stats = fleet.stats(nodes)
+        tasks = fleet.tasks_seen_by(request.membership, operator=operator)
+        stats = fleet.stats(nodes, tasks)
+        waiting = [row for row in fleet.queues(nodes, tasks) if row["depth"]]
     return {
+        "waiting": waiting,
         "section": "workers",
         "nodes": rows,
         "stats": stats,
         "is_admin": is_admin,
         "is_operator": operator,
     }
+
+
+def _gpus(node: Worker) -> list[dict[str, Any]]:
+    """Each GPU's name, and how busy it is now where its node says."""
+    now = {use.get("index"): use for use in node.usage.get("gpus") or ()}
+    found = []
+    for place, gpu in enumerate(node.capabilities.get("gpus") or ()):
+        use = now.get(gpu.get("index", place), {})
+        found.append(
+            {
+                "name": gpu.get("name", ""),
+                "percent": use.get("percent"),
+                "used_gib": (use.get("memory_used_mib") or 0) / 1024,
+                "gib": gpu.get("memory_mib", 0) / 1024,
+            }
+        )
+    return found
 
 
 @require_GET

@@ -67,6 +67,12 @@
       location.reload();
       return;
     }
+    // A dialog that asks stays until it is answered; what lies around it is renewed afterwards.
+    const renews = event.detail.requestConfig?.verb === "get";
+    if (renews && event.detail.target.querySelector?.(":popover-open")) {
+      event.detail.shouldSwap = false;
+      return;
+    }
     // 422 carries a form with its problems: show it.
     if (event.detail.xhr.status === 422) {
       event.detail.shouldSwap = true;

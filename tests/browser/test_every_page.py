@@ -55,6 +55,7 @@ def trained(chromium: Browser, platform: Platform) -> Iterator[tuple[dict[str, s
             "organization-settings": "/organization?tab=settings",
             "organizations": "/organizations",
             "join": "/join",
+            "workers": "/workers",
         },
         who.context.cookies(),
     )

@@ -12,6 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from flowml_site.asgi import application
+from organizations import rls
 from organizations.models import AuditEntry, Role
 from tests.factories import MembershipFactory, OrganizationFactory, WorkerFactory, make_task
 from tests.training.make import Node
@@ -117,6 +118,43 @@ def test_the_page_gives_an_admin_the_line_that_joins_a_machine(admin):
     # Whoever is no operator can't ask for one for everybody.
     client_of(admin).post("/workers/join", {"for": "platform"})
     assert not JoinToken.objects.filter(organization=None).exists()
+
+
+def test_the_page_tells_what_waits_for_whom_and_how_busy_machines_are(admin):
+    WorkerFactory(
+        name="big",
+        organization=admin.organization,
+        queues=["gpu", "cpu"],
+        capabilities={"cpu": 8, "ram_mib": 32768, "gpus": [{"name": "A10", "memory_mib": 24576}]},
+        usage={
+            "cpu_percent": 50.0,
+            "ram_used_mib": 4096,
+            "gpus": [{"index": 0, "percent": 37, "memory_used_mib": 12288}],
+        },
+    )
+    page = client_of(admin).get("/workers").content.decode()
+    assert "What waits" not in page
+    assert "37 % busy, 12.0 of 24 GiB" in page
+    assert "4.0 used" in page
+    make_task(admin.organization, engine="torch", device="gpu", gpu_ram_mib=9000)
+    make_task(OrganizationFactory(), engine="", device="gpu")
+    page = client_of(admin).get("/workers").content.decode()
+    assert "Engine torch and a GPU with 12 GiB" in page
+    assert "None is online." in page
+    assert "<code>gpu</code>" not in page, "another organization's"
+
+
+def test_what_others_wait_for_is_not_counted_without_the_second_line_either(admin, monkeypatch):
+    """The filters alone, as on a database that has no row-level security."""
+    monkeypatch.setattr(rls, "is_ready", lambda: False)
+    WorkerFactory()
+    make_task(OrganizationFactory(), engine="pycaret")
+    client = client_of(admin)
+    assert client.get("/api/workers/stats").json()["waiting"] == 0
+    assert {row["depth"] for row in client.get("/api/workers/queues").json()} == {0}
+    make_task(admin.organization, engine="pycaret")
+    assert client.get("/api/workers/stats").json()["waiting"] == 1
+    assert client_of(operator()).get("/api/workers/stats").json()["waiting"] == 2
 
 
 def test_queues_tell_what_waits_and_who_serves_them(admin):

@@ -194,7 +194,8 @@ class StatsView(FleetView):
     def get(self, request: Request) -> Response:
         """Capacity and use of the nodes that work for you, and what of yours runs and waits."""
         with fleet.seen_by(self.membership, operator=self.operator) as nodes:
-            return Response(fleet.stats(list(nodes)))
+            tasks = fleet.tasks_seen_by(self.membership, operator=self.operator)
+            return Response(fleet.stats(list(nodes), tasks))
 
 
 @extend_schema(tags=["workers"])
@@ -205,7 +206,8 @@ class QueuesView(FleetView):
     def get(self, request: Request) -> Response:
         """Each queue: what it asks of a node, how much of yours waits on it, who serves it."""
         with fleet.seen_by(self.membership, operator=self.operator) as nodes:
-            return Response(fleet.queues(list(nodes)))
+            tasks = fleet.tasks_seen_by(self.membership, operator=self.operator)
+            return Response(fleet.queues(list(nodes), tasks))
 
 
 @extend_schema(tags=["workers"])
