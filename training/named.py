@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,12 +92,15 @@ def train(
 
 
 def find_dataset(home: Organization, called: str) -> Dataset:
-    """A data set by its id or its name. Raises NotFound, Conflict where the name fits several."""
+    """A data set by its id or its name, penguins.csv or just penguins.
+
+    Raises NotFound, Conflict where the name fits several.
+    """
     datasets = Dataset.objects.of(home)
     try:
         wanted = datasets.filter(pk=UUID(called))
     except ValueError:
-        wanted = datasets.filter(name=called) if "\x00" not in called else datasets.none()
+        wanted = datasets.filter(is_called(called)) if "\x00" not in called else datasets.none()
     found = list(wanted.order_by("-created_at")[:6])
     if len(found) > 1:
         ids = ", ".join(str(one.pk) for one in found[:5])
@@ -110,6 +114,12 @@ def find_dataset(home: Organization, called: str) -> Dataset:
             errors={"dataset": ["There is no such data set."]},
         )
     return found[0]
+
+
+def is_called(name: str, column: str = "name") -> Q:
+    """Called so, but for the ending of the file that it came from."""
+    with_ending = f"^{re.escape(name)}{offers.FILE_ENDING}$"
+    return Q(**{column: name}) | Q(**{f"{column}__regex": with_ending})
 
 
 def _add_version(
@@ -328,7 +338,7 @@ def _of_dataset(home: Organization, called: str) -> Q:
     except ValueError:
         if "\x00" in called:
             raise NotFound("There is no such data set.") from None
-        known = Q(job__dataset__name=called)
+        known = is_called(called, "job__dataset__name")
     if not NamedVersion.objects.of(home).filter(known).exists():
         find_dataset(home, called)  # says that it isn't there, if so
     return known

@@ -123,8 +123,12 @@ def _near_class(called: str, every: Sequence[str]) -> str:
     return near
 
 
+FILE_ENDING = r"\.(csv|tsv|txt|json|jsonl|ndjson|parquet|xlsx)(\.(gz|zst))?"
+
+
 def label_of(text: str) -> str:
-    """What of a data set's name stands in the names of its models: "Palmer penguins" gives
+    """What of a data set's name stands in the names of its models: "Palmer penguins.csv" gives
     ``Palmer_penguins``."""
+    text = re.sub(f"{FILE_ENDING}$", "", text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9.-]+", "_", plain).strip("_.-")[:60] or "data"

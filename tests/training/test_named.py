@@ -185,6 +185,18 @@ def test_a_name_never_changes_what_it_predicts(by, api, node):
     assert labelled["models"][0]["name"] == "KNeighborsClassifier_Flower_colours"
 
 
+def test_a_file_is_called_without_its_ending(by, api, node):
+    version = make.version(by, name="Palmer penguins (2).csv.gz")
+    told = train(api, dataset="Palmer penguins (2)", models=["knn"])
+    assert told["models"][0]["name"] == "KNeighborsClassifier_Palmer_penguins_2"
+    work_off(node)
+    for called in ("Palmer penguins (2)", "Palmer penguins (2).csv.gz", str(version.dataset_id)):
+        status, said = api("post", f"predict/all/{called}", {"features": [ROW]})
+        assert (status, said["answered"]) == (200, 1)
+        found = api("get", f"models?dataset={called}")[1]["count"]
+        assert found == (0 if called == str(version.dataset_id) else 1)
+
+
 # Names and aliases
 
 

@@ -251,7 +251,7 @@ class NameFilter(filters.FilterSet):
         fields: ClassVar = ["name"]
 
     def of_dataset(self, names: QuerySet[NamedModel], _: str, value: str) -> QuerySet[NamedModel]:
-        trained = NamedVersion.objects.filter(job__dataset__name=value)
+        trained = NamedVersion.objects.filter(named.is_called(value, "job__dataset__name"))
         return names.filter(pk__in=trained.values("named"))
 
 
