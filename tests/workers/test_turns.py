@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
+from organizations import rls
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
 from workers import actions, claiming, lines
 from workers.claiming import PREFIX, Snapshot, heads, running_now
@@ -106,6 +107,15 @@ def test_every_way_into_a_queue_opens_the_line():
     task.queue = "cpu"
     Task.objects.bulk_create([task])
     assert ("cpu", True, 0) in lines_of(ours)
+
+
+def test_a_tenants_request_opens_the_line_too():
+    """It acts with the rights of tenants, under row-level security."""
+    ours = OrganizationFactory()
+    with rls.tenant(ours.pk):
+        task = make_task(ours)
+        assert lines_of(ours) == {("pycaret.cpu", False, 0)}
+    assert actions.claim(WorkerFactory(), ROOM) == task
 
 
 def test_a_task_that_comes_back_finds_its_line_again():
