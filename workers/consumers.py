@@ -46,12 +46,25 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
     user: User  # as they are stored now; read anew at each poll, with what limits them
     auth: Any
     seen: dict[str, int]
+    _counted: UUID | None = None
+    _poll: asyncio.Task[None] | None = None
+    _fleet: asyncio.Task[None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen = {}
+        self._later: dict[str, Any] = {}  # wishes that could not be looked at: topic, after
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def __call__(self, *channel: Any) -> None:
+        metrics.SOCKETS.labels("live").inc()
+        try:
+            await super().__call__(*channel)
+        finally:  # nobody says goodbye to a socket that an error ends
+            metrics.SOCKETS.labels("live").dec()
+            await self._over()
 
     async def connect(self) -> None:
-        metrics.SOCKETS.labels("live").inc()
-        self.seen = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._fleet: asyncio.Task[None] | None = None
         self._credential = await self._shown()
         await self.accept()
         if not await self._is_let_in():
@@ -91,6 +104,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
 
     async def _forget_all(self) -> None:
         self._stop_fleet()
+        self._later.clear()
         topics, self.seen = list(self.seen), {}
         for topic in topics:
             await self.channel_layer.group_discard(group_name(topic), self.channel_name)
@@ -99,44 +113,65 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         """Whether there is an origin at all. That it is ours, the check before us saw to."""
         return any(name == b"origin" for name, _ in self.scope["headers"])
 
-    async def disconnect(self, code: int) -> None:
-        metrics.SOCKETS.labels("live").dec()
-        if (person := getattr(self, "_counted", None)) is not None:
+    async def _over(self) -> None:
+        if (person := self._counted) is not None:
+            self._counted = None
             _open[person] -= 1
             if not _open[person]:
                 del _open[person]
-        if poll := getattr(self, "_poll", None):
-            poll.cancel()
-        await self._forget_all()
+        if self._poll is not None:
+            self._poll.cancel()
+        with _going_on():
+            await self._forget_all()
 
     def _stop_fleet(self) -> None:
         if self._fleet is not None:
             self._fleet.cancel()
             self._fleet = None
 
+    async def receive(
+        self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
+    ) -> None:
+        content = None
+        with contextlib.suppress(ValueError, RecursionError):
+            content = await self.decode_json(text_data or "")
+        await self.receive_json(content)
+
     async def receive_json(self, content: Any, **kwargs: Any) -> None:
-        if not hasattr(self, "user") or not isinstance(content, dict):
+        if self._counted is None:  # turned away, and about to be closed
             return
-        topic = content.get("subscribe") or content.get("unsubscribe")
+        said = content if isinstance(content, dict) else {}
+        topic = said.get("subscribe") or said.get("unsubscribe")
         if not isinstance(topic, str) or len(topic) > 80 or not topic.isprintable():
             await self.send_json({"error": "bad-message"})
-        elif "unsubscribe" in content:
+        elif "unsubscribe" in said:
+            self._later.pop(topic, None)
             if topic == live.FLEET:
                 self._stop_fleet()
             if self.seen.pop(topic, None) is not None:
-                await self.channel_layer.group_discard(group_name(topic), self.channel_name)
-        elif len(self.seen) >= MAX_TOPICS and topic not in self.seen:
+                with _going_on():
+                    await self.channel_layer.group_discard(group_name(topic), self.channel_name)
+        elif len({topic, *self.seen, *self._later}) > MAX_TOPICS:
             await self.send_json({"error": "too-many-topics", "topic": topic})
-        elif not await self._may_listen(topic):
-            await self.send_json({"error": "not-found", "topic": topic})
-        elif topic == live.FLEET:
-            if self._fleet is None:
-                self._fleet = asyncio.create_task(self._telling_of_the_fleet())
         else:
-            after = content.get("after")
-            self.seen[topic] = after if isinstance(after, int) and after >= 0 else 0
-            await self.channel_layer.group_add(group_name(topic), self.channel_name)
-            await self._catch_up(topic)
+            await self._subscribe(topic, said.get("after"))
+
+    async def _subscribe(self, topic: str, after: Any) -> None:
+        """Begin to tell of a topic; with the next poll if the database or Valkey is away now."""
+        self._later[topic] = after
+        with _going_on():
+            allowed = await self._may_listen(topic)
+            if allowed and topic != live.FLEET:
+                await self.channel_layer.group_add(group_name(topic), self.channel_name)
+            if self._later.pop(topic, self) is self:
+                return  # taken back meanwhile
+            if not allowed:
+                await self.send_json({"error": "not-found", "topic": topic})
+            elif topic != live.FLEET:
+                self.seen[topic] = after if isinstance(after, int) and after >= 0 else 0
+                await self._catch_up(topic)
+            elif self._fleet is None:
+                self._fleet = asyncio.create_task(self._telling_of_the_fleet())
 
     async def _may_listen(self, topic: str) -> bool:
         return await database_sync_to_async(live.may_listen)(self.user, topic, self.auth)
@@ -181,6 +216,8 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
                     if not await self._is_let_in():
                         await self._turn_away()
                         return
+                    for topic, after in list(self._later.items()):
+                        await self._subscribe(topic, after)
                     for topic in list(self.seen):
                         # Membership may have ended meanwhile.
                         if await self._may_listen(topic):

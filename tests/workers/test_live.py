@@ -1,6 +1,7 @@
 """The live socket: who may listen, and that nothing is ever missed."""
 
 import asyncio
+import contextlib
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -277,11 +278,69 @@ async def test_a_database_that_is_away_for_a_while_ends_no_socket(monkeypatch):
     await ws.disconnect()
 
 
+async def test_who_subscribes_while_the_database_is_away_is_told_once_it_is_back(monkeypatch):
+    monkeypatch.setattr("workers.consumers.POLL_S", 0.1)
+    _, task, cookie = await setup()
+    ws = await opened(OUR_PAGE, cookie)
+    asked, real = [], live.may_listen
+
+    def away(*said):
+        asked.append(said)
+        if len(asked) < 3:
+            raise OperationalError("the connection is lost")
+        return real(*said)
+
+    monkeypatch.setattr(live, "may_listen", away)
+    await ws.send_json_to({"subscribe": task.stream_id, "after": 0})
+    assert (await ws.receive_json_from(timeout=5))["seq"] == 1
+    assert await ws.receive_nothing(timeout=0.3), "once"
+    await ws.disconnect()
+
+
+async def test_what_was_taken_back_while_the_database_was_away_is_not_told(monkeypatch):
+    monkeypatch.setattr("workers.consumers.POLL_S", 0.2)
+    _, task, cookie = await setup()
+    ws = await opened(OUR_PAGE, cookie)
+    real = live.may_listen
+
+    def away(*said):
+        raise OperationalError("the connection is lost")
+
+    monkeypatch.setattr(live, "may_listen", away)
+    await ws.send_json_to({"subscribe": task.stream_id, "after": 0})
+    await ws.send_json_to({"unsubscribe": task.stream_id})
+    await ws.send_json_to({"subscribe": "job:nowhere", "after": 0})
+    assert await ws.receive_nothing(timeout=0.3)
+    monkeypatch.setattr(live, "may_listen", real)
+    refusal = {"error": "not-found", "topic": "job:nowhere"}
+    assert await ws.receive_json_from(timeout=5) == refusal
+    assert await ws.receive_nothing(timeout=0.3)
+    await ws.disconnect()
+
+
+async def test_a_socket_that_an_error_ends_leaves_nothing_behind(monkeypatch):
+    _, _, cookie = await setup()
+    monkeypatch.setattr(consumers.LiveConsumer, "_subscribe", None)  # anything that was forgotten
+    ws = await opened(OUR_PAGE, cookie)
+    polls = []
+    while not polls:  # it is let in a moment after it is open
+        await asyncio.sleep(0.05)
+        polls = [one for one in asyncio.all_tasks() if "_polling" in str(one.get_coro())]
+    await ws.send_json_to({"subscribe": "job:x"})
+    with pytest.raises(TypeError):
+        await ws.receive_output(timeout=5)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait_for(polls[0], 5)
+    assert not consumers._open
+
+
 async def test_nonsense_is_answered_and_does_no_harm():
     _, task, cookie = await setup()
     ws = await opened(OUR_PAGE, cookie)
-    await ws.send_json_to({"subscribe": 7})
-    assert await ws.receive_json_from() == {"error": "bad-message"}
+    for nonsense in ('{"subscribe": 7}', "no JSON", "[" * 100_000, "[]", b"\0"):
+        kind = "bytes" if isinstance(nonsense, bytes) else "text"
+        await ws.send_input({"type": "websocket.receive", kind: nonsense})
+        assert await ws.receive_json_from(timeout=5) == {"error": "bad-message"}, nonsense[:20]
     await ws.send_json_to({"subscribe": task.stream_id, "after": "x"})
     assert (await asyncio.wait_for(ws.receive_json_from(), 5))["seq"] == 1
     await ws.disconnect()
