@@ -376,7 +376,7 @@ def _budgets(
     racing: Sequence[str] = plan.engines
     if not wish.engines:
         assert version.data is not None
-        known, served = _engines_of_nodes(home, own=version.data.own_node)
+        known, served = engines_of_nodes(home, own=version.data.own_node)
         every = asked == presets.ALL
         # Another version of an engine does nothing unless it is asked for by name.
         fitting = [name for name in plan.engines if not catalog.engines()[name].version_of]
@@ -387,7 +387,7 @@ def _budgets(
         raise Invalid(str(short), errors={"time_budget": [str(short)]}) from None
 
 
-def _engines_of_nodes(home: Organization, *, own: bool) -> tuple[set[str], set[str]]:
+def engines_of_nodes(home: Organization, *, own: bool = False) -> tuple[set[str], set[str]]:
     """Engines that any node for this organization ever had, and those that live ones serve now.
 
     ``own``: data of the organization's own nodes, which no other node may have.

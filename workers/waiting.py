@@ -17,6 +17,7 @@ from workers.models import OWN_NODES, Task, Worker
 BLINK_S = 2  # a wait this short is not worth a sentence
 RECENT = 20  # ends from which a typical duration is told
 State = Task.State
+_WAITS = {State.QUEUED, State.LOST}
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,19 @@ def waits_for(tasks: Sequence[Task], organization: Organization) -> str:
 
 def wait_of(tasks: Sequence[Task], organization: Organization) -> Wait | None:
     """Why the first of ``tasks`` that waits does so; None for none or a short wait."""
-    waiting = [task for task in tasks if task.state in {State.QUEUED, State.LOST}]
-    if not waiting:
+    if not any(task.state in _WAITS for task in tasks):
         return None
-    task = min(waiting, key=lambda one: (one.line_at, one.queued_at))
+    task = first_waiting(tasks)
     if timezone.now() - task.queued_at < timedelta(seconds=BLINK_S):
         return None
     with rls.platform():  # nodes, pauses and lines are everybody's; only what they mean is told
         return explain(task, organization)
+
+
+def first_waiting(tasks: Sequence[Task]) -> Task:
+    """The one of ``tasks`` that waits and is the first in line; there has to be one."""
+    waiting = [task for task in tasks if task.state in _WAITS]
+    return min(waiting, key=lambda one: (one.line_at, one.queued_at))
 
 
 def explain(task: Task, organization: Organization) -> Wait:

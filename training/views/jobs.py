@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -22,7 +23,7 @@ from training import actions, catalog, pages
 from training.models import ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
-from workers.waiting import wait_of
+from workers.waiting import first_waiting, wait_of
 
 LOG_EVENTS = 60
 LOG_LINES = 200
@@ -104,6 +105,8 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
     points = [(at, score) for at, score, _ in scored]
     line = pages.best_line(points, began, end, stored.metric)
     wait = None if stored.has_ended else wait_of(tasks, request.membership.organization)
+    if wait is not None and len(tasks) > 1:
+        wait = replace(wait, text=f"{_title(first_waiting(tasks))}: {wait.text}")
     return {
         "section": "training",
         "job": job_facts(stored),
@@ -129,10 +132,14 @@ def _notice(notice: dict[str, str] | str) -> str:
     return notice if isinstance(notice, str) else notice.get("message", "")
 
 
+def _title(task: Task) -> str:
+    info = catalog.engines().get(task.engine)
+    return info.title if info else task.engine
+
+
 def _lane(
     task: Task, stored: TrainingJob, scored: Sequence[tuple[datetime, float, str]]
 ) -> dict[str, Any]:
-    info = catalog.engines().get(task.engine)
     state = str(task.state)
     if state == Task.State.RUNNING and task.cancel_requested_at:
         state = "cancelling"
@@ -146,7 +153,7 @@ def _lane(
         "models": len(scores) if races else None,
         "best": pick(scores) if scores and races else None,
         "gets_s": stored.budgets.get(task.engine) if races and len(stored.engines) > 1 else None,
-        "title": f"{info.title if info else task.engine}{_AFTER_RACE.get(task.kind, '')}",
+        "title": f"{_title(task)}{_AFTER_RACE.get(task.kind, '')}",
         "state": state,
         "progress": 1.0 if ended_well else task.progress,
         "message": "" if task.has_ended else task.message,

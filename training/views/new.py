@@ -71,6 +71,7 @@ def new(request: OrgRequest) -> HttpResponse:
         "other_errors": _elsewhere(errors),
         "finding": _finding(version, values),
         "presets": _presets(),
+        "served": actions.engines_of_nodes(request.membership.organization)[1],
         "max_minutes": settings.MAX_TIME_BUDGET,
         "task_types": pages.TASK_TYPES,
         "splits": pages.SPLITS,
