@@ -32,6 +32,7 @@ from django_celery_beat.models import PeriodicTask
 from accounts.models import User
 from flowml_site import embedded, figures, health, platform
 from flowml_site.findings import SKEW_S, Finding, Severity, findings, size, some
+from organizations import exports
 from workers.models import Allocation, Artifact, Task
 
 POSTGRES = 14_00_00  # as PostgreSQL itself writes 14.0
@@ -39,6 +40,7 @@ VALKEY = (6, 2)
 YOUNG_S = 3600  # a file may be on its way, before its row is
 MOST_FILES = 500_000
 BACKLOG = 1000  # messages that control has not got round to
+LONG_BACKLOG = 240  # of its process for what takes hours: a message a minute, and exports
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 Check = Callable[[], Iterator[Finding]]
@@ -201,6 +203,7 @@ def _broker() -> Iterator[Finding]:
         info: dict[str, Any] = broker.info()  # type: ignore[assignment]
         seconds, _ = broker.time()  # type: ignore[misc]
         backlog = int(broker.llen(settings.CELERY_TASK_DEFAULT_QUEUE))  # type: ignore[arg-type]
+        waits_long = int(broker.llen(exports.QUEUE))  # type: ignore[arg-type]
     version = str(info.get("valkey_version") or info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < VALKEY:
         yield Finding(
@@ -223,6 +226,12 @@ def _broker() -> Iterator[Finding]:
             Severity.WARNING, "control", "Control does not keep up",
             f"{backlog:,} messages wait for it.",
             "See that control runs (control.log); raise CONTROL_PROCESSES.", weight=backlog,
+        )  # fmt: skip
+    if waits_long > LONG_BACKLOG:
+        yield Finding(
+            Severity.WARNING, "control", "Nobody makes exports and deletes organizations",
+            f"{waits_long:,} messages wait for control-long, one a minute.",
+            "See that it runs (control-long.log), and with what it is busy.", weight=waits_long,
         )  # fmt: skip
     yield from _clock("the broker", float(seconds))
 

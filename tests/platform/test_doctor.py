@@ -118,6 +118,21 @@ def test_a_broker_that_may_forget_is_named(monkeypatch):
     assert titles(doctor._broker) == ["The broker may throw messages away"]
 
 
+@pytest.mark.parametrize(
+    ("queue", "waiting", "said"),
+    [
+        ("control", 1001, ["Control does not keep up"]),
+        ("control-long", 241, ["Nobody makes exports and deletes organizations"]),
+        ("control-long", 240, []),
+    ],
+)
+def test_a_process_that_does_not_keep_up_is_named(monkeypatch, queue, waiting, said):
+    import redis
+
+    monkeypatch.setattr(redis.Redis, "llen", lambda self, name: waiting if name == queue else 0)
+    assert titles(doctor._broker) == said
+
+
 def test_a_storage_that_can_not_be_written_is_named(settings, tmp_path):
     assert titles(doctor._storage) == []
     blocked = tmp_path / "a-file"
