@@ -67,13 +67,15 @@ class Ending(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Node:
     """``used`` is what tasks and the like hold, without the replicas of the snapshot; ``endings``
-    are parts of it that will be free. ``is_open``: whether the node takes new replicas."""
+    are parts of it that will be free. ``is_open``: whether the node takes new replicas. ``labels``:
+    what it has that a deployment may ask for, as engines."""
 
     id: str
     total: Resources
     used: Resources = NOTHING
     is_open: bool = True
     endings: tuple[Ending, ...] = ()
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Deployment:
     """What should run. ``needs`` is per replica; a greater ``priority`` is more urgent.
 
     ``waits_for`` names the deployments that must run and be healthy first and are not;
-    ``not_before_s`` how long a crash keeps it back.
+    ``not_before_s`` how long a crash keeps it back; ``labels`` what a node must have to run it.
     """
 
     id: str
@@ -105,6 +107,7 @@ class Deployment:
     spread: bool = False
     waits_for: tuple[str, ...] = ()
     not_before_s: float = 0.0
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class Wait:
     dependencies   ``names`` must run first
     backoff        it crashed; it is tried again in ``in_s`` seconds
     closed         no node of the cluster takes new replicas
+    labels         none of those that do has what it asks for: ``names``
     limit          the cluster's limit leaves ``lacks`` too little
     room           no node has the room; on ``node``, which lacks least, it is ``lacks``
     reserved       there is room, but it is kept for ``names``, who have waited longer
@@ -238,6 +242,7 @@ class _Planner:
         self.has_gpus = self.total[:, 2] > 0
         self.is_open = np.array([node.is_open for node in self.nodes], dtype=bool)
         self.ending = [row for row, one in enumerate(self.nodes) if one.is_open and one.endings]
+        self._suits: dict[frozenset[str], npt.NDArray[np.bool_] | None] = {}
 
         self.deployments = snapshot.deployments
         self.needs = _matrix([one.needs for one in self.deployments])
@@ -348,6 +353,13 @@ class _Planner:
                 self.take(wish, node)
         return victims
 
+    def suits(self, one: Deployment) -> npt.NDArray[np.bool_] | None:
+        """Which nodes have what it asks for; None: all."""
+        if one.labels not in self._suits:
+            has = np.array([one.labels <= node.labels for node in self.nodes], dtype=bool)
+            self._suits[one.labels] = None if has.all() else has
+        return self._suits[one.labels]
+
     def evictable(self, priority: int) -> Vector:
         """The rows of ``running`` that may go for what has this priority."""
         return np.flatnonzero(self.may_go & (self.urgency < priority))
@@ -369,6 +381,8 @@ class _Planner:
         a, b, c = needs.tolist()
         free = self.free
         fits = np.flatnonzero((free[:, 0] >= a) & (free[:, 1] >= b) & (free[:, 2] >= c))
+        if (has := self.suits(wish.of)) is not None:
+            fits = fits[has[fits]]
         if not len(fits):
             return None
         if not c and (spare := fits[~self.has_gpus[fits]]).size:
@@ -405,7 +419,8 @@ class _Planner:
             else:
                 self.take(wish, node)
         rounds = min(packing.ROUNDS, PACKING_STEPS // max(1, len(batch) * len(self.nodes)))
-        if not out or rounds < FEWEST_ROUNDS or any(wish.of.spread for wish in batch):
+        simple = not any(wish.of.spread or self.suits(wish.of) is not None for wish in batch)
+        if not out or rounds < FEWEST_ROUNDS or not simple:
             return _without(order, batch) + out
         where = packing.pack(
             [_triple(wish.needs) for wish in batch],
@@ -434,7 +449,11 @@ class _Planner:
         may = everywhere[self.is_open[self.where[everywhere]]]
         if self.kept is not None:
             may = may[self.where[may] != self.kept]
-        nodes = np.flatnonzero((self.could_be_free(may) >= wish.needs).all(axis=1))
+        fits = (self.could_be_free(may) >= wish.needs).all(axis=1)
+        if (has := self.suits(wish.of)) is not None:
+            fits &= has
+            may = may[has[self.where[may]]]
+        nodes = np.flatnonzero(fits)
         if not len(nodes) or not len(everywhere):
             return None
         most = None if self.left is None else self.left + self.holds[everywhere].sum(axis=0)
@@ -446,9 +465,11 @@ class _Planner:
 
     def lone_victim(self, wish: _Wish, may: Vector) -> tuple[int, list[int]] | None:
         """None needed on some node (only the limit is in the way), or the best single one."""
-        node = int(np.argmax((self.free >= wish.needs).all(axis=1)))
-        if (self.free[node] >= wish.needs).all():
-            return node, []
+        fits = (self.free >= wish.needs).all(axis=1)
+        if (has := self.suits(wish.of)) is not None:
+            fits &= has
+        if fits.any():
+            return int(np.argmax(fits)), []
         room = self.free[self.where[may]] + self.holds[may]
         alone = may[(room >= wish.needs).all(axis=1)]
         if not len(alone):
@@ -558,7 +579,10 @@ class _Planner:
             return
         could = self.could_be_free(self.evictable(wish.of.priority))
         best: tuple[float, int, Vector] | None = None
+        has = self.suits(wish.of)
         for row in self.ending:
+            if has is not None and not has[row]:
+                continue
             room = could[row].copy()
             for ending in sorted(self.nodes[row].endings):
                 room += ending.frees
@@ -583,6 +607,9 @@ class _Planner:
             return Wait("backoff", in_s=one.not_before_s)
         if not self.is_open.any():
             return Wait("closed")
+        has = self.suits(one)
+        if has is not None and not (has & self.is_open).any():
+            return Wait("labels", names=tuple(sorted(one.labels)))
         needs = self.needs[i]
         wish = _Wish(one, 0, needs, float(self.worths[i]))
         priority = next(
@@ -597,7 +624,8 @@ class _Planner:
             lacks = Resources(*np.maximum(needs - self.left, 0).tolist())
             return Wait("limit", lacks=lacks, priority=priority)
         short = np.maximum(needs - self.free, 0)
-        size = np.where(self.is_open, (short * self.weight).sum(axis=1), np.inf)
+        good = self.is_open if has is None else self.is_open & has
+        size = np.where(good, (short * self.weight).sum(axis=1), np.inf)
         nearest = int(np.argmin(size))
         if size[nearest] == 0:
             self.plan()

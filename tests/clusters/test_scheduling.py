@@ -17,6 +17,7 @@ from clusters.scheduling import (
     Replica,
     Resources,
     Snapshot,
+    Wait,
     carried_out,
     explain,
     impossible,
@@ -25,6 +26,9 @@ from clusters.scheduling import (
 
 GIB = 1024
 LOW, MEDIUM, HIGH, CRITICAL = range(MOST_URGENT + 1)
+
+
+TREES = frozenset({"trees"})
 
 
 def needs(ram: float = 1, cpu: float = 1, gpus: int = 0) -> Resources:
@@ -265,6 +269,25 @@ def test_what_needs_no_gpu_leaves_the_gpus_to_others() -> None:
     wish = Deployment("a", needs(6, 3))
     assert placed(plan(Snapshot(nodes, [wish]))) == {("a", 0): "plain"}
     assert placed(plan(Snapshot(nodes[:1], [wish]))) == {("a", 0): "gpu"}
+
+
+def test_what_asks_for_an_engine_goes_only_where_it_is() -> None:
+    plain, good = Node("plain", needs(8, 8)), Node("good", needs(64, 64), labels=TREES)
+    wish = Deployment("a", needs(4, 4), labels=TREES, priority=HIGH)
+    assert placed(plan(Snapshot([plain, good], [wish]))) == {("a", 0): "good"}
+    # Nobody has to go from a node that could not run it anyway.
+    small = Node("good", needs(4, 4), labels=TREES)
+    others = [
+        Deployment("x", needs(8, 8), priority=LOW),
+        Deployment("y", needs(4, 4), priority=LOW),
+    ]
+    running = [Replica("x", 0, "plain", 1), Replica("y", 0, "good", 900)]
+    made = plan(Snapshot([plain, small], [wish, *others], running))
+    assert [one.deployment for one in made.evictions] == ["y"]
+    assert placed(made) == {("a", 0): "good"}
+    lonely = Snapshot([plain, replace(good, is_open=False)], [wish])
+    assert not plan(lonely)
+    assert explain(lonely, "a") == Wait("labels", names=("trees",))
 
 
 def test_replicas_are_spread_where_asked() -> None:
