@@ -44,6 +44,8 @@ class FakeWeb:
         self.claims = 0
         self.rooms: list[dict[str, Any]] = []  # what the claims said is free
         self.hide_waiting = False
+        self.replicas: dict[str, dict[str, Any]] = {}  # what should run: as the answer names it
+        self.specs: dict[str, dict[str, Any]] = {}
         self.refuse_candidates = False
         self.port = 0
         self._loop = asyncio.new_event_loop()
@@ -86,6 +88,7 @@ class FakeWeb:
                 web.put("/api/workers/tasks/{task}/artifacts/{name}", self._upload),
                 web.get("/api/workers/artifacts/{artifact}", self._download),
                 web.post("/api/workers/tasks/{task}/end", self._end),
+                web.get("/api/workers/replicas/{replica}", self._replica),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
@@ -129,6 +132,27 @@ class FakeWeb:
         message = signed_bytes(UUID(artifact), sha256, UUID(organization))
         self.artifacts[artifact] = (content, self.key.sign(message).hex())
         return {"artifact": artifact, "sha256": sha256, "size": len(content)}
+
+    def deploy(self, *models: dict[str, Any], ram_mib: int = 1024, **spec: Any) -> str:
+        """Let a replica run on the node. Returns its id."""
+        replica = str(uuid4())
+        self.specs[replica] = {
+            "models": list(models),
+            "limits": {"ram_mib": ram_mib, "cpu_millis": 500, "gpus": 0},
+            "env": {},
+            **spec,
+        }
+        self.replicas[replica] = {"replica": replica, "generation": 1, "wish": "run"}
+        return replica
+
+    def state_of(self, replica: str) -> str:
+        """What the node reported of it last."""
+        said = self.heartbeats[-1].get("replicas") or []
+        return next((one["state"] for one in said if one["replica"] == replica), "")
+
+    def why_of(self, replica: str) -> str:
+        said = self.heartbeats[-1].get("replicas") or []
+        return next((one["why"] for one in said if one["replica"] == replica), "")
 
     def take_away(self, task: str) -> None:
         """The lease is lost: the attempt's writes are refused from now on."""
@@ -198,8 +222,21 @@ class FakeWeb:
             words[held["task"]] = self.wishes.get(held["task"], "ok") if ours else "gone"
         waiting = bool(self.queue) and not self.hide_waiting
         return web.json_response(
-            {"tasks": words, "waiting": waiting, "queues": self.queues, "restart": False}
+            {
+                "tasks": words,
+                "waiting": waiting,
+                "queues": self.queues,
+                "restart": False,
+                "replicas": list(self.replicas.values()),
+            }
         )
+
+    async def _replica(self, request: web.Request) -> web.Response:
+        self._worker(request)
+        spec = self.specs.get(request.match_info["replica"])
+        if spec is None:
+            raise problem(404, "not for this node")
+        return web.json_response(spec)
 
     async def _claim(self, request: web.Request) -> web.Response:
         self._worker(request)

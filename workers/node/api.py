@@ -108,6 +108,12 @@ class Api:
         path = f"/api/workers/claim?wait_s={wait_s:.0f}" if wait_s else "/api/workers/claim"
         return await self._json("POST", path, {"room": room}, auth=self._worker()) or None
 
+    async def replica(self, replica: str) -> dict[str, Any]:
+        """All that is needed to run a replica of a deployment. Raises Refused: it is not ours."""
+        return await self._json(
+            "GET", f"/api/workers/replicas/{quote(replica, safe='')}", None, auth=self._worker()
+        )
+
     async def events(
         self, task: str, attempt: int, token: str, events: list[dict[str, Any]]
     ) -> str:
@@ -203,7 +209,7 @@ class Api:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
         *,
         auth: str | None,
         patience_s: float | None = 0.0,

@@ -2,7 +2,8 @@
 
 The node opens it and opens it again whenever it is lost. Binary messages, a line of head and then
 the body: ``<id>`` with a prediction request comes, ``<id> <status>`` with the answer goes. Text is
-JSON: {"forget": id} says that nobody waits for an answer any more.
+JSON: {"forget": id} says that nobody waits for an answer any more, {"beat": true} that the next
+heartbeat had better come now.
 """
 
 import asyncio
@@ -32,7 +33,13 @@ TOO_LARGE = (
 class Relay:
     """Keeps the socket open for as long as ``run`` runs. ``answer`` gives status and body."""
 
-    def __init__(self, api: Api, answer: Callable[[bytes], Awaitable[tuple[int, bytes]]]) -> None:
+    def __init__(
+        self,
+        api: Api,
+        answer: Callable[[bytes], Awaitable[tuple[int, bytes]]],
+        beat_soon: Callable[[], None],
+    ) -> None:
+        self._beat_soon = beat_soon
         self._api = api
         self._answer = answer
         self._asked: dict[str, asyncio.Task[None]] = {}
@@ -67,7 +74,10 @@ class Relay:
                     if message.type == aiohttp.WSMsgType.BINARY:
                         self._begin(socket, message.data)
                     elif message.type == aiohttp.WSMsgType.TEXT:
-                        self._forget(json.loads(message.data).get("forget"))
+                        said = json.loads(message.data)
+                        self._forget(said.get("forget"))
+                        if said.get("beat"):
+                            self._beat_soon()
             finally:
                 for number in list(self._asked):
                     self._forget(number)

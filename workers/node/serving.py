@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -81,6 +82,7 @@ class ModelServer:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._writing = asyncio.Lock()
         self._output = b""
+        self.tail = ""  # the last line that it wrote
         self.closed = False
         loop = asyncio.get_running_loop()
         self._buffer = bytearray()
@@ -121,6 +123,14 @@ class ModelServer:
         await self.child.kill()
         self._close()
 
+    def hang_up(self) -> None:
+        """Let the process end by itself: it reads that nobody will ask any more."""
+        if not self.closed:
+            try:
+                self.child.channel.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it has ended
+
     def _read(self) -> None:
         try:
             data = self.child.channel.recv(1024 * 1024)
@@ -155,6 +165,7 @@ class ModelServer:
         *lines, self._output = (self._output + data).split(b"\n")
         self._output = self._output[-4096:]
         for line in lines:
+            self.tail = line.decode(errors="replace")[-500:] or self.tail
             log.info("model server %s: %s", self._what, line.decode(errors="replace")[:2000])
 
     def _close(self) -> None:
@@ -186,7 +197,9 @@ class Serving:
         self._settings = settings
         self._api = api
         self._parents = parents
-        self._register_again = register_again
+        self.register_again = register_again
+        # Answers of replicas of deployments, which have model servers of their own.
+        self.of_replica: Callable[[str, Model, dict[str, Any]], Awaitable[dict[str, Any]]]
         self._trusted: dict[Model, Path] = {}
         self._fetching: dict[Model, asyncio.Task[Path]] = {}
         self._servers: dict[tuple[str, str], ModelServer] = {}
@@ -273,14 +286,18 @@ class Serving:
         except (ValueError, KeyError, TypeError):
             raise Failed(400, 'Send {"model", "columns", "rows"} as JSON.') from None
         model = Model.read(said.get("model"))
-        folder = await self._folder(model)
-        ask = {
-            "model": f"{model.artifact}.{model.sha256}",
-            "folder": str(folder),
-            "columns": columns,
-            "rows": rows,
-        }
-        answer = await self._ask(model, ask)
+        if replica := said.get("replica"):
+            ask = {"columns": columns, "rows": rows}
+            answer = await self.of_replica(str(replica), model, ask)
+        else:
+            folder = await self.folder(model)
+            ask = {
+                "model": f"{model.artifact}.{model.sha256}",
+                "folder": str(folder),
+                "columns": columns,
+                "rows": rows,
+            }
+            answer = await self._ask(model, ask)
         if "error" in answer:
             more = {key: answer[key] for key in ("code",) if key in answer}
             raise Failed(
@@ -341,7 +358,7 @@ class Serving:
             server = self._servers[key] = ModelServer(child, model.engine)
             return server
 
-    async def _folder(self, model: Model) -> Path:
+    async def folder(self, model: Model) -> Path:
         """The unpacked model, fetched and verified once. Concurrent requests share the work."""
         folder = self._trusted.get(model)
         if folder is not None:
@@ -399,5 +416,5 @@ class Serving:
             except Unauthorized as error:
                 if not again:
                     raise Refused(401, "this node is not known any more") from None
-                await asyncio.wait_for(self._register_again(error.token), FETCH_S)
+                await asyncio.wait_for(self.register_again(error.token), FETCH_S)
         raise NotTrusted("The model's bytes change on this node; it is not loaded.")

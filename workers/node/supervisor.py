@@ -22,6 +22,7 @@ from workers.node.delivery import recover
 from workers.node.gpus import Gpus
 from workers.node.parents import EngineBroken, Parents
 from workers.node.relay import Relay
+from workers.node.replicas import Replicas
 from workers.node.serving import Serving
 from workers.node.settings import PROTOCOL, VERSION, Settings
 from workers.node.spool import Spool
@@ -56,7 +57,11 @@ class Supervisor:
         self.recovering: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.bell = Bell(settings, self._on_bell)
         self.serving = Serving(settings, self.api, self.parents, self.register_again)
-        self.relay = Relay(self.api, self.serving.answer)
+        self.replicas = Replicas(
+            settings, self.api, self.parents, self.serving, self.gpus, self._beat_soon
+        )
+        self.serving.of_replica = self.replicas.answer
+        self.relay = Relay(self.api, self.serving.answer, self._beat_soon)
         self.engines: list[str] = []
         self.heartbeat_s = 5.0
         self.broker_url: str | None = None
@@ -260,6 +265,7 @@ class Supervisor:
         answer = await self.api.heartbeat(
             {
                 "running": [{"task": task, "attempt": n} for task, n in running.items()],
+                "replicas": self.replicas.report(),
                 "usage": usage,
                 "engines": self.engines,
                 "draining": self.draining,
@@ -271,6 +277,8 @@ class Supervisor:
                 attempt.wish(str(wish))
             elif wish == "gone" and (left := self.recovering.get((task, running.get(task, 0)))):
                 left.cancel()
+        if not self._stopping.is_set():
+            self.replicas.wanted(list(answer.get("replicas") or []))
         queues = answer.get("queues")
         if queues is not None and list(queues) != self.queues:
             self.queues = list(queues)
@@ -286,6 +294,9 @@ class Supervisor:
         if answer.get("waiting") and not self.draining and not asks:
             self._woken_by_heartbeat = not self._claim_now.is_set()
             self._claim_now.set()
+
+    def _beat_soon(self) -> None:
+        self._beat_now.set()
 
     async def _restart_when_idle(self) -> None:
         while self._working:
@@ -499,6 +510,7 @@ class Supervisor:
         for task in list(self._runs):
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
+        await self.replicas.end()
         await self.serving.stop()
         await self.parents.stop()
         await asyncio.to_thread(procs.kill_marked, self.settings.mark)
