@@ -288,13 +288,15 @@ def _leases() -> Iterator[Finding]:
             "Their tasks look as if they still ran.",
             "Control's sweep does that: see that control and beat run.", weight=overdue,
         )  # fmt: skip
-    stale = Allocation.objects.exclude(task__state=Task.State.RUNNING).count()
+    of_tasks = Allocation.objects.filter(task__isnull=False)  # the others are deployments
+    stale = of_tasks.exclude(task__state=Task.State.RUNNING).count()
     if stale:
         yield Finding(
             Severity.WARNING, "leases", f"{some(stale, 'allocation')} of tasks that do not run",
             "Room on nodes is counted as taken and is not.",
             "Delete them: `manage.py shell -c \"from workers.models import Allocation; "
-            "Allocation.objects.exclude(task__state='running').delete()\"`, and report it.",
+            "Allocation.objects.filter(task__isnull=False).exclude(task__state='running')"
+            ".delete()\"`, and report it.",
             weight=stale,
         )  # fmt: skip
 

@@ -162,7 +162,7 @@ def nodes(now: datetime) -> list[Node]:
     busy: dict[Any, dict[str, Any]] = {
         row["worker"]: dict(row)
         for row in Allocation.objects.values("worker")
-        .annotate(running=Count("pk"), gpus_used=Sum("gpus"))
+        .annotate(running=Count("task"), gpus_used=Sum("gpus"))
         .order_by()
     }
     alive_since = Worker.alive_since()

@@ -249,6 +249,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 15.0,
         "options": {"expires": 12},
     },
+    "clusters-sweep": {
+        "task": "clusters.tasks.sweep",
+        "schedule": LEASE_S / 4,
+        "options": {"expires": 0.6 * LEASE_S},
+    },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
 }
 
@@ -360,6 +365,9 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": "/api",
     "ENUM_NAME_OVERRIDES": {
+        "DeploymentState": "clusters.models.Deployment.State",
+        "DeploymentPriority": "clusters.api.serializers.PRIORITIES",
+        "ReplicaState": "clusters.models.Replica.State",
         "DatasetState": "datasets.models.DatasetVersion.State",
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",

@@ -16,6 +16,7 @@ api = [
     path("", include("workers.api.urls")),
     path("", include("datasets.api.urls")),
     path("", include("training.api.urls")),
+    path("", include("clusters.api.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerSplitView.as_view(), name="docs"),
     path("redoc", SpectacularRedocView.as_view(), name="redoc"),

@@ -31,9 +31,11 @@ from drf_spectacular.generators import SchemaGenerator
 
 from accounts import jwt, mail
 from accounts.models import PersonalToken, TokenFamily
+from clusters import serving as deployed
 from organizations import exports, invites, service
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
+from tests.clusters import make as deploying
 from tests.factories import (
     PASSWORD,
     MembershipFactory,
@@ -264,6 +266,25 @@ GET     /api/metrics/{named}                                     401    200     
 GET     /api/stats/overview                                      401    200     200     200     200
 GET     /api/stats/jobs                                          401    200     200     200     200
 GET     /api/stats/models                                        401    200     200     200     200
+GET     /api/clusters                                            401    200     200     200     200
+POST    /api/clusters                                            401    403     403     201     201
+GET     /api/clusters/{cluster}                                  401    200     200     200     404
+PATCH   /api/clusters/{cluster}                                  401    403     403     200     404
+DELETE  /api/clusters/{bare}                                     401    403     403     204     404
+POST    /api/clusters/{cluster}/nodes                            401    403     403     200     404
+DELETE  /api/clusters/{cluster}/nodes/{node}                     401    403     403     204     404
+GET     /api/deployments                                         401    200     200     200     200
+GET     /api/deployments?cluster={cluster}                       401    200     200     200     200
+POST    /api/deployments                                         401    403     201     201     404
+GET     /api/deployments/{deployment}                            401    200     200     200     404
+PATCH   /api/deployments/{deployment}                            401    403     200     200     404
+DELETE  /api/deployments/{deployment}                            401    403     204     204     404
+POST    /api/deployments/{deployment}/stop                       401    403     202     202     404
+POST    /api/deployments/{deployment}/start                      401    403     202     202     404
+POST    /api/deployments/{deployment}/rollback                   401    403     202     202     404
+GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
+GET     /api/deployments/{deployment}/events                     401    200     200     200     404
+POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
 """
 
 # What nodes say. People get 401 from all of it, whoever they are. The other columns: a node with
@@ -277,11 +298,14 @@ POST    /api/workers/tasks/{task}/events                        401     403     
 POST    /api/workers/tasks/{task}/end                           401     403     200     403
 PUT     /api/workers/tasks/{task}/artifacts/model.zip           401     403     201     403
 GET     /api/workers/artifacts/{artifact}                       401     200     200     403
+GET     /api/workers/replicas/{replica}                         401     200     403     403
 """
 
 ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
     "api/organizations/": "the list of organizations, as some write its address",
+    "api/clusters/": "the list of clusters, as some write its address",
+    "api/deployments/": "the list of deployments, as some write its address",
     "admin/login/": "leads to the sign-in page: test_the_console_has_no_way_in_of_its_own",
     "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "api/workers/join.sh": "for a machine with a join token: tests/workers/test_bootstrap.py",
@@ -410,6 +434,15 @@ def a_closed_one(people: dict[str, Membership | None]) -> Any:
     return home.pk
 
 
+def a_deployment(world: World) -> dict[str, Any]:
+    return {
+        "name": "new",
+        "model": str(world.ids["model"]),
+        "cluster_id": str(world.ids["cluster"]),
+        "depends_on": [str(world.ids["deployment"])],
+    }
+
+
 def a_wish(world: World) -> dict[str, Any]:
     return {"dataset": str(world.ids["dataset"]), "target": "kind"}
 
@@ -482,6 +515,12 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/predict/{named}": lambda _: {"features": [ROW]},
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/predict?as=file": a_file,
+    "POST /api/clusters": lambda _: {"name": "new"},
+    "PATCH /api/clusters/{cluster}": lambda _: {"total_ram_gb": 4},
+    "POST /api/clusters/{cluster}/nodes": lambda world: {"node_id": str(world.ids["node"])},
+    "POST /api/deployments": a_deployment,
+    "PATCH /api/deployments/{deployment}": lambda _: {"replicas": 2},
+    "POST /api/deployments/{deployment}/predict": lambda _: {"rows": [ROW]},
 }
 
 
@@ -505,7 +544,10 @@ def world(tmp_path: Path) -> Iterator[World]:
     version.save()
     spare = make.version(admin, name=f"{MARK} spare")
     own_node = WorkerFactory(
-        organization=admin.organization, name=f"{MARK}-node", last_seen_at=later
+        organization=admin.organization,
+        name=f"{MARK}-node",
+        last_seen_at=later,
+        address=serving_node.address,
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
@@ -516,6 +558,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     result = store_artifact(admin.organization, "csv", io.BytesIO(b"a,prediction\n1,x\n"))
     BatchPrediction.objects.filter(pk=batch.pk).update(csv=result, state="succeeded")
     Task.objects.filter(pk=batch.task_id).delete()
+    cluster = deploying.cluster(admin, own_node, name=f"{MARK}-cluster")
+    deployment = deploying.running(admin, model, f"{MARK}-deployment", own_node)
     stranger = people["stranger"]
     viewer = people["viewer"]
     assert stranger is not None
@@ -545,6 +589,9 @@ def world(tmp_path: Path) -> Iterator[World]:
             "alias": f"{MARK}-alias",
             "batch": batch.pk,
             "node": own_node.pk,
+            "cluster": cluster.pk,
+            "bare": deploying.cluster(admin, name=f"{MARK}-bare").pk,
+            "deployment": deployment.pk,
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
             "session": TokenFamily.objects.get(user=viewer.user).pk,
@@ -562,6 +609,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     serving._pool = serving._Pool()
     serving._models.clear()
     serving._nodes.clear()
+    deployed._places.clear()
     assert node.pk
 
 
@@ -650,7 +698,12 @@ def nodes() -> dict[str, Any]:
     Task.objects.filter(pk=task.pk).update(inputs={"data": str(data.pk)})
     node = make.Node(worker)
     node.claim(), node.claim()
+    admin = make.member(Role.ADMIN, organization=task.organization)
+    model = deploying.model(admin)
+    deploying.cluster(admin, name="main", nodes=[worker.pk], operator=True)
+    deployment = deploying.running(admin, model, "one", worker)
     return {
+        "replica": deployment.placed.get(ended_at=None).pk,
         "task": task.pk,
         "artifact": data.pk,
         "tokens": {

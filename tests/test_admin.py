@@ -13,6 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from clusters import cycle
+from tests.clusters import make as deploying
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
 from training import named
@@ -20,7 +22,7 @@ from training.actions import check_data
 from workers import actions, joining
 from workers.models import Pause, Pulse, Task, Turn
 
-OURS = ("accounts", "organizations", "workers", "datasets", "training")
+OURS = ("accounts", "organizations", "workers", "datasets", "training", "clusters")
 # Pulse and Turn are bookkeeping; memberships are edited inside their organization.
 ELSEWHERE = {Pulse, Turn, apps.get_model("organizations.Membership")}
 MODELS = [model for label in OURS for model in apps.get_app_config(label).get_models()]
@@ -56,6 +58,11 @@ def a_row_of_each() -> None:
     apps.get_model("training.BatchPrediction").objects.create(
         organization=member.organization, model=model, filename="rows.csv", upload=upload
     )
+
+    home = deploying.cluster(member, deploying.node(member), name=f"c{model.pk}")
+    first = deploying.deploy(member, model, "first", cluster=home.pk)
+    deploying.deploy(member, model, "second", cluster=home.pk, depends_on=[first.pk])
+    cycle.run(home.pk)
 
 
 def address_of(model):

@@ -23,6 +23,7 @@ from flowml_site.asgi import application
 from organizations import rls
 from organizations.models import Membership, Role
 from tests import test_access
+from tests.clusters import make as deploying
 from tests.factories import make_task
 from tests.test_access import ROWS, Row, World, undone, world  # noqa: F401 - a fixture
 from tests.training import make
@@ -50,9 +51,23 @@ NAMED = {
     ("POST /api/training/check", "dataset"): ("dataset", 404),
     ("POST /api/organizations/{organization}/transfer", "user"): ("member", 404),
     ("POST /api/organizations/{organization}/tokens", "model"): ("model", 400),
+    ("POST /api/clusters", "node_ids"): ("node", 404),
+    ("POST /api/clusters/{cluster}/nodes", "node_id"): ("node", 404),
+    ("POST /api/deployments", "model"): ("model", 404),
+    ("POST /api/deployments", "cluster_id"): ("cluster", 404),
+    ("POST /api/deployments", "depends_on"): ("deployment", 404),
+    ("PATCH /api/deployments/{deployment}", "model"): ("model", 404),
+    ("PATCH /api/deployments/{deployment}", "depends_on"): ("deployment", 404),
 }
+LISTS = {"node_ids", "depends_on"}
 # Topics by their first word, and the name of one in the world.
-TOPICS = {"dataset": "dataset", "job": "job", "prediction": "batch", "check": "check"}
+TOPICS = {
+    "dataset": "dataset",
+    "job": "job",
+    "prediction": "batch",
+    "check": "check",
+    "deployment": "deployment",
+}
 
 
 # --- The role of the database --------------------------------------------------------------------
@@ -177,11 +192,26 @@ def test_an_id_in_a_body_opens_nothing_of_another_organization(
         score=0.5,
         order_score=0.5,
     )
-    good = {"dataset": own.dataset_id, "user": friend.user_id, "model": model.pk}[name]
+    good: Any = {"dataset": own.dataset_id, "user": friend.user_id, "model": model.pk}.get(name)
     method, path = address.split()
+    rest: dict[str, Any] = {}
+    if "/clusters" in path or "/deployments" in path:
+        node, spare = deploying.node(stranger), deploying.node(stranger)
+        mine["cluster"] = deploying.cluster(stranger, node).pk
+        served = deploying.model(stranger)
+        mine["deployment"] = deploying.deploy(stranger, served, "first").pk
+        second = deploying.deploy(stranger, served, "second")
+        good = {
+            "node_ids": spare.pk, "node_id": spare.pk, "model": served.pk,
+            "cluster_id": mine["cluster"], "depends_on": second.pk,
+        }[name]  # fmt: skip
+        if path == "/api/deployments":
+            rest = {"model": str(served.pk), "cluster_id": str(mine["cluster"])}
+        mine = {key: mine[key] for key in ("cluster", "deployment")}
     client = world.client("stranger")
     for value, status in ((foreign, {expected}), (good, {200, 201, 202})):
-        body = {"target": "kind", "name": "mine", name: str(value)}
+        said = [str(value)] if name in LISTS else str(value)
+        body = {"target": "kind", "name": "mine", **rest, name: said}
         call = getattr(client, method.lower())
         answer = undone(
             lambda call=call, body=body: call(path.format(**mine), body, content_type=JSON)

@@ -78,7 +78,7 @@ class WorkerAdmin(ReadOnly):
     actions = ("drain", "resume", "restart", "set_concurrency", "remove")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Worker]:
-        return super().get_queryset(request).annotate(running_count=Count("allocations"))
+        return super().get_queryset(request).annotate(running_count=Count("allocations__task"))
 
     @display(description="Is", label={"alive": "success", "draining": "warning", "gone": "danger"})
     def how(self, worker: Worker) -> str:

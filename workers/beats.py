@@ -6,7 +6,8 @@ Many nodes say the same thing every few seconds; one by one they would cost web 
 import asyncio
 import contextvars
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,6 +96,18 @@ class Beat:
     token_hash: str
     running: Sequence[tuple[UUID, int]]
     usage: Mapping[str, Any]
+    replicas: Sequence[Mapping[str, Any]] = ()  # how what it keeps running for deployments is
+
+
+# Gets a cursor and (node, its beat) of each; gives what to add to the answer of each node.
+Part = Callable[[Any, Sequence[tuple[str, Beat]]], Mapping[str, Mapping[str, Any]]]
+_parts: list[Part] = []
+
+
+def register(part: Part) -> None:
+    """Let an app on the right take in, and answer, its part of heartbeats."""
+    if part not in _parts:
+        _parts.append(part)
 
 
 def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
@@ -150,8 +163,14 @@ def renew(beats: Sequence[Beat]) -> list[dict[str, Any] | None]:
             queues, organizations = (list(column) for column in zip(*pairs, strict=True))
             cursor.execute(_WAITING, {"queues": queues, "organizations": organizations})
             waiting = set(cursor.fetchall())
+        more: dict[str, dict[str, Any]] = defaultdict(dict)
+        known = [(nodes[beat.token_hash][0], beat) for beat in beats if beat.token_hash in nodes]
+        for part in _parts if known else ():
+            for node, answer in part(cursor, known).items():
+                more[node] |= answer
     return [
         _answer(beat, _parsed(nodes[beat.token_hash]), words, waiting)
+        | more[nodes[beat.token_hash][0]]
         if beat.token_hash in nodes
         else None
         for beat in beats

@@ -234,7 +234,12 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
         if node is None or node.draining or node.restart_asked_at is not None:
             return None
         empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)
-        ours = [fairshare.Taken(*row) for row in node.allocations.values_list(*_TAKEN)]
+        ours: list[fairshare.Taken] = []
+        kept: list[fairshare.Taken] = []
+        for task_id, *takes in node.allocations.values_list("task_id", *_TAKEN):
+            (ours if task_id else kept).append(fairshare.Taken(*takes))
+        # What deployments hold never ends by itself: to tasks the node is that much smaller.
+        empty = empty.without(kept)
         room = fairshare.room_left(said, empty, ours)
         light = [*([True] if room.light_slots > 0 else []), *([False] if room.slots > 0 else [])]
         if not light:

@@ -240,7 +240,8 @@ class NodeConsumer(AsyncWebsocketConsumer):
     """``/ws/node``: a node's own socket, on which it is asked what web cannot ask it directly.
 
     Binary messages, a line of head and then the body: ``<id>`` with a prediction request to the
-    node, ``<id> <status>`` with its answer back. Text to the node is JSON: {"forget": id}.
+    node, ``<id> <status>`` with its answer back. Text to the node is JSON: {"forget": id}, and
+    {"beat": true} where there is something to hear.
     """
 
     async def connect(self) -> None:
@@ -298,6 +299,9 @@ class NodeConsumer(AsyncWebsocketConsumer):
     async def relay_check(self, message: dict[str, Any]) -> None:
         if await self._owner() is None:
             await self._end(UNAUTHENTICATED)
+
+    async def relay_beat(self, message: dict[str, Any]) -> None:
+        await self.send(text_data=json.dumps({"beat": True}))
 
     async def relay_ask(self, message: dict[str, Any]) -> None:
         number = message["id"]

@@ -69,6 +69,17 @@ class Room:
             gpu_millis=min(idle * MILLIS_PER_GPU, empty.cpu_millis // 2),
         )
 
+    def without(self, kept: Iterable["Taken"]) -> "Room":
+        """This room less what is kept for good. Only the node knows which GPUs that takes."""
+        kept = list(kept)
+        gpus = max(0, len(self.gpus) - sum(one.gpus for one in kept))
+        return replace(
+            self,
+            cpu_millis=self.cpu_millis - sum(one.cpu_millis for one in kept),
+            ram_mib=self.ram_mib - sum(one.ram_mib for one in kept),
+            gpus=tuple(sorted(self.gpus)[:gpus]),
+        )
+
     def without_reserve(self) -> "Room":
         return replace(self, gpu_slots=0, gpu_millis=0)
 

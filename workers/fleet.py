@@ -42,10 +42,10 @@ def seen_by(membership: Membership, *, operator: bool) -> Iterator[QuerySet[Work
     nodes = Worker.objects.select_related("organization").order_by("organization__name", "name")
     if operator:
         with rls.platform():
-            yield nodes.annotate(running=Count("allocations"))
+            yield nodes.annotate(running=Count("allocations__task"))
     else:
         mine = membership.organization_id
-        running = Count("allocations", filter=Q(allocations__organization=mine))
+        running = Count("allocations__task", filter=Q(allocations__organization=mine))
         seen = nodes.filter(Q(organization=None) | Q(organization=mine))
         yield seen.annotate(running=running)
 

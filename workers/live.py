@@ -55,7 +55,7 @@ def fleet_now(user: User, auth: Any = None) -> list[dict[str, Any]]:
     if not is_operator(user, auth):
         nodes = nodes.filter(Q(organization=None) | Q(organization__in=mine))
         running = Q(allocations__organization__in=mine)
-    nodes = nodes.annotate(running=Count("allocations", filter=running, distinct=True))
+    nodes = nodes.annotate(running=Count("allocations__task", filter=running, distinct=True))
     return [
         {
             "id": str(node.pk),

@@ -400,10 +400,15 @@ class Artifact(OrgOwned):
 
 
 class Allocation(models.Model):
-    """What a running task takes of its node. Deleted when the task leaves the node."""
+    """What a running task takes of its node, or a replica of a deployment: that has no task.
+
+    Deleted when it leaves the node.
+    """
 
     worker = models.ForeignKey(Worker, models.CASCADE, related_name="allocations")
-    task = models.OneToOneField(Task, models.CASCADE, related_name="allocation")
+    task = models.OneToOneField(
+        Task, models.CASCADE, null=True, blank=True, related_name="allocation"
+    )
     organization = models.ForeignKey(Organization, models.CASCADE, related_name="+")
     cpu_millis = models.PositiveIntegerField()
     ram_mib = models.PositiveIntegerField()
@@ -413,7 +418,7 @@ class Allocation(models.Model):
     since = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
-        return f"{self.task_id} on {self.worker_id}"
+        return f"{self.task_id or 'a replica'} on {self.worker_id}"
 
 
 class Pause(models.Model):

@@ -150,7 +150,7 @@ def test_a_thousand_nodes_cost_as_many_queries_as_one(django_assert_num_queries)
     Worker.objects.bulk_create(
         Worker(name=f"n{n}", token_hash=f"h{n}", queues=["cpu"]) for n in range(1000)
     )
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(4):  # one of them about deployments
         assert len(renew([Beat(f"h{n}", [], {}) for n in range(1000)])) == 1000
 
 

@@ -52,7 +52,8 @@ def read(method: str, authorization: str, body: bytes) -> beats.Beat:
     if not form.is_valid():
         raise FlowError("The heartbeat is malformed.", code="invalid", errors=form.errors)
     running = [(one["task"], one["attempt"]) for one in form.validated_data["running"]]
-    return beats.Beat(Worker.hash_token(token), running, form.validated_data["usage"])
+    told = form.validated_data
+    return beats.Beat(Worker.hash_token(token), running, told["usage"], told["replicas"])
 
 
 def _known(answer: dict[str, Any] | None) -> dict[str, Any]:

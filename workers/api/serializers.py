@@ -73,8 +73,18 @@ class Usage(serializers.Serializer[Any]):
     gpus = GpuUse(many=True, max_length=64, required=False)  # type: ignore[call-arg]
 
 
+class Placed(serializers.Serializer[Any]):
+    """How a replica of a deployment is on its node."""
+
+    replica = serializers.UUIDField()
+    generation = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    state = serializers.ChoiceField(["starting", "running", "failed", "gone"])
+    why = serializers.CharField(default="", allow_blank=True, max_length=4000)
+
+
 class Heartbeat(serializers.Serializer[Any]):
     running = Running(many=True, default=list, max_length=2000)  # type: ignore[call-arg]
+    replicas = Placed(many=True, default=list, max_length=2000)  # type: ignore[call-arg]
     usage = Usage(default=dict)
 
 

@@ -1,0 +1,267 @@
+"""Clusters and deployments, for programs; and what nodes ask about their replicas."""
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.urls import reverse
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.errors import Invalid
+from clusters import actions, serving, totals
+from clusters.api import serializers as said
+from clusters.models import Cluster, Deployment
+from clusters.nodes import what_to_run
+from organizations.api.base import OrgViewSet
+from organizations.models import Role
+from training.api.serializers import Rows
+from workers.api.views import NodeView
+from workers.fleet import is_operator
+from workers.models import Event
+
+
+@extend_schema(tags=["clusters"])
+class ClusterViewSet(OrgViewSet):
+    """Pools of nodes on which deployments run."""
+
+    roles: ClassVar = {
+        "list": Role.VIEWER,
+        "retrieve": Role.VIEWER,
+        "create": Role.ADMIN,
+        "partial_update": Role.ADMIN,
+        "destroy": Role.ADMIN,
+        "add_node": Role.ADMIN,
+        "remove_node": Role.ADMIN,
+    }
+    queryset = Cluster.objects.all()
+    serializer_class = said.ClusterRow
+    search_fields = ("name",)
+    ordering_fields = ("name", "created_at")
+    ordering = ("name",)
+
+    @extend_schema(responses=said.ClusterRow(many=True))
+    def list(self, request: Request) -> Response:
+        """The organization's clusters, by name."""
+        found = totals.counted(self.filter_queryset(self.get_queryset()))
+        page: Any = self.paginate_queryset(found)
+        totals.add_totals(page)
+        return self.get_paginated_response(said.ClusterRow(page, many=True).data)
+
+    @extend_schema(responses=said.ClusterFull)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """One cluster: total, allocated and free, of each resource and on each node."""
+        return Response(self._full())
+
+    @extend_schema(request=said.NewCluster, responses={201: said.ClusterFull})
+    def create(self, request: Request) -> Response:
+        """Make a cluster. Without totals it is as large as its nodes are."""
+        form = said.NewCluster(data=request.data)
+        form.is_valid(raise_exception=True)
+        made = actions.make_cluster(
+            self.membership,
+            name=form.validated_data["name"],
+            limit=form.limit,
+            nodes=form.validated_data["node_ids"],
+            operator=is_operator(request.user, request.auth),
+        )
+        answer = Response(self._full(made.pk), 201)
+        answer["Location"] = reverse("cluster", args=[made.pk])
+        return answer
+
+    @extend_schema(request=said.ClusterChange, responses=said.ClusterFull)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Rename it, or change its totals; null takes a limit away."""
+        form = said.ClusterChange(data=request.data)
+        form.is_valid(raise_exception=True)
+        name = form.validated_data.get("name")
+        actions.change_cluster(self.membership, self.get_object(), name=name, **form.limit)
+        return Response(self._full())
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        """Delete it. 409 while it has deployments."""
+        actions.delete_cluster(self.membership, self.get_object())
+        return Response(status=204)
+
+    @extend_schema(request=said.NodeWish, responses=said.ClusterFull)
+    def add_node(self, request: Request, pk: UUID) -> Response:
+        """Put a node in. 409 if it is in another cluster: a node is in one at most."""
+        form = said.NodeWish(data=request.data)
+        form.is_valid(raise_exception=True)
+        actions.add_node(
+            self.membership,
+            self.get_object(),
+            form.validated_data["node_id"],
+            operator=is_operator(request.user, request.auth),
+        )
+        return Response(self._full())
+
+    @extend_schema(responses={204: None})
+    def remove_node(self, request: Request, pk: UUID, node: UUID) -> Response:
+        """Take a node out; what runs there moves to the others first."""
+        actions.remove_node(self.membership, self.get_object(), node)
+        return Response(status=204)
+
+    def _full(self, pk: UUID | None = None) -> dict[str, Any]:
+        if pk is not None:
+            self.kwargs["pk"] = pk
+        found = totals.counted(self.get_queryset()).filter(pk=self.kwargs["pk"]).first()
+        cluster = found or self.get_object()  # which says that there is none
+        totals.add_details(cluster)
+        return dict(said.ClusterFull(cluster).data)
+
+
+class DeploymentFilter(filters.FilterSet):
+    # By id alone: whether a cluster of another organization exists is not told.
+    cluster = filters.UUIDFilter(field_name="cluster_id")
+    state = filters.MultipleChoiceFilter(choices=Deployment.State.choices)
+
+    class Meta:
+        model = Deployment
+        fields: ClassVar = ["preemptible"]
+
+
+_AFTER = OpenApiParameter("after", int, description="Only events of a higher number.")
+
+
+@extend_schema(tags=["deployments"])
+class DeploymentViewSet(OrgViewSet):
+    """Models that keep running behind an address of their own."""
+
+    roles: ClassVar = {
+        "list": Role.VIEWER,
+        "retrieve": Role.VIEWER,
+        "revisions": Role.VIEWER,
+        "events": Role.VIEWER,
+        "create": Role.DEVELOPER,
+        "partial_update": Role.DEVELOPER,
+        "destroy": Role.DEVELOPER,
+        "stop": Role.DEVELOPER,
+        "start": Role.DEVELOPER,
+        "rollback": Role.DEVELOPER,
+        "predict": Role.DEVELOPER,
+    }
+    serves: ClassVar = {"predict": "deployment"}
+    queryset = Deployment.objects.there().select_related("cluster", "revision")
+    serializer_class = said.DeploymentRow
+    filterset_class = DeploymentFilter
+    search_fields = ("name",)
+    ordering_fields = ("name", "created_at", "priority", "state")
+    ordering = ("-created_at", "id")
+
+    @extend_schema(responses=said.DeploymentRow(many=True))
+    def list(self, request: Request) -> Response:
+        """The organization's deployments, newest first."""
+        page = self.paginate_queryset(self.filter_queryset(self.get_queryset()))
+        return self.get_paginated_response(said.DeploymentRow(page, many=True).data)
+
+    @extend_schema(responses=said.DeploymentFull)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """One deployment: its replicas, where they are, and what it waits for."""
+        return Response(said.DeploymentFull(self._one()).data)
+
+    @extend_schema(request=said.NewDeployment, responses={201: said.DeploymentFull})
+    def create(self, request: Request) -> Response:
+        """Deploy a model. It runs as soon as its cluster has room; what never could is refused."""
+        form = said.NewDeployment(data=request.data)
+        form.is_valid(raise_exception=True)
+        needs = form.needs(1024, 500, 0)
+        wish = dict(form.validated_data)
+        made = actions.deploy(
+            self.membership, cluster=wish.pop("cluster_id", None), needs=needs, **wish
+        )
+        answer = Response(said.DeploymentFull(self._one(made.pk)).data, 201)
+        answer["Location"] = reverse("deployment", args=[made.pk])
+        return answer
+
+    @extend_schema(request=said.DeploymentChange, responses=said.DeploymentFull)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Scale it, change its priority, or let it run something else.
+
+        A new model, env, port or health_path makes a new revision: its replicas come up beside the
+        old ones, which stop as the new ones answer.
+        """
+        form = said.DeploymentChange(data=request.data)
+        form.is_valid(raise_exception=True)
+        one = self._one()
+        needs = form.needs(*one.needs)
+        actions.change(self.membership, one, needs=needs, **form.validated_data)
+        return Response(said.DeploymentFull(self._one()).data)
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        """Stop it and forget it. 409 while others depend on it."""
+        actions.delete(self.membership, self._one())
+        return Response(status=204)
+
+    @extend_schema(request=None, responses={202: said.Done})
+    def stop(self, request: Request, pk: UUID) -> Response:
+        """Let its replicas end. It can be started again. Warns of those that depend on it."""
+        one = self._one()
+        names = actions.dependents(one)
+        actions.stop(self.membership, one)
+        return self._done([f"{name} does not start while this is stopped." for name in names])
+
+    @extend_schema(request=None, responses={202: said.Done})
+    def start(self, request: Request, pk: UUID) -> Response:
+        """Let it run again."""
+        actions.start(self.membership, self._one())
+        return self._done()
+
+    @extend_schema(request=said.Rollback, responses={202: said.Done})
+    def rollback(self, request: Request, pk: UUID) -> Response:
+        """Run an earlier revision again."""
+        form = said.Rollback(data=request.data)
+        form.is_valid(raise_exception=True)
+        actions.roll_back(self.membership, self._one(), form.validated_data.get("revision"))
+        return self._done()
+
+    def _done(self, warnings: Any = ()) -> Response:
+        one = self._one()
+        one.warnings = list(warnings)  # type: ignore[attr-defined]
+        return Response(said.Done(one).data, 202)
+
+    @extend_schema(responses=said.RevisionShown(many=True), filters=False)
+    def revisions(self, request: Request, pk: UUID) -> Response:
+        """What it has run, newest first."""
+        page = self.paginate_queryset(self._one().revisions.select_related("model"))
+        return self.get_paginated_response(said.RevisionShown(page, many=True).data)
+
+    @extend_schema(parameters=[_AFTER], responses=said.EventShown(many=True), filters=False)
+    def events(self, request: Request, pk: UUID) -> Response:
+        """What has happened, oldest first. Live: the topic ``deployment:<id>`` of ``/ws``."""
+        after = request.query_params.get("after", "0")
+        if not after.isdecimal() or len(after) > 9:
+            raise Invalid("after is a number.", errors={"after": ["Give a number."]})
+        events = Event.objects.filter(stream=self._one().topic, seq__gt=int(after)).order_by("seq")
+        page = self.paginate_queryset(events)
+        return self.get_paginated_response(said.EventShown(page, many=True).data)
+
+    @extend_schema(request=Rows, responses=said.Answer)
+    def predict(self, request: Request, pk: UUID) -> Response:
+        """Ask a replica that answers. Send {"rows": [{column: value}, ...]}."""
+        rows = request.data.get("rows") if isinstance(request.data, dict) else request.data
+        return Response(serving.predict(self.membership.organization, pk, rows))
+
+    def _one(self, pk: UUID | None = None) -> Deployment:
+        if pk is not None:
+            self.kwargs["pk"] = pk
+        one: Deployment = self.get_object()
+        one.organization = self.membership.organization  # spares a query
+        return one
+
+    def get_queryset(self) -> QuerySet[Deployment]:
+        found: QuerySet[Deployment] = super().get_queryset()
+        if self.action == "list":
+            return found
+        return found.prefetch_related("dependencies", "dependents")
+
+
+class ReplicaView(NodeView):
+    """A node asks what one of its replicas is to run."""
+
+    def get(self, request: Request, replica: UUID) -> Response:
+        return Response(what_to_run(self.node, replica))

@@ -1,0 +1,44 @@
+"""What clusters do when an organization goes, what they count, and what they tell nodes."""
+
+from clusters import actions, nodes
+from clusters.models import Cluster, ClusterNode, Dependency, Deployment, Replica, Revision
+from organizations import parts, service
+from organizations.models import Organization
+from organizations.quotas import register_meter
+from workers import beats
+
+
+def connect() -> None:
+    parts.register(export=_export, stop=_stop, purge=_purge)
+    register_meter("deployments", actions.used)
+    service.register_object(
+        "deployment",
+        lambda home, pk: str(
+            Deployment.objects.of(home).there().filter(pk=pk).values_list("name", flat=True).first()
+            or ""
+        ),
+    )
+    beats.register(nodes.beat)
+
+
+def _export(home: Organization, bundle: parts.Bundle) -> None:
+    mine = Deployment.objects.of(home)
+    bundle.add_table("clusters", Cluster.objects.of(home))
+    bundle.add_table("cluster_nodes", ClusterNode.objects.of(home))
+    bundle.add_table("deployments", mine)
+    bundle.add_table(
+        "revisions", Revision.objects.filter(deployment__in=mine.values("pk")), "env_sealed"
+    )
+    bundle.add_table("dependencies", Dependency.objects.filter(deployment__in=mine.values("pk")))
+    bundle.add_table("replicas", Replica.objects.of(home))
+
+
+def _stop(home: Organization) -> None:
+    for one in Deployment.objects.of(home).there().filter(is_started=True):
+        actions.stop("the organization's deletion", one)
+
+
+def _purge(home: Organization) -> None:
+    Replica.objects.of(home).delete()
+    Deployment.objects.of(home).delete()
+    Cluster.objects.of(home).delete()

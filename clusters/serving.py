@@ -1,0 +1,145 @@
+"""Predictions of deployments: from any replica that answers, in turn, and from another when one
+dies. A prediction changes nothing, so it is simply asked again."""
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.http import Http404
+
+from accounts.errors import Unavailable
+from clusters import words
+from clusters.models import Deployment, Replica
+from organizations import rls
+from organizations.models import Organization
+from training import serving
+from training.actions import RowsRefused
+from training.models import TrainedModel
+from training.rows import BadRows, check_rows
+from workers.models import Worker
+
+PATIENCE_S = 5.0  # for a replica to come, where others were just going
+AGAIN_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A replica that answers."""
+
+    replica: UUID
+    number: int
+    revision: int
+    model: UUID
+    node: Worker
+
+
+_places: "serving._Kept[tuple[UUID, UUID], list[Place]]" = serving._Kept(1, 500)
+_turns: dict[UUID, "itertools.count[int]"] = {}
+
+
+def places_of(home: Organization, deployment: UUID) -> list[Place]:
+    """The replicas that answer now, as they were a second ago at most. Raises Http404."""
+
+    def find() -> list[Place]:
+        rows = (
+            Replica.objects.of(home)
+            .filter(
+                deployment=deployment,
+                deployment__deleted_at=None,
+                state=Replica.State.RUNNING,
+                node__last_seen_at__gte=Worker.alive_since(),
+            )
+            .select_related("node", "revision")
+            .order_by("generation")
+        )
+        return [
+            Place(one.pk, one.number, one.revision.number, one.revision.model_id, one.node)
+            for one in rows
+            if one.node is not None and one.revision.model_id is not None
+        ]
+
+    return _places.get((home.pk, deployment), find)
+
+
+def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
+    """Predict rows by a replica of the deployment.
+
+    Raises Http404 where there is none such, Invalid when the model refuses the rows, Unavailable
+    when no replica answers.
+    """
+    turn = _turns.setdefault(deployment, itertools.count())
+    tried: dict[UUID, str] = {}
+    began = time.monotonic()
+    while True:
+        places = [one for one in places_of(home, deployment) if one.replica not in tried]
+        if not places and (not tried or time.monotonic() - began > PATIENCE_S):
+            _refuse(home, deployment, tried)
+        if not places:  # those that there were went: others come
+            with rls.waiting():
+                time.sleep(AGAIN_S)
+            _places.clear()
+            continue
+        place = places[next(turn) % len(places)]
+        try:
+            return _ask(home, deployment, place, rows)
+        except serving.NodeFailed as failure:
+            tried[place.replica] = str(failure)
+            _places.clear()
+
+
+def _ask(home: Organization, deployment: UUID, place: Place, rows: Any) -> dict[str, Any]:
+    model = serving.servable(home, place.model)
+    if model is None:
+        raise serving.NodeFailed("its model is gone")
+    try:
+        checked = check_rows(model.schema, rows)
+    except BadRows as bad:
+        raise RowsRefused(str(bad), errors=bad.errors) from None
+    with rls.waiting():
+        answer = _answer(model, place, checked)
+    return {
+        "deployment": str(deployment),
+        "revision": place.revision,
+        "replica": place.number,
+        "model": str(model.pk),
+        "predictions": answer.predictions,
+        "probabilities": answer.by_class,
+        "classes": answer.classes,
+        "ms": answer.ms,
+    }
+
+
+def _answer(model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]]) -> serving.Answer:
+    assert model.artifact is not None
+    body = {
+        "model": {
+            "artifact": str(model.artifact.pk),
+            "sha256": model.artifact.sha256,
+            "signature": model.artifact.signature,
+            "engine": model.engine,
+            "organization": str(model.organization_id),
+        },
+        "replica": str(place.replica),
+        "columns": [column["name"] for column in model.schema],
+        "rows": rows,
+    }
+    return serving._ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1)
+
+
+def _refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:
+    found = Deployment.objects.of(home).there().filter(pk=deployment).first()
+    if found is None:
+        raise Http404
+    told = "; ".join(dict.fromkeys(tried.values()))
+    if not found.is_started:
+        raise Unavailable(f"{found} is stopped: start it first.", code="stopped")
+    why = f" ({told})" if told else f": it is {found.state}"
+    if not told and found.wait:
+        why += f". {words.reason(found.wait)}"
+    raise Unavailable(
+        f"No replica of {found} answers just now{why}", code="no-replica", retry_after_s=5
+    )

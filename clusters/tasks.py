@@ -1,0 +1,33 @@
+"""Short jobs of the control process."""
+
+import logging
+from datetime import timedelta
+from uuid import UUID
+
+from celery import shared_task
+from django.db.models import F
+from django.utils import timezone
+
+from clusters import cycle
+from clusters.models import Cluster, Replica
+
+log = logging.getLogger(__name__)
+
+
+@shared_task(name="clusters.tasks.cycle")
+def run_cycle(cluster: str) -> None:
+    cycle.run(UUID(cluster))
+
+
+@shared_task(name="clusters.tasks.sweep")
+def sweep() -> None:
+    """Every cluster that has something to do gets its cycle, whoever forgot to ask for it."""
+    for cluster in Cluster.objects.filter(deployments__isnull=False).distinct():
+        try:
+            cycle.run(cluster.pk)
+        except Exception:  # what is wrong with one cluster is no other's trouble
+            log.exception("a cluster was not planned", extra={"cluster": str(cluster.pk)})
+    old = timezone.now() - timedelta(days=1)
+    Replica.objects.filter(
+        ended_at__lt=old, generation__lte=F("deployment__generation") - cycle.KEPT_ENDED
+    ).delete()
