@@ -111,6 +111,7 @@ MAX_STORAGE_BYTES = _limit("MAX_STORAGE_GB", 10**9)
 MAX_CPU_HOURS = _limit("MAX_CPU_HOURS")  # a month
 MAX_GPU_HOURS = _limit("MAX_GPU_HOURS")
 MAX_DEPLOYMENTS = _limit("MAX_DEPLOYMENTS")
+MAX_ORGANIZATIONS = int(_positive("MAX_ORGANIZATIONS", 10))  # that one person makes
 DELETION_DAYS = _positive("DELETION_DAYS", 7)  # in which a deleted organization can be restored
 EXPORT_DAYS = _positive("EXPORT_DAYS", 7)  # that an export can be downloaded
 ALLOW_SIGNUP = env.bool("ALLOW_SIGNUP", default=True)

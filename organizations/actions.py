@@ -14,8 +14,6 @@ from organizations import invites, rls
 from organizations.audit import record
 from organizations.models import Membership, Organization, Role
 
-MOST_ORGANIZATIONS = 50  # that one person can belong to by making them
-
 
 class SignupClosed(FlowError):
     code = "signup-closed"
@@ -24,6 +22,10 @@ class SignupClosed(FlowError):
 
 class LastAdmin(Conflict):
     code = "last-admin"
+
+
+class TooManyOrganizations(Conflict):
+    code = "too-many-organizations"
 
 
 class NotAllowed(FlowError):
@@ -93,7 +95,7 @@ def register(
             raise Invalid(
                 problem.detail, code=problem.code, errors={"invite_code": [problem.detail]}
             ) from None
-    make_organization(user, name=f"{username[:100]}'s organization")
+    _make(user, name=f"{username[:100]}'s organization")  # everybody has one, limit or not
     if user.awaits_verification:
         mail.later("verify", str(user.pk), user.email)
     return user
@@ -114,11 +116,25 @@ def _taken(username: str, email: str) -> Invalid | None:
 
 @transaction.atomic
 def make_organization(by: User, *, name: str) -> Membership:
-    """A new organization with ``by`` as its admin."""
+    """A new organization with ``by`` as its admin.
+
+    Each has quotas of its own, so a person makes only so many: raises TooManyOrganizations for an
+    admin of MAX_ORGANIZATIONS, those among them that are about to be deleted.
+    """
+    with rls.platform():
+        User.objects.select_for_update(no_key=True).get(pk=by.pk)  # two at once count each other
+        has = Membership.objects.filter(user=by, role=Role.ADMIN).count()
+    if has >= settings.MAX_ORGANIZATIONS:
+        raise TooManyOrganizations(
+            f"You are admin of {has} organizations, and one person makes at most "
+            f"{settings.MAX_ORGANIZATIONS} here. Leave one, or hand one over. The operator can "
+            "raise it."
+        )
+    return _make(by, name=name)
+
+
+def _make(by: User, *, name: str) -> Membership:
     with rls.platform():  # whoever asks may be at work for another one
-        if Membership.objects.filter(user=by, role=Role.ADMIN).count() >= MOST_ORGANIZATIONS:
-            sentence = f"You are admin of {MOST_ORGANIZATIONS} organizations already: leave some."
-            raise Conflict(sentence)
         organization = Organization.objects.create(name=_name(name))
         membership = Membership.objects.create(organization=organization, user=by, role=Role.ADMIN)
     record("organization.created", organization, by=membership)

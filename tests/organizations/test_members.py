@@ -1,9 +1,11 @@
 """Who is in an organization, what they may do, and that somebody is always in charge."""
 
+import contextlib
+
 import pytest
 
-from organizations import actions
-from organizations.actions import LastAdmin, NotAllowed
+from organizations import actions, invites
+from organizations.actions import LastAdmin, NotAllowed, TooManyOrganizations
 from organizations.models import AuditEntry, Membership, Organization, Role
 from tests.factories import MembershipFactory, UserFactory
 from tests.organizations.threads import at_once
@@ -42,6 +44,47 @@ def test_somebody_makes_organizations_and_is_their_admin(client, slash):
     )  # fmt: skip
     assert [one["id"] for one in client.get(address).json()["results"]] == [made.json()["id"]]
     assert AuditEntry.objects.get().verb == "organization.created"
+
+
+def test_one_person_makes_only_so_many_organizations(client, settings):
+    settings.MAX_ORGANIZATIONS = 2
+    ada = UserFactory()
+    client.force_login(ada)
+
+    def made():
+        return client.post("/api/organizations", {"name": "x"}, content_type="application/json")
+
+    MembershipFactory(user=ada, role=Role.DEVELOPER)  # of somebody else's
+    assert [made().status_code for _ in range(2)] == [201, 201]
+    refused = made()
+    assert (refused.status_code, refused.json()["code"]) == (409, "too-many-organizations")
+    assert "at most 2" in refused.json()["detail"]
+    assert Organization.objects.filter(memberships__user=ada).count() == 3
+    Membership.objects.filter(user=ada, role=Role.ADMIN).first().delete()
+    assert made().status_code == 201
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_make_the_last_organization_at_once_one_is_refused(settings):
+    settings.MAX_ORGANIZATIONS = 1
+    ada = UserFactory()
+
+    def make_one():
+        with contextlib.suppress(TooManyOrganizations):
+            actions.make_organization(ada, name="x")
+
+    at_once(make_one, make_one, make_one)
+    assert Organization.objects.count() == 1
+
+
+def test_everybody_who_signs_up_has_an_organization(settings):
+    settings.MAX_ORGANIZATIONS = 1
+    invite = invites.renew(make.member(Role.ADMIN), role=Role.ADMIN)
+    ada = actions.register(
+        username="ada", email="ada@example.org", password="a long way home 7",
+        allowed=True, invite_code=invite.code,
+    )  # fmt: skip
+    assert ada.memberships.count() == 2
 
 
 def test_what_only_the_installation_may_say_is_not_taken_from_a_client(client, admin, ask):
