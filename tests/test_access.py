@@ -263,6 +263,8 @@ POST    /api/predict/all/{dataset}                               401    403     
 POST    /api/predict/{named}                                     401    403     200     200     404
 GET     /api/metrics/all                                         401    200     200     200     200
 GET     /api/metrics/{named}                                     401    200     200     200     404
+GET     /api/visualization/all                                   401    200     200     200     200
+GET     /api/visualization/{named}/roc                           401    202     202     202     404
 GET     /api/stats/overview                                      401    200     200     200     200
 GET     /api/stats/jobs                                          401    200     200     200     200
 GET     /api/stats/models                                        401    200     200     200     200

@@ -60,6 +60,7 @@ THERE = {
     "metrics": "named",
     "all": "dataset",
     "aliases": "alias",
+    "visualization": "named",
 }
 
 

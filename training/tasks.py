@@ -6,6 +6,7 @@ The work itself hangs on the signals of the workers app (see reactions.py).
 
 import importlib
 from typing import Any
+from uuid import UUID
 
 from celery import shared_task
 from celery.signals import worker_process_init
@@ -24,3 +25,11 @@ def warm_up(**_: Any) -> None:
     """Import what scoring needs, in the child: Polars must not have threads when control forks."""
     for name in ("polars", "training.scoring"):
         importlib.import_module(name)
+
+
+@shared_task(name="training.tasks.draw", soft_time_limit=90, time_limit=100)
+def draw(model: str, kind: str) -> None:
+    """Draw a model's curve, which somebody has asked to see."""
+    from training import pictures
+
+    pictures.draw(UUID(model), kind)

@@ -25,7 +25,7 @@ from training.names import NAME, NamedModel, NamedVersion
 from training.offers import ALL
 
 _NAMES = {"type": "array", "items": {"type": "string"}}
-_ADDRESS = OpenApiParameter(
+ADDRESS = OpenApiParameter(
     "model_name",
     str,
     OpenApiParameter.PATH,
@@ -362,7 +362,7 @@ class AskViewSet(OrgViewSet):
     serializer_class = Said
     filter_backends = ()
 
-    @extend_schema(request=Features, responses=Said, parameters=[_ADDRESS])
+    @extend_schema(request=Features, responses=Said, parameters=[ADDRESS])
     def predict(self, request: Request, model_name: str) -> Response:
         """Predict rows with a model by its name."""
         said = named.predict(self.membership, model_name, _features(request))
@@ -411,7 +411,7 @@ class MetricsViewSet(OrgViewSet):
     serializer_class = Metrics
     filter_backends = ()
 
-    @extend_schema(responses=Metrics, parameters=[_ADDRESS])
+    @extend_schema(responses=Metrics, parameters=[ADDRESS])
     def retrieve(self, request: Request, model_name: str) -> Response:
         """How good a model is on rows that it had not seen."""
         return Response(Metrics(named.find(self.membership.organization, model_name)).data)

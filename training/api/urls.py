@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.api import gate, named, views
+from training.api import gate, named, views, visualization
 
 job = views.JobViewSet.as_view
 model = views.ModelViewSet.as_view
@@ -53,6 +53,12 @@ urlpatterns = [
     path("predict/<str:model_name>", ask({"post": "predict"}), name="named-predict"),
     path("metrics/all", metrics({"get": "list"}), name="named-metrics-all"),
     path("metrics/<str:model_name>", metrics({"get": "retrieve"}), name="named-metrics"),
+    path("visualization/all", visualization.PageView.as_view(), name="named-visualization-all"),
+    path(
+        "visualization/<str:model_name>/roc",
+        visualization.PictureView.as_view(kind="roc"),
+        name="named-roc",
+    ),
     path("stats/overview", views.OverviewView.as_view(), name="stats-overview"),
     path("stats/jobs", views.JobStatsView.as_view(), name="stats-jobs"),
     path("stats/models", views.ModelStatsView.as_view(), name="stats-models"),
