@@ -237,6 +237,7 @@ GET     /api/training                                            401    200     
 GET     /api/training?dataset={dataset}                          401    200     200     200     200
 POST    /api/training/start                                      401    403     202     202     404
 POST    /api/training/check                                      401    403     202     202     404
+POST    /api/training/estimate                                   401    403     200     200     404
 GET     /api/training/check/{check}                              401    200     200     200     404
 GET     /api/training/{job}                                      401    200     200     200     404
 GET     /api/training/{job}/progress                             401    200     200     200     404
@@ -509,6 +510,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/datasets/{dataset}/versions": a_file,
     "POST /api/training/start": a_wish,
     "POST /api/training/check": a_wish,
+    "POST /api/training/estimate": a_wish,
     "POST /api/train": lambda world: a_wish(world) | {"models": ["knn"]},
     "POST /api/models": lambda world: {"name": "new", "model": str(world.ids["model"])},
     "PUT /api/models/{named}/aliases/{alias}": lambda _: {"version": 1},

@@ -49,6 +49,7 @@ NAMED = {
     ("POST /api/models", "model"): ("model", 404),
     ("POST /api/training/start", "dataset"): ("dataset", 404),
     ("POST /api/training/check", "dataset"): ("dataset", 404),
+    ("POST /api/training/estimate", "dataset"): ("dataset", 404),
     ("POST /api/organizations/{organization}/transfer", "user"): ("member", 404),
     ("POST /api/organizations/{organization}/tokens", "model"): ("model", 400),
     ("POST /api/clusters", "node_ids"): ("node", 404),

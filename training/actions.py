@@ -25,7 +25,7 @@ from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import blends, bundle, catalog, findings, offers, presets, scoring, serving
+from training import blends, bundle, catalog, findings, history, offers, presets, scoring, serving
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import InvalidCandidate
 from training.models import (
@@ -275,7 +275,7 @@ def _start(
             engine=engine,
             device=device,
             cpu_millis=threads * 1000,
-            ram_mib=2048 + cells * 8 * 10 // 2**20,  # ten copies as float64: fits, folds, frames
+            ram_mib=history.ram_mib(engine, plan),
             time_limit_s=int(budget_s * 1.1 + GRACE_S),
             priority=job.priority,
         )
@@ -306,6 +306,42 @@ def check_data(
     wish = Wish(target=target, task_type=task_type, column_types=column_types or {}, split=split)
     ready = _ready_version(by, dataset, version)
     return findings.ask(by, ready, _plan(wish, ready), wish.column_types)
+
+
+@transaction.atomic
+def estimate_job(
+    by: Membership,
+    dataset: UUID,
+    *,
+    target: str,
+    version: int | None = None,
+    task_type: str = "auto",
+    preset: str = "",
+    engines: Sequence[str] | str = (),
+    time_budget: float | None = None,
+    budget_mode: str = "",
+    exclude: Sequence[str] = (),
+    column_types: Mapping[str, str] | None = None,
+    split: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What such a race would take, and where (training/history.py). Nothing is queued.
+
+    Raises what ``start_job`` would for such a request.
+    """
+    chosen = _preset(preset, budget_mode)
+    wish = Wish(
+        target=target,
+        task_type=task_type,
+        engines=() if isinstance(engines, str) else engines,
+        time_budget_s=chosen.time_budget_s if time_budget is None else time_budget,
+        exclude=exclude,
+        column_types=column_types or {},
+        split=split,
+    )
+    ready = _ready_version(by, dataset, version)
+    plan = _plan(wish, ready)
+    budgets = _budgets(by.organization, ready, wish, plan, chosen, engines)
+    return history.outlook(by.organization, ready, plan, budgets)
 
 
 def plan_job(by: Membership, dataset: UUID, **wish: Any) -> Plan:
@@ -504,6 +540,7 @@ def progress_of(job: TrainingJob) -> dict[str, Any]:
         "waiting_for": "" if job.has_ended else waits_for(tasks, job.organization),
         "elapsed_s": (until - job.started_at).total_seconds() if job.started_at else 0.0,
         "budget_s": job.budget_s,
+        "left_s": history.left_s(job, tasks),
         "model_count": job.models.filter(state=TrainedModel.State.SCORED).count(),
         "best_model": job.best_model,
         "tasks": tasks,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.training import make
-from training import scoring, serving
+from training import history, scoring, serving
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +12,7 @@ def forget() -> Iterator[None]:
     """What a process keeps between jobs and requests is not the next test's."""
     yield
     scoring._kept.clear()
+    history._kept.clear()
     serving._pool = serving._Pool()
     serving._models.clear()
     serving._nodes.clear()

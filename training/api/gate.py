@@ -1,4 +1,4 @@
-"""Before a start, for programs: what speaks against the data."""
+"""Before a start, for programs: what speaks against the data, and what it would take."""
 
 from typing import Any, ClassVar
 from uuid import UUID
@@ -9,10 +9,10 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from organizations.api.base import OrgViewSet
+from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
-from training import actions
-from training.api.serializers import Split, Waiting
+from training import actions, presets
+from training.api.serializers import Engines, Split, Waiting
 from training.checks import TASK_TYPES
 from training.models import DataCheck
 from workers.waiting import wait_of
@@ -105,3 +105,64 @@ class CheckViewSet(OrgViewSet):
         check = self.get_object()
         check.organization = self.membership.organization
         return Response(Check(check).data)
+
+
+class EstimateWish(CheckWish):
+    exclude = serializers.ListField(child=serializers.CharField(), default=list)
+    preset = serializers.ChoiceField(list(presets.PRESETS), default=presets.DEFAULT)
+    engines = Engines(default=list)
+    time_budget = serializers.FloatField(required=False, allow_null=True, help_text="Seconds.")
+    budget_mode = serializers.ChoiceField(list(presets.BUDGET_MODES), required=False)
+
+
+class OffBy(serializers.Serializer[Any]):
+    """How far off earlier estimates were, as ratios from 1 upwards."""
+
+    median = serializers.FloatField()
+    p90 = serializers.FloatField()
+    runs = serializers.IntegerField()
+
+
+class EngineEstimate(serializers.Serializer[Any]):
+    engine = serializers.CharField()
+    budget_s = serializers.FloatField()
+    seconds = serializers.FloatField()
+    seconds_low = serializers.FloatField(help_text="To seconds_high: nine of ten or so.")
+    seconds_high = serializers.FloatField()
+    runs = serializers.IntegerField(help_text="Of this engine, on which it rests; 0 for none.")
+    ram_mib = serializers.IntegerField(help_text="What its task would ask for.")
+    queue = serializers.CharField()
+    nodes = serializers.ListField(child=serializers.CharField(), help_text="That serve it now.")
+    starts_in_s = serializers.FloatField(allow_null=True, help_text="Null: nobody can tell.")
+    waits = serializers.CharField(help_text="Why it would wait; empty when it would start at once.")
+
+
+class Estimate(serializers.Serializer[Any]):
+    rows = serializers.IntegerField()
+    columns = serializers.IntegerField()
+    seconds = serializers.FloatField(
+        allow_null=True, help_text="For the race, side by side where nodes allow; null: no node."
+    )
+    starts_in_s = serializers.FloatField(allow_null=True, help_text="Null: nobody can tell.")
+    ram_mib = serializers.IntegerField(help_text="Of the largest task.")
+    from_history = serializers.BooleanField(
+        help_text="False: nothing is known here of these engines, and the budget stands."
+    )
+    explanation = serializers.CharField()
+    seconds_error = OffBy(allow_null=True)
+    ram_error = OffBy(allow_null=True)
+    engines = EngineEstimate(many=True)
+
+
+@extend_schema(tags=["training"])
+class EstimateView(OrgAPIView):
+    roles: ClassVar = {"post": Role.DEVELOPER}
+
+    @extend_schema(request=EstimateWish, responses=Estimate)
+    def post(self, request: Request) -> Response:
+        """What such a race would take, where, and how soon: by what ended here before."""
+        form = EstimateWish(data=request.data)
+        form.is_valid(raise_exception=True)
+        wish = dict(form.validated_data)
+        found = actions.estimate_job(self.membership, wish.pop("dataset"), **wish)
+        return Response(Estimate(found).data)

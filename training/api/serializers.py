@@ -225,6 +225,11 @@ class Progress(serializers.Serializer[Any]):
     waiting_for = serializers.CharField(help_text="Why nothing runs yet; empty otherwise.")
     elapsed_s = serializers.FloatField()
     budget_s = serializers.FloatField()
+    left_s = serializers.FloatField(
+        allow_null=True,
+        help_text="Until the race is likely over, by the past of this installation; a refit or an "
+        "ensemble comes on top. Null once it is.",
+    )
     model_count = serializers.IntegerField()
     best_model = ModelName(allow_null=True)
     tasks = EngineProgress(many=True)

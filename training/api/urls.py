@@ -12,6 +12,7 @@ metrics = named.MetricsViewSet.as_view
 urlpatterns = [
     path("training", job({"get": "list"}), name="training-jobs"),
     path("training/start", job({"post": "start"}), name="training-start"),
+    path("training/estimate", gate.EstimateView.as_view(), name="training-estimate"),
     path("training/check", gate.CheckViewSet.as_view({"post": "create"}), name="training-checks"),
     path(
         "training/check/<uuid:pk>",
