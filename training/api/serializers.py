@@ -263,7 +263,7 @@ class LeaderboardRow(serializers.ModelSerializer[TrainedModel]):
         return list(model.interval) if model.interval else None
 
 
-class Member(serializers.ModelSerializer[EnsembleMember]):
+class Part(serializers.ModelSerializer[EnsembleMember]):
     id = serializers.UUIDField(source="model_id")
     name = serializers.CharField(source="model.name")
     engine = serializers.CharField(source="model.engine")
@@ -309,9 +309,9 @@ class Model(LeaderboardRow):
     def get_is_best(self, model: TrainedModel) -> bool:
         return model.job.best_model_id == model.pk
 
-    @extend_schema_field(Member(many=True, allow_null=True))
+    @extend_schema_field(Part(many=True, allow_null=True))
     def get_members(self, model: TrainedModel) -> Any:
-        return Member(model.parts(), many=True).data if model.is_ensemble else None
+        return Part(model.parts(), many=True).data if model.is_ensemble else None
 
     def _test(self, model: TrainedModel, what: str) -> Any:
         return (model.test or {}).get(what)
