@@ -121,7 +121,7 @@ def _stack(
     """Those models that can be blended, and what they said of ``rows`` of the ranked ones."""
     models, said = [], []
     for model in library:
-        found = _said(job, model, truth, truth.ranked[rows], part="validation")
+        found = said_of(job, model, truth, truth.ranked[rows])
         if found is not None:
             models.append(model)
             said.append(found)
@@ -130,8 +130,8 @@ def _stack(
     return models, np.array(said)
 
 
-def _said(
-    job: TrainingJob, model: TrainedModel, truth: Truth, rows: Ints, *, part: str
+def said_of(
+    job: TrainingJob, model: TrainedModel, truth: Truth, rows: Ints, *, part: str = "validation"
 ) -> Floats | None:
     """A model's stored answer to ``rows``: n x k probabilities, or n x 1 numbers; None for a
     classifier without probabilities."""
@@ -171,7 +171,7 @@ def _blend_all(
         if not weights[i] and not by_row[:, i].any():
             continue
         every = np.concatenate([truth.ranked, truth.sealed])
-        said = _said(job, model, truth, every, part="held-out")
+        said = said_of(job, model, truth, every, part="held-out")
         assert said is not None
         ranked += by_row[:, i : i + 1] * said[: len(truth.ranked)]
         sealed += weights[i] * said[len(truth.ranked) :]
@@ -219,7 +219,7 @@ def refit(
     width = len(job.classes or ()) or 1
     sealed = np.zeros((len(truth.sealed), width))
     for model, weight in members:
-        said = _said(job, model, truth, truth.sealed, part="test")
+        said = said_of(job, model, truth, truth.sealed, part="test")
         if said is None:
             raise InvalidCandidate(f"{model.name} gave no probabilities.")
         sealed += weight * said

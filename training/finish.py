@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Min, Q
 from django.utils import timezone
 
-from training import actions, blends, scoring
+from training import actions, blends, leak, scoring
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
 from training.models import BOARD_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
@@ -69,6 +69,7 @@ def finish_job(task: Task) -> TrainingJob | None:
         _open_seal(job, best, notices)
         if refits:
             best = _finish_refit(job, best, refits, notices)
+        _look_for_a_leak(job, best.origin or best, notices)
     for notice in notices:
         if notice not in job.notices:
             job.notices.append(notice)
@@ -204,6 +205,25 @@ def _open_seal(job: TrainingJob, model: TrainedModel, notices: Notices) -> None:
         return
     model.test = _test_figures(found)
     model.save(update_fields=["test"])
+
+
+def _look_for_a_leak(job: TrainingJob, model: TrainedModel, notices: Notices) -> None:
+    """A notice when the winner rests on one column almost alone."""
+    try:
+        truth = scoring.truth_of(job)
+        said = blends.said_of(job, model, truth, truth.ranked)
+        found = None if said is None else leak.suspect(said, scoring.columns_of(job, truth.ranked))
+    except Exception:  # it is a look, and no part of the job
+        log.exception("no look for a leak", extra={"job": job.pk})
+        return
+    if found is not None:
+        name, share = found
+        text = (
+            f"{model.name} rests on '{name}' almost alone: this column by itself explains "
+            f"{share:.0%} of what it says. If its value is not known at the time of the "
+            "prediction, leave it out and train again."
+        )
+        notices.append({"message": text, "engine": model.engine})
 
 
 def _test_figures(found: Evaluation) -> dict[str, Any]:

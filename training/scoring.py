@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from training.models import TrainedModel, TrainingJob
 from workers.models import Artifact
 
 MOST_JOBS_KEPT = 8
+MOST_COLUMNS = 200  # that are looked at one by one
 PROBABILITY = "p{}"  # the name of a class's column in a predictions file
 
 
@@ -156,6 +158,23 @@ def figures(job: TrainingJob, predictions: Predictions, truth: Truth) -> dict[st
         "curves": found.curves,
         "reason": " ".join(found.notes),
     }
+
+
+def columns_of(
+    job: TrainingJob, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The job's features in ``rows``, by name, one read after the other; free text is left out."""
+    version = job.dataset_version
+    assert version is not None
+    assert version.data is not None
+    import polars as pl
+
+    source = source_of(version.data)
+    for column in [one for one in job.columns if one["role"] != "text"][:MOST_COLUMNS]:
+        values = pl.read_parquet(source, columns=[column["name"]])[column["name"]].gather(rows)
+        if values.dtype.is_temporal():
+            values = values.to_physical()
+        yield column["name"], values.to_numpy()
 
 
 def check_complete(predictions: Predictions, truth: Truth) -> None:
