@@ -2,14 +2,17 @@
 
 import os
 
-from django.core.asgi import get_asgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "flowml_site.settings")
-http = get_asgi_application()  # before anything that imports a model
+django.setup(set_prefix=False)  # before anything that imports a model
 
+from asgiref.sync import sync_to_async  # noqa: E402
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.core.handlers.asgi import ASGIHandler  # noqa: E402
+from django.http import HttpRequest, HttpResponseBase  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from flowml_site.bodies import guard_bodies  # noqa: E402
@@ -19,6 +22,24 @@ from workers.api.heartbeat import thin  # noqa: E402
 from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
 from workers.longpoll import waiting_claims  # noqa: E402
 
+
+class OneThread(ASGIHandler):
+    """Django's handler, which goes to a thread once for a request.
+
+    Its own goes there and back for each middleware before and after the view, which took more
+    processor time than all that they do. No view of ours is async.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load_middleware(is_async=False)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        answer: HttpResponseBase = await sync_to_async(self.get_response)(request)
+        return answer
+
+
+http = OneThread()
 sockets = URLRouter(
     [
         path("ws/node", NodeConsumer.as_asgi()),

@@ -1,11 +1,8 @@
-"""What all our middlewares stand on: the same steps with an await and without, errors included."""
+"""What all our middlewares stand on: its steps around an answer and around an error."""
 
-import asyncio
 from contextvars import ContextVar
 from typing import Any
 
-import pytest
-from asgiref.sync import iscoroutinefunction
 from django.http import HttpResponse
 from django.test import RequestFactory
 
@@ -30,15 +27,10 @@ class Noting(Around):
 def asked(view: Any) -> tuple[Any, Any]:
     """The request and its answer, or the error, by a middleware before ``view``."""
     request = RequestFactory().get("/")
-    middleware = Noting(view)
-    assert iscoroutinefunction(middleware) == iscoroutinefunction(view)
     try:
-        answer: Any = middleware(request)
-        if asyncio.iscoroutine(answer):
-            answer = asyncio.run(answer)
+        return request, Noting(view)(request)
     except RuntimeError as error:
-        answer = error
-    return request, answer
+        return request, error
 
 
 def view(request: Any) -> HttpResponse:
@@ -50,45 +42,15 @@ def broken(request: Any) -> HttpResponse:
     raise RuntimeError("the view is broken")
 
 
-async def async_view(request: Any) -> HttpResponse:
-    await asyncio.sleep(0)
-    return view(request)
-
-
-async def async_broken(request: Any) -> HttpResponse:
-    return broken(request)
-
-
-@pytest.mark.parametrize("answers", [view, async_view])
-def test_it_stands_around_the_answer(answers: Any) -> None:
-    request, answer = asked(answers)
+def test_it_stands_around_the_answer() -> None:
+    request, answer = asked(view)
     assert (answer.content, answer.headers["X-Seen"]) == (b"hello", "inside")
     assert request.notes == ["answered", "ended"]
     assert HERE.get() == "outside"
 
 
-@pytest.mark.parametrize("fails", [broken, async_broken])
-def test_an_error_passes_and_what_was_begun_is_ended(fails: Any) -> None:
-    request, error = asked(fails)
+def test_an_error_passes_and_what_was_begun_is_ended() -> None:
+    request, error = asked(broken)
     assert str(error) == "the view is broken"
     assert request.notes == ["ended"]
     assert HERE.get() == "outside"
-
-
-def test_who_goes_in_the_middle_ends_it_too() -> None:
-    async def given_up() -> Any:
-        request = RequestFactory().get("/")
-        begun = asyncio.Event()
-
-        async def slow(request: Any) -> HttpResponse:
-            begun.set()
-            await asyncio.sleep(60)
-            return HttpResponse()
-
-        waiting = asyncio.create_task(Noting(slow)(request))  # type: ignore[arg-type]
-        await begun.wait()
-        waiting.cancel()
-        await asyncio.wait({waiting})
-        return request
-
-    assert asyncio.run(given_up()).notes == ["ended"]
