@@ -10,7 +10,9 @@
      <div hx-get="..." hx-trigger="flowml:leaderboard from:closest [data-live], every 20s">
 
    Elements that come or go later (htmx) are noticed. After a lost connection the socket comes back
-   by itself and asks for what it missed. */
+   by itself and asks for what it missed. When the server turns it away it asks once more: a new
+   password, set in another tab, ends the session and gives this browser another one. Turned away
+   twice, the person is signed out, and elements with data-signed-out are shown. */
 (() => {
   "use strict";
   const GAP = 400;
@@ -18,6 +20,7 @@
   const LONGEST_WAIT = 15000;
   const NOTE_AFTER = 1500;
   const SETTLED_AFTER = 1000;
+  const LET_IN_AFTER = 15000; // longer than the server waits before it looks again
 
   const seen = new Map(); // topic -> highest sequence number that arrived
   const refused = new Set(); // topics that the server won't tell us about
@@ -27,6 +30,7 @@
   let wait = FIRST_WAIT;
   let retry = 0;
   let noteTimer = 0;
+  let turnedAway = 0; // times in a row
   let leaving = false;
 
   function elementsOf(topic) {
@@ -45,20 +49,26 @@
     return topics;
   }
 
-  function show(hidden) {
-    for (const element of document.querySelectorAll("[data-connection]")) element.hidden = hidden;
+  function show(note, shown) {
+    for (const element of document.querySelectorAll(`[${note}]`)) element.hidden = !shown;
   }
 
   // A blink is not worth a word: only a connection that stays away is told.
   function lost() {
-    noteTimer ||= setTimeout(() => show(false), NOTE_AFTER);
+    noteTimer ||= setTimeout(() => show("data-connection", true), NOTE_AFTER);
   }
 
   function settled() {
     clearTimeout(noteTimer);
     noteTimer = 0;
     wait = FIRST_WAIT;
-    show(true);
+    show("data-connection", false);
+    show("data-signed-out", false);
+  }
+
+  function signedOut() {
+    settled();
+    show("data-signed-out", true);
   }
 
   function send(message) {
@@ -69,7 +79,7 @@
     const topics = wanted();
     if (!topics.size && !socket) return;
     if (!socket) {
-      connect();
+      if (!retry && turnedAway < 2) connect();
       return;
     }
     if (socket.readyState !== WebSocket.OPEN) return; // the open handler subscribes
@@ -97,6 +107,9 @@
       sync();
       // A server that takes connections only to drop them is not back yet.
       setTimeout(() => socket === opened && settled(), SETTLED_AFTER);
+      setTimeout(() => {
+        if (socket === opened) turnedAway = 0;
+      }, LET_IN_AFTER);
     });
     opened.addEventListener("message", (event) => {
       let message;
@@ -105,16 +118,24 @@
       } catch {
         return;
       }
-      if (socket === opened) settled();
+      if (socket === opened && !message.error) {
+        turnedAway = 0;
+        settled();
+      }
       receive(message);
     });
     opened.addEventListener("close", (event) => {
       if (socket !== opened) return;
       socket = null;
       subscribed = new Set();
-      // 4401 and 4403: signed out or not allowed. Asking again changes nothing.
-      if (leaving || event.code === 4401 || event.code === 4403) return;
-      if (!wanted().size) return;
+      if (leaving || !wanted().size) return;
+      if (event.code === 4401) {
+        turnedAway += 1;
+        if (turnedAway > 1) {
+          signedOut();
+          return;
+        }
+      }
       lost();
       retry = setTimeout(connect, wait * (0.75 + Math.random() / 2));
       wait = Math.min(wait * 1.8, LONGEST_WAIT);
@@ -167,8 +188,9 @@
   }
 
   function hasten() {
-    if (!socket && retry) {
+    if (!socket && (retry || turnedAway > 1)) {
       wait = FIRST_WAIT;
+      turnedAway = Math.min(turnedAway, 1); // perhaps signed in again, in another tab
       connect();
     }
   }

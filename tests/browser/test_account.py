@@ -80,8 +80,8 @@ def test_an_account_is_kept_from_sign_up_to_second_factor(visitor: NewVisitor) -
 
 
 def test_pages_for_who_can_not_get_in_are_accessible(visitor: NewVisitor) -> None:
-    for theme in ("light", "dark"):
-        who = visitor(f"out-{theme}", width=360, theme=theme)
+    for width, theme in ((360, "light"), (1280, "dark")):
+        who = visitor(f"out-{theme}", width=width, theme=theme)
         who.expected.append("404")
         for path in ("/password/forgotten", "/password/reset", "/email/resend", "/email/verify"):
             who.go(path)
@@ -90,3 +90,55 @@ def test_pages_for_who_can_not_get_in_are_accessible(visitor: NewVisitor) -> Non
         who.page.get_by_label("E-mail").fill("nobody@example.org")
         who.page.get_by_role("button", name="Send the link").click()
         expect(who.page.get_by_role("heading", name="Look into your mail")).to_be_visible()
+        looks_right(who, "sent")
+
+
+def test_another_tab_goes_on_after_a_new_password_and_tells_that_one_is_signed_out(
+    visitor: NewVisitor,
+) -> None:
+    who = visitor("tabs")
+    page = sign_up(who, "lee")
+    who.go("/workers")
+    opened: list[str] = []
+    page.on("websocket", lambda socket: opened.append(socket.url))
+    page.reload()
+    page.wait_for_function("window.flowmlLive.state().open")
+    page.evaluate("window.stays = true")
+    other = who.context.new_page()
+    other.goto(f"{who.base}/account/password")
+    other.get_by_label("Your password now").fill(PASSWORD)
+    other.get_by_label("New password").fill("another way home 8")
+    other.get_by_role("button", name="Change the password").click()
+    expect(other.get_by_text("Your password is changed")).to_be_visible()
+    # The old session ends with the next look at it, and the new one takes over by itself.
+    while len(opened) < 2:
+        page.wait_for_timeout(500)
+    page.wait_for_function("window.flowmlLive.state().open")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.flowmlLive.state().open && window.stays")
+    expect(page.get_by_text("You are signed out")).to_be_hidden()
+    other.get_by_role("button", name="Sign out", exact=True).click()
+    expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    told = page.get_by_text("You are signed out").or_(page.get_by_role("heading", name="Sign in"))
+    expect(told).to_be_visible(timeout=60_000)
+    who.shot("signed-out")
+
+
+def test_an_export_is_made_watched_and_deleted_after_a_question(visitor: NewVisitor) -> None:
+    who = visitor("export")
+    page = sign_up(who, "ann")
+    who.go("/organization?tab=settings")
+    page.get_by_role("button", name="Make an export").click()
+    link = page.get_by_role("link", name="Download")
+    expect(link).to_be_visible(timeout=60_000)  # without a reload
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        looks_right(who, f"ready-{width}")
+    with page.expect_download() as downloading:
+        link.click()
+    assert downloading.value.suggested_filename.endswith(".zip")
+    page.get_by_role("button", name="Delete this export").click()
+    looks_right(who, "asked")
+    page.get_by_role("button", name="Delete the export").click()
+    expect(page.get_by_text("Expired")).to_be_visible()
+    expect(link).to_be_hidden()
