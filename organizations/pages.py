@@ -134,9 +134,11 @@ def _audit(request: OrgRequest) -> dict[str, Any]:
 def _settings(request: OrgRequest) -> dict[str, Any]:
     me = request.membership
     others = Membership.objects.filter(organization=me.organization_id).exclude(pk=me.pk)
-    exported = OrganizationExport.objects.of(me.organization)
+    exported = list(OrganizationExport.objects.of(me.organization)[:5])
+    going_on = (OrganizationExport.State.QUEUED, OrganizationExport.State.RUNNING)
     return {
-        "exports": exported[:5] if me.may(Role.ADMIN) else [],
+        "exports": exported if me.may(Role.ADMIN) else [],
+        "under_way": any(one.state in going_on for one in exported),
         "grace_days": settings.DELETION_DAYS,
         "heirs": others.select_related("user").order_by("user__username")[:200]
         if me.may(Role.ADMIN)

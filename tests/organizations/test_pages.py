@@ -4,7 +4,14 @@ import re
 
 import pytest
 
-from organizations.models import Membership, Organization, Role, ServiceToken
+from organizations import exports
+from organizations.models import (
+    Membership,
+    Organization,
+    OrganizationExport,
+    Role,
+    ServiceToken,
+)
 from tests.factories import MembershipFactory, UserFactory
 from tests.training import make
 
@@ -50,6 +57,23 @@ def test_a_viewer_sees_members_and_use_and_no_button(client, admin):
     assert "Audit log" not in text
     assert "Quotas" in page(client, "usage")
     assert "Members" in page(client, "audit")  # which is not for viewers
+
+
+def test_an_export_that_is_being_made_is_watched_and_one_that_is_there_is_not(client, admin):
+    client.post("/organization/exports")
+    assert 'hx-trigger="every 5s"' in page(client, "settings")
+    exports.build(OrganizationExport.objects.get().pk)
+    text = page(client, "settings")
+    assert "Download" in text
+    assert "every 5s" not in text
+    assert "Delete this export?" in text, "it asks first"
+
+
+def test_handing_over_asks_first(client, admin):
+    make.member(Role.VIEWER, organization=admin.organization)
+    text = page(client, "settings")
+    assert "Hand this organization over?" in text
+    assert '<button class="btn" type="submit">Hand over' not in text
 
 
 def test_the_last_admin_is_told_why_they_stay(client, admin):
