@@ -248,6 +248,28 @@ def test_a_job_with_no_node_says_what_it_waits_for(developer: Membership) -> Non
     assert "no node is connected" in page
 
 
+def test_of_several_engines_the_one_that_waits_is_named(
+    developer: Membership, engines: None
+) -> None:
+    job, node = make.job(developer, engines=["pycaret", "other"]), make.Node()
+    assert node.claim().engine == "pycaret"
+    Task.objects.update(queued_at="2026-01-01T00:00Z")
+    page = as_(developer).get(reverse("training:job-live", args=[job.pk])).content.decode()
+    assert "Other engine: Waits for a node with the engine other" in page
+
+
+def test_the_form_says_which_engines_no_node_has(developer: Membership, engines: None) -> None:
+    version = make.version(developer)
+    make.Node()
+    page = (
+        as_(developer)
+        .get(reverse("training:new"), {"dataset": str(version.dataset_id)})
+        .content.decode()
+    )
+    assert re.search(r"Other engine <span[^>]*>no node has it now", page)
+    assert not re.search(r"PyCaret <span[^>]*>no node has it now", page)
+
+
 def test_cancel_ends_a_waiting_job_and_says_so(developer: Membership) -> None:
     job = make.job(developer)
     response = as_(developer).post(reverse("training:cancel", args=[job.pk]), follow=True)

@@ -310,8 +310,8 @@ def batch(request: OrgRequest, batch_id: UUID) -> HttpResponse:
     after = last_seq(f"prediction:{batch_id}")
     stored = _batch(request, batch_id)
     waits = ""
-    if stored.task and not stored.has_ended:
-        waits = waits_for([stored.task], request.membership.organization)
+    if not stored.has_ended:
+        waits = waits_for(list(stored.tasks), request.membership.organization)
     context = {
         "section": "models",
         "after": after,
