@@ -34,7 +34,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     running.stop()
 
 
-def start_node(bare: Platform, folder: Path, *args: str) -> subprocess.Popen[bytes]:
+def start_node(url: str, folder: Path, *args: str, name: str = "ours") -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWML_", "PYTEST"))}
     env |= {
         "FLOWML_NODE_DIR": str(folder / "node"),
@@ -45,7 +45,7 @@ def start_node(bare: Platform, folder: Path, *args: str) -> subprocess.Popen[byt
     command = [str(BASE_DIR / ".venvs/node/bin/python"), "-m", "workers.cli"]
     with (folder / "node.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--register", bare.url, "--name", "ours", *args],
+            [*command, "--register", url, "--name", name, *args],
             env=env, cwd=folder, stdout=log, stderr=log,
         )  # fmt: skip
 
@@ -53,7 +53,7 @@ def start_node(bare: Platform, folder: Path, *args: str) -> subprocess.Popen[byt
 def test_an_organizations_own_node_does_all_its_work(bare: Platform, tmp_path: Path) -> None:
     with closing(Person(bare.url, "owner")) as owner, closing(Person(bare.url, "other")) as other:
         token = owner.ok("POST", "/api/workers/join-tokens", json={})["token"]
-        node = start_node(bare, tmp_path, "--token", token)
+        node = start_node(bare.url, tmp_path, "--token", token)
         try:
             seen = owner.until(
                 "/api/workers", lambda found: found["count"] == 1 and found["results"][0]
@@ -89,7 +89,7 @@ def test_an_organizations_own_node_does_all_its_work(bare: Platform, tmp_path: P
             # A restarted node needs no join token: that one is used up.
             node.terminate()
             assert node.wait(30) == 0
-            node = start_node(bare, tmp_path, "--token", token)
+            node = start_node(bare.url, tmp_path, "--token", token)
             assert owner.until("/api/workers", lambda found: found["results"][0])["count"] == 1
             assert predict() == first
 
@@ -105,6 +105,6 @@ def test_an_organizations_own_node_does_all_its_work(bare: Platform, tmp_path: P
 
 
 def test_a_wrong_token_joins_nothing(bare: Platform, tmp_path: Path) -> None:
-    node = start_node(bare, tmp_path, "--token", "guessed")
+    node = start_node(bare.url, tmp_path, "--token", "guessed")
     assert node.wait(90) == 3
     assert "join token is wrong" in (tmp_path / "node.log").read_text()
