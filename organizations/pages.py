@@ -250,7 +250,7 @@ def transfer(request: OrgRequest) -> str:
 @_acts("settings")
 def export(request: OrgRequest) -> str:
     exports.ask(request.membership)
-    return "The export is being made. It appears below; reload the page to see how far it is."
+    return "The export is being made. It appears below as soon as it is ready."
 
 
 @require_GET
@@ -314,10 +314,13 @@ def make_token(request: OrgRequest) -> HttpResponse:
             name=asked.get("name", ""),
             actions=kind if kind in ServiceToken.Actions.values else ServiceToken.Actions.PREDICT,
             model=UUID(asked["model"]) if asked.get("model") else None,
+            deployment=UUID(asked["deployment"]) if asked.get("deployment") else None,
             expires_in_days=_whole(asked.get("expires_in_days")),
         )
     except ValueError:
-        messages.error(request, "A model is named by its id, as it stands in its page's address.")
+        messages.error(
+            request, "Models and deployments are named by their ids, as in their addresses."
+        )
         return redirect(f"{reverse('organizations:detail')}?tab=tokens")
     except FlowError as error:
         return _page(request, "tokens", status=422, problem=error.detail, form=asked)

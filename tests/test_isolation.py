@@ -52,6 +52,7 @@ NAMED = {
     ("POST /api/training/estimate", "dataset"): ("dataset", 404),
     ("POST /api/organizations/{organization}/transfer", "user"): ("member", 404),
     ("POST /api/organizations/{organization}/tokens", "model"): ("model", 400),
+    ("POST /api/organizations/{organization}/tokens", "deployment"): ("deployment", 400),
     ("POST /api/clusters", "node_ids"): ("node", 404),
     ("POST /api/clusters/{cluster}/nodes", "node_id"): ("node", 404),
     ("POST /api/deployments", "model"): ("model", 404),
@@ -194,6 +195,9 @@ def test_an_id_in_a_body_opens_nothing_of_another_organization(
         order_score=0.5,
     )
     good: Any = {"dataset": own.dataset_id, "user": friend.user_id, "model": model.pk}.get(name)
+    if name == "deployment":
+        deploying.cluster(stranger, deploying.node(stranger))
+        good = deploying.deploy(stranger, deploying.model(stranger), "mine").pk
     method, path = address.split()
     rest: dict[str, Any] = {}
     if "/clusters" in path or "/deployments" in path:

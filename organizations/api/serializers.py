@@ -158,6 +158,9 @@ class ServiceTokenWish(serializers.Serializer[Any]):
     model = serializers.UUIDField(
         default=None, allow_null=True, help_text="Only this one; with actions predict."
     )
+    deployment = serializers.UUIDField(
+        default=None, allow_null=True, help_text="Only this one; with actions predict."
+    )
     expires_in_days = serializers.IntegerField(
         default=365, allow_null=True, min_value=1, max_value=3650, help_text="Null: never."
     )

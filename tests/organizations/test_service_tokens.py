@@ -9,6 +9,7 @@ from django.utils import timezone
 from datasets.models import Dataset
 from organizations import service
 from organizations.models import AuditEntry, Role, ServiceToken
+from tests.clusters import make as deploying
 from tests.training import make
 from training.models import BatchPrediction
 
@@ -129,6 +130,32 @@ def test_one_for_one_model_opens_that_one_and_its_results(admin, by):
     assert by(secret, "get", f"/api/results/predictions/{watch}").status_code == 404
 
 
+def test_one_for_one_deployment_predicts_with_that_one_alone(admin, by, client):
+    deploying.cluster(admin, deploying.node(admin))
+    mine, other = (deploying.deploy(admin, deploying.model(admin), name) for name in ("a", "b"))
+    client.force_login(admin.user)
+    made = client.post(
+        f"/api/organizations/{admin.organization_id}/tokens",
+        {"name": "shop", "deployment": str(mine.pk)},
+        content_type="application/json",
+    )
+    assert made.status_code == 201, made.content
+    assert (made.json()["only_kind"], made.json()["only_name"]) == ("deployment", "a")
+    secret, rows = made.json()["token"], {"rows": [{"petal_cm": 1.0}]}
+    asked = by(secret, "post", f"/api/deployments/{mine.pk}/predict", rows)
+    assert asked.status_code == 503, asked.content  # let in, though nothing runs yet
+    assert by(secret, "post", f"/api/deployments/{other.pk}/predict", rows).status_code == 403
+    model = f"/api/results/model/{mine.revision.model_id}/predict"
+    assert by(secret, "post", model, rows).status_code == 403, "nor past the deployment"
+    for method, address in (
+        ("get", f"/api/deployments/{mine.pk}"),
+        ("post", f"/api/deployments/{mine.pk}/stop"),
+        ("delete", f"/api/deployments/{mine.pk}"),
+        ("get", "/api/deployments"),
+    ):
+        assert by(secret, method, address).status_code == 403, address
+
+
 @pytest.mark.parametrize("change", [
     {"expires_at": timezone.now() - timedelta(1)}, {"revoked_at": timezone.now()}, {"digest": "x"},
 ])  # fmt: skip
@@ -148,6 +175,8 @@ def test_what_makes_no_sense_is_refused(client, admin):
         ({"name": "x", "actions": "admin"}, "actions"),
         ({"name": "x", "model": str(foreign.pk)}, "model"),
         ({"name": "x", "actions": "read", "model": str(foreign.pk)}, "actions"),
+        ({"name": "x", "deployment": str(foreign.pk)}, "deployment"),
+        ({"name": "x", "deployment": str(foreign.pk), "model": str(foreign.pk)}, "deployment"),
     ):
         answer = client.post(address, wish, content_type="application/json")
         assert (answer.status_code, list(answer.json()["errors"])) == (400, [field])
