@@ -26,8 +26,13 @@ def compile_one(source: Path, extra: list[str]) -> bool:
     shape = ["--generate-hashes", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
     python = ["--python-version", "3.11"]
     env = venvs.uv_environment()
-    # A folder of wheels on this machine would stand in for the index, and its few hashes with it.
-    env.pop("UV_FIND_LINKS", None)
+    if "+cpu" in source.read_text(encoding="utf-8"):
+        # Builds of PyTorch for CPUs alone are not on the index: they come from a folder of wheels,
+        # or where there is none from PyTorch's own index, with the same hashes.
+        shape += venvs.torch_options(env)
+    else:
+        # A folder of wheels on this machine would stand in for the index, its few hashes with it.
+        env.pop("UV_FIND_LINKS", None)
     env.pop("UV_INDEX", None)
     done = subprocess.run(
         [*uv, *shape, *python, *extra, source.name, "--output-file", lock.name],

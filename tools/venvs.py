@@ -144,6 +144,11 @@ def uv_environment() -> dict[str, str]:
     return env
 
 
+def torch_options(env: dict[str, str]) -> list[str]:
+    """What makes uv find PyTorch's builds for CPUs (``2.13.0+cpu``), which the index lacks."""
+    return [] if env.get("UV_FIND_LINKS") else ["--torch-backend", "cpu"]
+
+
 def is_reachable_folder(url: str) -> bool:
     """Whether a ``file:`` index is there (uv stops at a missing one, pip does not)."""
     return not url.startswith("file://") or Path(url.removeprefix("file://")).is_dir()
@@ -222,7 +227,9 @@ def make(name: str) -> bool:
         python = str(venv / "bin" / "python")
         if state != "stale":
             run([uv, "venv", "--clear", "--python", sys.executable, str(venv)], name, env)
-        run([uv, "pip", "sync", "--require-hashes", "--python", python, str(lock)], name, env)
+        more = torch_options(env) if "+cpu" in lock.read_text(encoding="utf-8") else []
+        sync = [uv, "pip", "sync", "--require-hashes", *more, "--python", python, str(lock)]
+        run(sync, name, env)
     temporary = venv / (STAMP + ".new")
     temporary.write_text(fingerprint(lock), encoding="ascii")
     temporary.replace(venv / STAMP)

@@ -8,10 +8,12 @@ it: ``requirements/engine-sklearn-1.4.txt`` is what makes the engine ``sklearn-1
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from training.engines import named
 from workers.node.handlers import FILES
 
 FOLDER = Path(__file__).parent / "engines"
@@ -44,13 +46,52 @@ def engines() -> dict[str, EngineInfo]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and (info := _declared(node)) is not None:
                 found[info.name] = info
-    for lock in sorted(LOCKS.glob("engine-*-*.txt")):
+    for lock in sorted(LOCKS.glob("engine-*-*.txt"), key=lambda lock: lock.stem):
         name = lock.stem.removeprefix("engine-")
         file, _, version = name.partition("-")
         if (info := found.get(FILES.get(file, file))) is not None:
             title = f"{info.title} {version}"
             found[name] = replace(info, name=name, title=title, version_of=info.name)
     return found
+
+
+def table() -> str:
+    """docs/engines.md's table of engines."""
+    rows = [("engine", "what it is", "version", "tasks"), ("---", "---", "---", "---")]
+    rows += [
+        (f"`{info.name}`", info.title, _locked(info.name), ", ".join(info.tasks))
+        for info in engines().values()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _locked(engine: str) -> str:
+    """The locked version of what the engine's source file asks for first."""
+    source = (LOCKS / f"engine-{engine}.in").read_text(encoding="utf-8")
+    first = next(line for line in source.splitlines() if line and line[0] not in "#-")
+    name = re.split(r"[\[<>=!~; ]", first)[0].lower().replace(".", "[.-]")
+    lock = (LOCKS / f"engine-{engine}.txt").read_text(encoding="utf-8")
+    found = re.search(rf"^{name}(?:\[\S*\])?==(\S+)", lock, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def models_table() -> str:
+    """docs/engines.md's table of models by name."""
+    rows = [("model", "engines", "tasks", "hyperparameters"), ("---", "---", "---", "---")]
+    by_name: dict[str, list[str]] = {}
+    for engine, models in named.MODELS.items():
+        for name in models:
+            by_name.setdefault(name, []).append(engine)
+    for name, of in by_name.items():
+        model = named.MODELS[of[0]][name]
+        tasks = [
+            word
+            for word, kind in (("classification", "binary"), ("regression", "regression"))
+            if model.does(kind)
+        ]
+        takes = dict.fromkeys(one.name.partition(":")[0] for one in model.parameters)
+        rows.append((f"`{name}`", ", ".join(of), ", ".join(tasks), ", ".join(takes)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _declared(node: ast.ClassDef) -> EngineInfo | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.node import probe, service
+from workers.node import installing, probe, service
 from workers.node.settings import ROOT, VERSION, Settings, read
 from workers.node.supervisor import RESTART, CannotJoin, Supervisor
 
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.service:
         return service.install(settings, [o for o in argv or sys.argv[1:] if o != "--service"])
+    installing.install_missing(settings)
     try:
         status = asyncio.run(_run(settings))
     except CannotJoin as error:
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--token", help="the join token (FLOWML_JOIN_TOKEN)")
     add("--name", help="this node's name, unique on the server (FLOWML_NODE_NAME)")
     add("--queues", help="only these classes of work, e.g. cpu,gpu")
-    add("--engines", help="only these engines, e.g. pycaret,autogluon")
+    add("--engines", help="only these engines, e.g. pycaret,autogluon; missing ones are installed")
     add("--concurrency", type=int, help="heavy tasks at a time; default: half the cores")
     add(
         "--probe-only",

@@ -21,7 +21,7 @@ from training import splits
 
 REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["pycaret", "sklearn"]
-HEAVY = ["autogluon", "flaml"]  # these belong to `make test-rest`
+HEAVY = ["autogluon", "flaml", "torch"]  # these belong to `make test-rest`
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
 REFIT = "training.engines.refit:refit"
@@ -149,7 +149,7 @@ class Warm:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)  # giving back what large libraries hold takes a while
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

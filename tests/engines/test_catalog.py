@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,12 @@ def test_a_node_finds_the_virtualenvs_of_engines_and_their_versions(
         python.parent.mkdir(parents=True)
         python.touch(mode=0o755)
     assert probe.engines_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("engines", catalog.table), ("models", catalog.models_table)]
+)
+def test_the_page_shows_what_the_code_has(name: str, table: Callable[[], str]) -> None:
+    page = (REPO / "docs" / "engines.md").read_text()
+    (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, re.DOTALL)
+    assert shown.strip() == table()

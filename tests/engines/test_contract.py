@@ -268,7 +268,7 @@ def test_a_table_of_which_no_row_is_held_out_is_learned_from(warm: Warm, kind: s
     budget_s = time_for(warm, 5)
     ran = warm.train(table, payload_for(table, ROLES, kind, split=split, budget_s=budget_s))
     assert not [m for m in ran.of("notice") if "could not be fitted" in m["message"]]
-    assert len(ran.candidates) >= 2
+    assert len(ran.candidates) >= (1 if warm.engine in HEAVY else 2)
     for key in ran.candidates:
         assert sorted(ran.predictions(key)["row"].to_list()) == list(range(200))
 

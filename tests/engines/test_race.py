@@ -36,7 +36,7 @@ class Run:
     def pulse(self) -> bool:
         return self.remaining_s() <= 0
 
-    def working_on(self, what: str) -> None:
+    def working_on(self, what: str, **data: Any) -> None:
         pass
 
     def notice(self, message: str, **data: Any) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import estimators, matrix
+from . import estimators, folding, matrix
 from .base import Candidate, Data, Engine, Predictions, Predictor, Problem, Run
 from .frame import Frame
 from .tables import Array
@@ -64,7 +63,6 @@ BAG_SHARE = 0.12  # of the time left: what the first bag may take; else all have
 FOREST_BAG_ROWS = 2_000  # a bag of forests takes up too much room
 FOREST_TREES = 100
 FOREST_LEAVES = 4_000
-STOP_SHARE, STOP_ROWS = 0.2, 20_000  # rows by which a single child's boosting stops
 MEMBERS = 8  # of an ensemble, at most
 RESERVE_S = 1.5  # for the ensemble, and for writing
 METRICS: dict[str, Any] = {  # by which boosting stops, where AutoGluon has the job's
@@ -96,7 +94,7 @@ class AutoGluon(Engine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "estimators", "autogluon")
+    modules = ("matrix", "folding", "estimators", "autogluon")
 
     def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
         yield from Portfolio(self.name, problem, data, run).go()
@@ -115,11 +113,11 @@ class AutoGluon(Engine):
             estimators.fit_recipe(recipe, problem, data, folder)
             return
         encoding = matrix.learn(data.train, "native")
-        bags = [
+        fitted = [
             fit_bag(bag, problem, data, encoding, folder / f"bag-{number}")[0]
             for number, bag in enumerate(recipe["bags"])
         ]
-        save(bags, [bag["weight"] for bag in recipe["bags"]], encoding, problem, folder)
+        save(fitted, [bag["weight"] for bag in recipe["bags"]], encoding, problem, folder)
 
 
 ENGINE = AutoGluon()
@@ -205,25 +203,31 @@ def fit_bag(
 ) -> tuple[Bag, Array]:
     """Fit the children of a recipe and save them.
 
-    ``recipe`` is {"kind", "params", "folds", "rounds", "whole", "hurry"}. ``rounds`` are each
-    child's where they are known from an earlier fit: then none stops by any rows, and with
-    ``whole`` an only child learns from these, too. A first child that would make the bag take
-    longer than ``hurry`` (seconds) stays the only one. ``until`` (on ``time.monotonic``'s clock) is
-    when the models themselves should end.
+    ``recipe`` is {"kind", "params", "folds", "alone", "rounds", "whole", "hurry"}. ``alone`` means
+    the child of the first fold only. ``rounds`` are each child's where they are known from an
+    earlier fit: then none stops by any rows, and with ``whole`` an only child learns from these,
+    too. A first child that would make the bag take longer than ``hurry`` (seconds) stays alone.
+    ``until`` (on ``time.monotonic``'s clock) is when the models themselves should end.
     Returns the bag, whose recipe has the rounds that it took, and what each child predicted of its
     own fold, nan where none has.
     """
     rows = Rows(encoding, data.train)
-    folds = data.folds if data.folds is not None else bag_folds(problem, data.y, recipe["folds"])
+    own = data.folds is None
+    folds = folding.folds_for(problem, data.y, recipe["folds"]) if own else data.folds
+    assert folds is not None
     shape = (len(data.y), problem.n_classes) if problem.is_classification else (len(data.y),)
     scores = np.full(shape, np.nan)
     children: list[Child] = []
     known, taken = recipe.get("rounds") or [], []
-    count = int(folds.max())
-    began = time.monotonic()
+    alone, began = bool(recipe.get("alone")), time.monotonic()
+    count = 1 if alone else int(folds.max())
     for fold in range(1, count + 1):
         away = folds == fold
-        rest, stop = learned_and_stopped(recipe, problem, data, folds, fold)
+        rest, stop = folding.rows_for(
+            problem, data, folds, fold, stops=recipe["kind"] not in FORESTS
+        )
+        if recipe.get("whole") and own and count == 1:
+            rest, stop = np.arange(len(folds)), stop[:0]
         rounds = known[fold - 1] if len(known) == count else None
         limit = None if until is None else (until - time.monotonic()) / (count - fold + 1)
         child = fit_child(
@@ -231,35 +235,17 @@ def fit_bag(
         )
         children.append(child)
         taken.append(child.model.params_trained.get(ROUNDS[recipe["kind"]], rounds))
-        own = Rows(encoding, data.train.take(away))
-        scores[away] = child.scores(own, problem.n_classes)
+        scores[away] = child.scores(Rows(encoding, data.train.take(away)), problem.n_classes)
         hurry = recipe.get("hurry")
         if fold == 1 and hurry and count * (time.monotonic() - began) > hurry:
+            alone = True
             break
     kept = {name: recipe[name] for name in ("kind", "params", "folds", "weight") if name in recipe}
     if recipe["kind"] == "CAT":  # it chooses these by the rounds that it is given
         chosen = children[0].model.model.get_all_params()
         by_rounds = {name: chosen[name] for name in CATBOOST_CHOOSES if name in chosen}
         kept["params"] = by_rounds | dict(kept["params"])
-    return Bag(kept | {"rounds": taken}, folder, children), scores
-
-
-def learned_and_stopped(
-    recipe: Mapping[str, Any], problem: Problem, data: Data, folds: Array, fold: int
-) -> tuple[Array, Array]:
-    """Which rows the child of a fold learns from, and by which its boosting stops (none: it can't).
-
-    What it is to predict may not say when it stops, where the job's figures come from that.
-    """
-    rest, away = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-    if recipe.get("whole") and data.folds is None and recipe["folds"] == 1:
-        return np.arange(len(folds)), away[:0]
-    if recipe["kind"] in FORESTS:
-        return rest, away[:0]
-    if data.folds is None:
-        return rest, away
-    inner = bag_folds(problem, data.y[rest], 1, seed=problem.seed + fold)
-    return rest[inner == 0], rest[inner == 1]
+    return Bag(kept | {"rounds": taken, "alone": alone}, folder, children), scores
 
 
 def fit_child(
@@ -332,21 +318,6 @@ def metric_for(problem: Problem, kind: str) -> str:
         found = found.get(kind)
     usual = "root_mean_squared_error" if kind == "regression" else "log_loss"
     return str(found or usual)
-
-
-def bag_folds(problem: Problem, y: Array, count: int, seed: int | None = None) -> Array:
-    """Folds 1..count, stratified; of one fold, a fifth of the rows at most, and 0 for the rest."""
-    rows = len(y)
-    random = np.random.default_rng(problem.seed if seed is None else seed)
-    order = random.permutation(rows)
-    if problem.is_classification:
-        order = order[np.argsort(y[order], kind="stable")]
-    folds = np.zeros(rows, dtype=np.int64)
-    if count > 1:
-        folds[order] = np.arange(rows) % count + 1
-    else:
-        folds[order[:: max(round(1 / STOP_SHARE), rows // STOP_ROWS)]] = 1
-    return folds
 
 
 # On disk and in memory
@@ -552,11 +523,6 @@ class Portfolio:
         encoding = matrix.learn(data.train, "native")
         hurried = recipe | ({"hurry": self.hurry} if data.folds is None else {})
         bag, scores = fit_bag(hurried, problem, data, encoding, folder / "bag-0", until)
-        if data.folds is None and len(bag.children) < recipe["folds"]:
-            # A bag of one has other folds, by which it can be made again.
-            shutil.rmtree(folder / "bag-0")
-            single = recipe | {"folds": 1}
-            bag, scores = fit_bag(single, problem, data, encoding, folder / "bag-0", until)
         save([bag], [1.0], encoding, problem, folder)
         fit_s = time.monotonic() - began
         model = Blend([bag], np.ones(1), encoding, problem.n_classes)

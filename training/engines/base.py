@@ -118,8 +118,8 @@ class Run(Protocol):
     def pulse(self) -> bool:
         """Call often (every 0.2 s or so). Reports progress by the clock; True means: end now."""
 
-    def working_on(self, what: str) -> None:
-        """Name what is being done, for the progress message."""
+    def working_on(self, what: str, **data: Any) -> None:
+        """Name what is being done, for the progress message; ``data`` (plain JSON) goes with it."""
 
     def notice(self, message: str, **data: Any) -> None:
         """Tell the person something worth knowing, such as a model that failed."""

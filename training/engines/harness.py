@@ -244,6 +244,7 @@ class HarnessRun:
         self.sent = 0
         self.last_notice = ""
         self._what = ""
+        self._data: dict[str, Any] = {}
         self._fraction = 0.0
         self._said_at = float("-inf")
 
@@ -255,8 +256,8 @@ class HarnessRun:
             self._say()
         return self.channel.stopping or self.remaining_s() <= 0
 
-    def working_on(self, what: str) -> None:
-        self._what = what
+    def working_on(self, what: str, **data: Any) -> None:
+        self._what, self._data = what, data
         if time.monotonic() - self._said_at >= PROGRESS_S:
             self._say()
 
@@ -265,14 +266,15 @@ class HarnessRun:
         self.channel.notice(message, **data)
 
     def finish(self, message: str) -> None:
-        self._what, self._fraction = message, 1.0
+        self._what, self._data, self._fraction = message, {}, 1.0
         self._say()
 
     def _say(self) -> None:
         used = 1.0 - self.remaining_s() / max(self.budget_s, 1e-9)
         self._fraction = max(self._fraction, min(used, 0.99))
         self._said_at = time.monotonic()
-        self.channel.progress(round(self._fraction, 4), self._what, candidates=self.sent)
+        fraction = round(self._fraction, 4)
+        self.channel.progress(fraction, self._what, candidates=self.sent, **self._data)
 
 
 def deliver(

@@ -142,7 +142,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def models_of(engine: str) -> Mapping[str, Model]:
     """The models of an engine by name, of whatever version; none for engines that only race."""
-    return MODELS.get(engine.partition("-")[0], {})
+    file = engine.partition("-")[0]
+    return MODELS.get({"pytorch": "torch"}.get(file, file), {})
 
 
 def problems(engine: str, model: str, task: str, given: Mapping[str, Any]) -> dict[str, str]:
@@ -491,5 +492,36 @@ SKLEARN = (
     ),
 )
 
+# The frameworks' own networks (networks.py).
+
+TABULAR_NETWORK = Model(
+    "tabular_network",
+    "Neural network",
+    "network",
+    "scaled",
+    "network",
+    "network",
+    (
+        Parameter("layers", "ints", [128, 64], "neurons of each layer", low=1, high=4_096),
+        _float("dropout", 0.1, 0, 0.9, "share of neurons left out in each pass"),
+        _float("learning_rate", 3e-3, 1e-6, 1, "first step"),
+        _float("weight_decay", 1e-5, 0, 1, "penalty"),
+        _int("batch_size", None, 2, 65_536, "rows per step; null: by the table", optional=True),
+        _int("epochs", 60, 1, 10_000, "most passes over the rows"),
+        _int("patience", 10, 1, 10_000, "epochs without gain on rows kept back, then it ends"),
+        _int(
+            "embedding",
+            None,
+            1,
+            512,
+            "most numbers that stand for a category; null: by how many levels it has",
+            optional=True,
+        ),
+    ),
+)
+
 # By engine.
-MODELS: dict[str, dict[str, Model]] = {"sklearn": {model.name: model for model in SKLEARN}}
+MODELS: dict[str, dict[str, Model]] = {
+    "sklearn": {model.name: model for model in SKLEARN},
+    "torch": {TABULAR_NETWORK.name: TABULAR_NETWORK},
+}
