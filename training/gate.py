@@ -405,7 +405,8 @@ class Check:
         )
         self.add(
             "warning" if drifts else "info", "time", [name],
-            f"{with_it}A random split lets models learn from rows later than those that rank them.",
+            f"{with_it}Without a split by time, models learn from rows later than those that rank "
+            "them.",
             "If the model is to predict what comes later, split by time. A date that is only a "
             "property, such as a birthday, needs none.",
             metric=METRIC[self.task], score=round(score, 5), moments=distinct,

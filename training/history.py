@@ -149,7 +149,8 @@ def outlook(
                 }
             )
     able = [one for one in engines if one["nodes"]]
-    seconds = _side_by_side([one["seconds"] for one in able], sum(slots.values()))
+    ends = [0.0] * sum(slots.values())
+    seconds = _side_by_side([one["seconds"] for one in able], ends) if ends else None
     begins = [one["starts_in_s"] for one in able]
     return {
         "rows": plan.rows,
@@ -173,11 +174,9 @@ def _wait(home: Organization, engine: str, queue: str, asked: int) -> Wait:
     return explain(task, home)
 
 
-def _side_by_side(seconds: Iterable[float], slots: int) -> float | None:
-    """When the last of them ends, the longest first, on so many slots."""
-    if not slots:
-        return None
-    ends = [0.0] * slots
+def _side_by_side(seconds: Iterable[float], ends: list[float]) -> float:
+    """When the last of them ends, the longest first, on slots that are free at ``ends``."""
+    heapq.heapify(ends)
     for one in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + one)
     return max(ends)
@@ -203,22 +202,27 @@ def _words(engines: Iterable[Mapping[str, Any]], error: Error | None) -> str:
 
 
 def left_s(job: TrainingJob, tasks: Iterable[Task]) -> float | None:
-    """Seconds until the race of a job is likely over; None when it has ended or nothing runs.
+    """Seconds until the race of a job is likely over; None when it has ended.
 
-    A task that goes on longer than was thought is given the rest of its budget by degrees.
+    What waits follows what runs, as many side by side as now. A task that goes on longer than was
+    thought is given the rest of its budget by degrees.
     """
-    known: Past | None = None
-    left = []
-    for task in tasks:
-        if job.has_ended or task.has_ended or task.kind != TRAIN:
-            continue
-        known = known or past()
+    race = [task for task in tasks if task.kind == TRAIN and not task.has_ended]
+    if job.has_ended or not race:
+        return None
+    known, cells = past(), cells_of(job.rows, len(job.columns))
+    ends, waiting = [], []
+    for task in race:
         budget_s = float(job.budgets.get(task.engine) or job.budget_s)
-        guess = known.seconds(task.engine, cells_of(job.rows, len(job.columns)), budget_s)
+        expected = known.seconds(task.engine, cells, budget_s).value
+        if task.state != Task.State.RUNNING:
+            waiting.append(max(0.0, expected - task.spent_s))
+            continue
         gone = task.spent_s + _since(task.started_at)
-        expected = guess.value if gone < guess.value else (gone + most_s(budget_s)) / 2
-        left.append(max(0.0, expected - gone))
-    return max(left, default=None)
+        if gone >= expected:
+            expected = (gone + max(gone, most_s(budget_s))) / 2
+        ends.append(expected - gone)
+    return _side_by_side(waiting, ends or [0.0])
 
 
 def _since(moment: datetime | None) -> float:

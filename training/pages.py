@@ -17,9 +17,9 @@ MOST_SUGGESTIONS = 20
 TABLE_ROWS = 25
 
 SPLITS = (
-    ("random", "At random, each class in its share"),
-    ("time", "By time: later rows rank and are sealed"),
-    ("group", "By group: rows of one value stay together"),
+    ("random", "At random"),
+    ("time", "By time"),
+    ("group", "By group"),
 )
 TASK_TYPES = (
     ("auto", "As inferred from the target"),

@@ -137,6 +137,24 @@ def test_progress_tells_what_is_left(by, version):
     assert actions.progress_of(job)["left_s"] is None
 
 
+def test_what_waits_follows_what_runs(by, version):
+    """One engine runs, two wait: as many side by side as now, so one after the other."""
+    job = make.job(by, version, time_budget=60.0)
+    first = job.tasks.get()
+    for engine in ("flaml", "sklearn"):
+        first.pk, first.engine = None, engine
+        first._state.adding = True
+        first.save()
+    assert actions.progress_of(job)["left_s"] == pytest.approx(180, abs=1)
+    task = make.Node().claim()
+    Task.objects.filter(pk=task.pk).update(started_at=timezone.now() - timedelta(seconds=20))
+    job.refresh_from_db()
+    assert actions.progress_of(job)["left_s"] == pytest.approx(160, abs=1)
+    page = Client()
+    page.force_login(by.user)
+    assert "about 2 min left" in page.get(job.get_absolute_url()).content.decode()
+
+
 def test_programs_get_it_in_a_bounded_number_of_queries(by, version, django_assert_max_num_queries):
     make.Node()
     client = Client()

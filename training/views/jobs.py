@@ -19,7 +19,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.errors import FlowError
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, catalog, pages
+from training import actions, catalog, history, pages
 from training.models import ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
@@ -116,6 +116,7 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
         "best": _best(stored),
         "notices": [_notice(one) for one in stored.notices],
         "wait": wait,
+        "left_s": history.left_s(stored, tasks) if stored.started_at else None,
         "may_change": request.membership.may(Role.DEVELOPER),
     }
 
