@@ -297,6 +297,8 @@ STATIC_ROOT = FLOWML_VAR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = DEBUG
 FILE_UPLOAD_TEMP_DIR = FLOWML_VAR / "tmp"
+# Folders of this machine whose files a training may name. {organization} stands for an id.
+DATA_ROOTS = [one for one in env.str("FLOWML_DATA_ROOTS", default="").split(os.pathsep) if one]
 FILE_UPLOAD_HANDLERS = ["datasets.uploads.LimitedUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024  # form fields and JSON; files are streamed
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 20_000  # the form that tries a model has one for each column

@@ -45,7 +45,7 @@ from tests.factories import (
     make_task,
 )
 from tests.training import make
-from training import actions, named, scoring, serving
+from training import actions, general, named, scoring, serving
 from training.models import BatchPrediction
 from workers import joining
 from workers.files import store_artifact
@@ -266,6 +266,10 @@ GET     /api/metrics/all                                         401    200     
 GET     /api/metrics/{named}                                     401    200     200     200     404
 GET     /api/visualization/all                                   401    200     200     200     200
 GET     /api/visualization/{named}/roc                           401    202     202     202     404
+GET     /api/jobs                                                401    200     200     200     200
+POST    /api/jobs/training                                       401    403     202     202     404
+POST    /api/jobs/inference                                      401    403     202     202     404
+GET     /api/jobs/{request}/status                               401    200     200     200     404
 GET     /api/stats/overview                                      401    200     200     200     200
 GET     /api/stats/jobs                                          401    200     200     200     200
 GET     /api/stats/models                                        401    200     200     200     200
@@ -517,6 +521,8 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/predict/all": lambda _: {"features": [ROW]},
     "POST /api/predict/all/{dataset}": lambda _: {"features": [ROW]},
     "POST /api/predict/{named}": lambda _: {"features": [ROW]},
+    "POST /api/jobs/training": lambda world: a_wish(world) | {"model_type": "knn"},
+    "POST /api/jobs/inference": lambda world: {"model_id": world.ids["named"], "input_data": ROW},
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/predict?as=file": a_file,
     "POST /api/clusters": lambda _: {"name": "new"},
@@ -590,6 +596,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "check": actions.check_data(admin, version.dataset_id, target="kind").pk,
             "model": model.pk,
             "named": name,
+            "request": general.infer(admin, model_id=name, input_data=ROW).pk,
             "alias": f"{MARK}-alias",
             "batch": batch.pk,
             "node": own_node.pk,

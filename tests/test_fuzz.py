@@ -61,6 +61,7 @@ THERE = {
     "all": "dataset",
     "aliases": "alias",
     "visualization": "named",
+    "jobs": "request",
 }
 
 

@@ -198,7 +198,7 @@ def _start(
 ) -> TrainingJob:
     # Each of them starts only while there is some left; one more job may wait.
     quotas.reserve(by.organization, queued_jobs=1, cpu_hours=0, storage_bytes=0)
-    version = _ready_version(by, dataset, number)
+    version = ready_version(by, dataset, number)
     plan = _plan(wish, version)
     if request["priority"] not in PRIORITIES:
         raise Invalid(
@@ -304,7 +304,7 @@ def check_data(
     Raises what ``start_job`` would for such a request.
     """
     wish = Wish(target=target, task_type=task_type, column_types=column_types or {}, split=split)
-    ready = _ready_version(by, dataset, version)
+    ready = ready_version(by, dataset, version)
     return findings.ask(by, ready, _plan(wish, ready), wish.column_types)
 
 
@@ -338,7 +338,7 @@ def estimate_job(
         column_types=column_types or {},
         split=split,
     )
-    ready = _ready_version(by, dataset, version)
+    ready = ready_version(by, dataset, version)
     plan = _plan(wish, ready)
     budgets = _budgets(by.organization, ready, wish, plan, chosen, engines)
     return history.outlook(by.organization, ready, plan, budgets)
@@ -346,11 +346,11 @@ def estimate_job(
 
 def plan_job(by: Membership, dataset: UUID, **wish: Any) -> Plan:
     """What a start would do, which is the fields of ``Wish``. Raises what ``start_job`` would."""
-    return _plan(Wish(**wish), _ready_version(by, dataset, None))
+    return _plan(Wish(**wish), ready_version(by, dataset, None))
 
 
-def _ready_version(by: Membership, dataset: UUID, number: int | None) -> DatasetVersion:
-    """The version to train on, locked against being deleted until the job is stored."""
+def ready_version(by: Membership, dataset: UUID, number: int | None = None) -> DatasetVersion:
+    """The version to train on, the latest for None, locked until the job is stored."""
     versions = (
         DatasetVersion.objects.of(by.organization)
         .select_for_update(no_key=True, of=("self",))
@@ -584,7 +584,7 @@ def predict(model: TrainedModel, rows: object) -> serving.Answer:
     Raises RowsRefused with what is wrong where, Conflict for a model that has no score, Unavailable
     when no node can answer.
     """
-    _usable(model)
+    check_usable(model)
     try:
         checked = check_rows(model.schema, rows)
     except BadRows as bad:
@@ -598,7 +598,7 @@ def predict_file(by: Membership, model: TrainedModel, upload: File[bytes]) -> Ba
     The results, one of each format, hold the file's own columns and what was predicted.
     Raises Invalid for a kind of file that is not read here, TooLarge past the upload limit.
     """
-    _usable(model)
+    check_usable(model)
     size = upload.size or 0
     quotas.check(by.organization, upload_bytes=size, storage_bytes=size)
     name = (upload.name or "rows").rsplit("/", 1)[-1][-200:]
@@ -614,7 +614,7 @@ def predict_file(by: Membership, model: TrainedModel, upload: File[bytes]) -> Ba
     stored = store_artifact(by.organization, name, _plain(upload))
     try:
         with transaction.atomic():
-            return _queue_file(by, model, stored, name)
+            return queue_file(by, model, stored, name)
     except BaseException:
         stored.file.delete(save=False)
         stored.delete()
@@ -626,16 +626,19 @@ def _plain(upload: File[bytes]) -> IO[bytes]:
     return upload  # type: ignore[return-value]
 
 
-def _queue_file(
-    by: Membership, model: TrainedModel, stored: Artifact, name: str
+def queue_file(
+    by: Membership, model: TrainedModel, stored: Artifact, name: str, *, keep: bool = False
 ) -> BatchPrediction:
-    """A task, or one for each member of an ensemble: what they answer is blended afterwards."""
+    """A task, or one for each member of an ensemble: what they answer is blended afterwards.
+
+    The rows go once they are predicted, unless they are to be kept: those of a data set.
+    """
     quotas.reserve(by.organization, cpu_hours=0)
     batch = BatchPrediction.objects.create(
         organization=by.organization,
         model=model,
         filename=name,
-        upload=stored,
+        upload=None if keep else stored,
         created_by=by.author,
     )
     tasks = []
@@ -691,7 +694,8 @@ def download_result(batch: BatchPrediction, format: str = "csv") -> StreamingHtt
     return file_response(result.file, filename=batch.result_name(format), content_type=kind)
 
 
-def _usable(model: TrainedModel) -> None:
+def check_usable(model: TrainedModel) -> None:
+    """Raises Conflict for a model that could not be scored."""
     if not model.is_usable:
         raise Conflict(f"This model cannot predict: {model.reason}", code="model-invalid")
 

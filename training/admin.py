@@ -8,6 +8,7 @@ from unfold.decorators import display
 
 from accounts.console import ReadOnly, acts, operator
 from training import actions
+from training.jobrequests import JobRequest
 from training.models import BatchPrediction, DataCheck, TrainedModel, TrainingJob
 from training.names import NamedAlias, NamedModel, NamedVersion
 from workers.admin import STATES
@@ -112,6 +113,26 @@ class DataCheckAdmin(ReadOnly):
     @admin.display(description="Findings")
     def count(self, check: DataCheck) -> int:
         return len(check.findings)
+
+
+@admin.register(JobRequest)
+class JobRequestAdmin(ReadOnly):
+    list_display = (
+        "__str__", "kind", "model_type", "organization", "is_now", "cached", "created_by",
+        "created_at", "finished_at",
+    )  # fmt: skip
+    list_filter = ("kind", "model_type", ("organization", AutocompleteSelectFilter))
+    search_fields = ("id", "description", "model_type", "organization__name", "error")
+    date_hierarchy = "created_at"
+    exclude = ("result",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[JobRequest]:
+        found: QuerySet[JobRequest] = JobRequest.objects.for_list()
+        return found.select_related("organization", "created_by")
+
+    @display(description="State", label=STATES)
+    def is_now(self, asked: JobRequest) -> str:
+        return asked.now
 
 
 @admin.register(NamedModel)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from datasets.actions import INGEST
 from datasets.models import Dataset
 from datasets.registry import register_use
 from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
-from training import actions, findings, finish, named
+from training import actions, findings, finish, general, named
+from training.jobrequests import JobRequest
 from training.models import (
     CHECK,
     REFIT,
@@ -64,8 +66,11 @@ def _ended(task: Task, **_: Any) -> None:
         finish.finish_job(task)
     elif task.kind == actions.PREDICT_FILE:
         actions.finish_batch(task)
+        general.keep_batch(task.subject)
     elif task.kind == CHECK:
         findings.finish(task)
+    elif task.kind == INGEST:
+        general.go_on(task.subject)
 
 
 def _uses(dataset: Dataset) -> list[str]:
@@ -83,6 +88,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     members = EnsembleMember.objects.filter(ensemble__organization=home)
     bundle.add_table("ensemble_members", members)
     bundle.add_table("predictions", batches)
+    bundle.add_table("job_requests", JobRequest.objects.of(home))
     bundle.add_table("model_names", NamedModel.objects.of(home))
     bundle.add_table("model_versions", NamedVersion.objects.of(home))
     bundle.add_table("data_checks", DataCheck.objects.of(home))
@@ -102,6 +108,7 @@ def _stop(home: Organization) -> None:
 def _purge(home: Organization) -> None:
     DataCheck.objects.of(home).delete()
     BatchPrediction.objects.of(home).delete()
+    JobRequest.objects.of(home).delete()
     NamedModel.objects.of(home).delete()
     TrainingJob.objects.of(home).update(best_model=None)
     TrainedModel.objects.of(home).delete()

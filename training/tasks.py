@@ -11,13 +11,14 @@ from uuid import UUID
 from celery import shared_task
 from celery.signals import worker_process_init
 
-from training import finish
+from training import finish, general
 
 
 @shared_task(name="training.tasks.sweep")
 def sweep() -> None:
-    """Give up what waits for nodes that are not there."""
+    """Give up what waits for nodes that are not there, and go on with what was forgotten."""
     finish.end_unserved()
+    general.sweep()
 
 
 @worker_process_init.connect(dispatch_uid="training.warm_up")
@@ -25,6 +26,12 @@ def warm_up(**_: Any) -> None:
     """Import what scoring needs, in the child: Polars must not have threads when control forks."""
     for name in ("polars", "training.scoring"):
         importlib.import_module(name)
+
+
+@shared_task(name="training.tasks.infer")
+def infer(request: str) -> None:
+    """Ask a node what somebody wants to know, and keep the answer."""
+    general.answer(UUID(request))
 
 
 @shared_task(name="training.tasks.draw", soft_time_limit=90, time_limit=100)

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.api import gate, named, views, visualization
+from training.api import gate, general, named, views, visualization
 
 job = views.JobViewSet.as_view
 model = views.ModelViewSet.as_view
@@ -8,6 +8,7 @@ batch = views.BatchViewSet.as_view
 name = named.NameViewSet.as_view
 ask = named.AskViewSet.as_view
 metrics = named.MetricsViewSet.as_view
+asked = general.JobRequestViewSet.as_view
 
 urlpatterns = [
     path("training", job({"get": "list"}), name="training-jobs"),
@@ -60,6 +61,10 @@ urlpatterns = [
         visualization.PictureView.as_view(kind="roc"),
         name="named-roc",
     ),
+    path("jobs", asked({"get": "list"}), name="jobs"),
+    path("jobs/training", asked({"post": "train"}), name="jobs-training"),
+    path("jobs/inference", asked({"post": "infer"}), name="jobs-inference"),
+    path("jobs/<uuid:pk>/status", asked({"get": "retrieve"}), name="jobs-status"),
     path("stats/overview", views.OverviewView.as_view(), name="stats-overview"),
     path("stats/jobs", views.JobStatsView.as_view(), name="stats-jobs"),
     path("stats/models", views.ModelStatsView.as_view(), name="stats-models"),
