@@ -84,8 +84,7 @@ class Past:
         if not ratio.runs:
             return Guess(budget_s, min(5.0, budget_s), most, 0)
         value = min(most, budget_s * guess)
-        off = self.seconds_error
-        wide = off.p90 if off else WIDE
+        wide = _wide(self.seconds_error)
         return Guess(value, value / wide, min(most, value * wide), ratio.of(engine))
 
     def ram(self, engine: str, cells: float) -> Guess:
@@ -95,8 +94,7 @@ class Past:
             return Guess(usual, usual / WIDE, usual, 0)
         ratio = _Ratios(self._sized, lambda run: (run.ram_mib or 0.0) / usual_ram_mib(run.cells))
         value = usual * ratio.guess(engine, cells)
-        off = self.ram_error
-        wide = off.p90 if off else WIDE
+        wide = _wide(self.ram_error)
         return Guess(value, value / wide, value * wide, ratio.of(engine))
 
     def ask_mib(self, engine: str, cells: float) -> int:
@@ -165,6 +163,14 @@ def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], towards: Line)
 def _drawn(left: npt.NDArray[np.float64]) -> float:
     """A node's own part: the mean of what its runs leave over, few of them drawn to none."""
     return float(left.sum() / (len(left) + PULL))
+
+
+def _wide(off: Error | None) -> float:
+    """How far off an estimate may be: as nine of ten were, drawn to WIDE while there are few."""
+    if off is None:
+        return WIDE
+    said = off.runs * math.log(off.p90) + PULL * math.log(WIDE)
+    return math.exp(said / (off.runs + PULL))
 
 
 def _error(

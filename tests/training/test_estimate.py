@@ -131,6 +131,12 @@ def test_memory_is_asked_by_history_once_there_is_enough_and_only_near_what_was_
     assert hungry.ask_mib("pycaret", 1e5) < 9_000  # of which nothing is known
 
 
+def test_few_runs_that_were_alike_promise_little():
+    few, many = (Past([run(seconds=30.0)] * n).seconds("flaml", 1e5, 600) for n in (3, 100))
+    assert few.high / few.value > 1.5
+    assert many.high / many.value < 1.2
+
+
 def test_the_error_is_what_it_says():
     """Half of the runs take ten times as long as the others, which nobody can foretell."""
     past = Past([run(seconds=5.0 if n % 2 else 50.0) for n in range(100)])
