@@ -59,6 +59,7 @@ def verify_email(token: str, *, request: Any = None) -> User:
         actions.refuse_taken(user, email)
         first = user.email_verified_at is None
         actions.set_email(user, email, verified=True, request=request)
+        actions.told(user, "email-confirmed", request=request)
         if first and getattr(request, "user", None) != user:
             actions.end_all(user)
             _revoke_tokens(user, request)

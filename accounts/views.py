@@ -81,7 +81,9 @@ class SignIn(LoginView):
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         user = form.get_user()
         if not second_factor.is_on(user):
-            return super().form_valid(form)
+            answer = super().form_valid(form)
+            actions.told(user, "signed-in", request=self.request)
+            return answer
         self.request.session[SIGNING_IN] = {
             "user": str(user.pk),
             "password": user.get_session_auth_hash(),  # a new one starts anew
@@ -124,6 +126,7 @@ def code(request: HttpRequest) -> HttpResponse:
         else:
             wanted = request.session.pop(SIGNING_IN)["next"]
             login(request, user)
+            actions.told(user, "signed-in", request=request)
             return redirect(wanted)
     elif form.is_bound:
         status = 422

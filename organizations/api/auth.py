@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from rest_framework_simplejwt.tokens import Token
 
 from accounts import jwt, limits, second_factor
-from accounts.actions import change_email, check_password
+from accounts.actions import change_email, check_password, told
 from accounts.errors import FlowError, Invalid
 from accounts.models import AbstractToken, User
 from accounts.permissions import SignedIn
@@ -133,6 +133,7 @@ class LoginView(_Open):
                 raise second_factor.OtpRequired("Send a code of your authenticator as otp, too.")
             second_factor.verify(user, given["otp"])
         update_last_login(None, user)  # type: ignore[arg-type]
+        told(user, "signed-in", request=request)
         return Response(jwt.issue(user, request), headers={"Cache-Control": "no-store"})
 
 

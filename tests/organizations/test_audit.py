@@ -3,13 +3,15 @@
 import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from accounts.signals import account_changed
 from datasets import actions as data
 from organizations.audit import record, record_account
 from organizations.csvs import defused
 from organizations.models import AuditEntry, Role
-from tests.factories import MembershipFactory, UserFactory
+from tests.factories import PASSWORD, MembershipFactory, UserFactory
 from tests.training import make
 
 pytestmark = pytest.mark.django_db
@@ -190,3 +192,28 @@ def test_a_change_of_an_account_reaches_the_log_by_its_signal():
     entry = AuditEntry.objects.get()
     assert (entry.organization, entry.verb) == (ada.organization, "account.token-made")
     assert (entry.actor, entry.changes) == (ada.user.username, {"name": "ci"})
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/api/auth/login"])
+@pytest.mark.parametrize("with_code", [False, True])
+def test_a_sign_in_is_told_once_it_is_through_and_says_from_where(client, path, with_code):
+    ada = make.member()
+    given = {"username": ada.user.username, "password": "not it"}
+    client.post(path, given)
+    assert not AuditEntry.objects.exists()
+    given["password"] = PASSWORD
+    if with_code:
+        device = TOTPDevice.objects.create(user=ada.user, confirmed=True)
+        client.post(path, given)
+        assert not AuditEntry.objects.exists(), "the password alone is no sign-in"
+        code = f"{totp(device.bin_key):06}"
+        if path == "/sign-in":
+            path, given = "/sign-in/code", {"code": code}
+        else:
+            given["otp"] = code
+    assert client.post(path, given).status_code in {200, 302}
+    entry = AuditEntry.objects.get()
+    assert (entry.organization, entry.verb) == (ada.organization, "account.signed-in")
+    assert (entry.actor, entry.actor_kind, entry.address) == (
+        ada.user.username, "person", "127.0.0.1",
+    )  # fmt: skip
