@@ -443,6 +443,7 @@ class Portfolio:
         self.prefix, self.problem, self.data, self.run = prefix, problem, data, run
         self.rows = len(data.y)
         self.known: list[Known] = []
+        self.reserve_s = min(RESERVE_S, 0.15 * run.remaining_s())
         self.folds = BAG if self.rows <= BAG_ROWS else 1
         self.hurry = self._left() * BAG_SHARE
         self._blended: set[str] = set()
@@ -635,7 +636,7 @@ class Portfolio:
         return max(0.3, min((one.candidate.fit_s for one in self.known), default=0.0))
 
     def _left(self) -> float:
-        return max(0.0, self.run.remaining_s() - RESERVE_S)
+        return max(0.0, self.run.remaining_s() - self.reserve_s)
 
 
 def packages_of(recipe: Mapping[str, Any]) -> list[str]:

@@ -493,6 +493,7 @@ class Networks:
         self.problem, self.data, self.run = problem, data, run
         self.rows = len(data.y)
         self.known: list[Known] = []
+        self.reserve_s = min(RESERVE_S, 0.15 * run.remaining_s())
         self._blended = ""
         self.folds = BAG if self.rows <= BAG_ROWS else 1
         self.hurry = self._left() * BAG_SHARE
@@ -700,4 +701,4 @@ class Networks:
         return max(0.3, min((one.candidate.fit_s for one in self.known), default=0.0))
 
     def _left(self) -> float:
-        return max(0.0, self.run.remaining_s() - RESERVE_S)
+        return max(0.0, self.run.remaining_s() - self.reserve_s)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from workers.node import identity, probe, procs
+from workers.node import handlers, identity, probe, procs
 from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable, backoff_s
 from workers.node.attempt import Attempt
 from workers.node.bell import Bell
@@ -445,9 +445,10 @@ class Supervisor:
     async def _prewarm(self) -> None:
         """Have the engines imported before the first task asks, one at a time.
 
-        Their versions (sklearn-1.4) wait until somebody asks for one.
+        Large ones, and versions of others (sklearn-1.4), wait until somebody asks for one.
         """
-        for engine in ["", *(name for name in self.engines if "-" not in name)]:
+        late = {name for name in self.engines if name in handlers.LATE or "-" in name}
+        for engine in ["", *(name for name in self.engines if name not in late)]:
             try:
                 await self.parents.warm(engine)
             except EngineBroken as error:
