@@ -29,7 +29,7 @@ from training import blends, bundle, catalog, findings, history, offers, presets
 from training.checks import Plan, Refused, Wish, check
 from training.evaluation import InvalidCandidate
 from training.models import (
-    BOARD_ORDER,
+    BEST_ORDER,
     RACE_SHARE,
     REFIT,
     TRAIN,
@@ -802,7 +802,7 @@ def publish(model: TrainedModel) -> None:
     job = TrainingJob.objects.select_for_update(no_key=True, of=("self",)).get(pk=model.job_id)
     best = (
         job.models.filter(state=TrainedModel.State.SCORED)
-        .order_by(*BOARD_ORDER)
+        .order_by(*BEST_ORDER)
         .values_list("pk", flat=True)
         .first()
     )

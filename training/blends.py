@@ -38,7 +38,10 @@ Ints = npt.NDArray[np.int64]
 
 
 class Found(NamedTuple):
-    """An ensemble that was made, or why there is none (empty: nothing was to be tried)."""
+    """An ensemble, which beats every single model on the rows that rank, or why there is none.
+
+    Both are empty where nothing was to be tried.
+    """
 
     model: TrainedModel | None
     why: str = ""
@@ -91,8 +94,13 @@ def _make(job: TrainingJob, task: Task) -> Found:
             positive_class=job.positive_class,
         )
 
-    weights = ensemble.select(stack, lambda blend: loss_on(np.arange(len(rows)), blend))
-    if np.count_nonzero(weights) < 2:
+    def loss(blend: Floats) -> float:
+        return loss_on(np.arange(len(rows)), blend)
+
+    weights = ensemble.select(stack, loss)
+    if np.count_nonzero(weights) < 2 or loss(np.tensordot(weights, stack, axes=1)) >= min(
+        loss(one) for one in stack
+    ):
         return Found(None, f"no blend was better than {models[int(weights.argmax())].name} alone")
     folds = ensemble.folds_of(len(truth.ranked))
     by_fold = ensemble.select_by_fold(stack, loss_on, folds[rows])

@@ -20,7 +20,7 @@ from django.utils import timezone
 from training import actions, blends, leak, scoring
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
-from training.models import BOARD_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
+from training.models import BEST_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
 from workers.actions import add_task, cancel_task, emit
 from workers.models import Task, Worker
 
@@ -58,7 +58,7 @@ def finish_job(task: Task) -> TrainingJob | None:
     if any(other.handled_at is None for other in tasks if other.pk != task.pk):
         return None
     scored = job.models.filter(state=TrainedModel.State.SCORED).select_related("task", "artifact")
-    best = scored.order_by(*BOARD_ORDER).first()
+    best = scored.order_by(*BEST_ORDER).first()
     outcome, error, notices = _outcome(job, tasks, best)
     if best is not None and outcome == TrainingJob.State.SUCCEEDED:
         refits = [one for one in tasks if one.kind == REFIT]
@@ -172,13 +172,22 @@ def _is_served(task: Task, since: datetime) -> bool:
     return any(task.queue in queues for queues in nodes.values_list("queues", flat=True))
 
 
+_STRICTER = (
+    "{} is the best model though others have a better score. Weights that were chosen on all rows "
+    "beat every single model there; its score is stricter, from weights that were chosen without "
+    "the row, while the best of many single models is always a little lucky."
+)
+
+
 def _blend(job: TrainingJob, best: TrainedModel, task: Task) -> TrainedModel:
-    """The job's best model once an ensemble has been tried, and has taken its place if it ranks."""
+    """The job's best model once an ensemble has been tried: that one, if there is any."""
     if job.models.filter(engine=ENSEMBLE).exists():
         return best
     found = blends.make(job, task)
     if found.model is not None:
         actions.publish(found.model)
+        if actions.rank_of(found.model) != 1:
+            actions.add_notice(job.pk, _STRICTER.format(found.model.name))
     elif found.why:
         actions.add_notice(job.pk, f"There is no ensemble: {found.why}.")
     job.refresh_from_db(fields=["best_model", "notices"])

@@ -19,6 +19,8 @@ from workers.models import Artifact, IllegalMove, StaleWrite, Task
 
 # Among equal scores, common by accuracy on few rows, the better probabilities lead.
 BOARD_ORDER = (F("order_score").asc(nulls_last=True), "tie_score", "fit_s", "key")
+# An ensemble beat every single model on the rows that rank, whatever its stricter score says.
+BEST_ORDER = (Case(When(engine="ensemble", then=Value(0)), default=Value(1)), *BOARD_ORDER)
 RACE_SHARE = 0.9  # of a job's progress, when a refit comes after the race
 TRAIN = "training.train"  # kinds of task
 REFIT = "training.refit"

@@ -33,7 +33,7 @@ UNMEASURED = "The best model, fitted again on all rows: no sealed ones are left 
 
 BLENDED = (
     "An ensemble: the weighted mean of several models. Each row that ranks was blended with "
-    "weights that were chosen without it, so its score is as honest as theirs."
+    "weights that were chosen without it, which is stricter than single models have it."
 )
 
 

@@ -96,6 +96,23 @@ def test_its_ranking_score_does_not_come_from_weights_that_saw_the_row(by, node)
     assert not np.allclose(mine[~sealed], final[~sealed])
 
 
+def test_a_blend_that_beats_every_model_is_the_best_though_its_stricter_score_is_not(
+    by, node, monkeypatch
+):
+    def strict(stack, loss_on, folds):
+        return np.tile(np.eye(len(stack))[-1], (blends.ensemble.FOLDS, 1))  # the worst alone
+
+    monkeypatch.setattr(blends.ensemble, "select_by_fold", strict)
+    job = raced(by, node)
+    model = the_ensemble(job)
+    assert job.best_model == model
+    assert actions.rank_of(model) > 1
+    assert any("though others have a better score" in n["message"] for n in job.notices)
+    assert model.test is not None, "its honest figure"
+    last = Event.objects.filter(stream=job.topic, type="leaderboard").last().data
+    assert (last["model"], last["best"]) == (str(model.pk), True)
+
+
 def test_a_blend_that_is_no_better_is_not_made_and_the_job_says_so(by, node):
     job = raced(by, node, skills=(1.0, 0.3))
     assert not job.models.filter(engine="ensemble").exists()
