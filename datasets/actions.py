@@ -13,7 +13,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
+from accounts.errors import Conflict, FlowError, Invalid, NotFound, TooLarge, Unavailable
 from datasets import registry
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
@@ -38,6 +38,7 @@ ROLES_OF = {
 # Reading a table needs a few times its blocks, and Polars a floor of its own.
 INGEST_RAM_MIB = 3072
 INGEST_TIME_S = 3600
+MOST_READING = 100  # files of one organization that are being read, or wait for it
 MAX_DECODED_TIMES = 8  # a file may unpack to this many times the upload limit
 MAX_CELLS = 200_000  # of one preview
 MAX_CELL = 2_000  # characters of a text that a preview shows
@@ -46,6 +47,11 @@ log = logging.getLogger(__name__)
 
 class InUse(Conflict):
     code = "dataset-in-use"
+
+
+class TooManyUploads(FlowError):
+    code = "too-many-uploads"
+    status = 429
 
 
 # --- Getting data in ------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def upload(
 
     ``options`` say what the file itself leaves open: {"delimiter", "header", "encoding",
     "columns": {name: dtype}}. Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB,
-    QuotaReached past what the organization may store or upload at once.
+    QuotaReached past what the organization may store or upload at once, TooManyUploads.
     """
     file = _checked(by, file)
     filename = file.name or "table"
@@ -96,9 +102,10 @@ def add_version(
     """The next version of a data set.
 
     Its columns keep their types: a row whose value does not fit is set aside. Raises Invalid
-    without a file, TooLarge, and Conflict while another version is being read.
+    without a file, TooLarge, TooManyUploads, and Conflict while another version is being read.
     """
     file = _checked(by, file)
+    _refuse_too_many(by)
     _refuse_while_reading(dataset)  # before a large file is stored for nothing
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
@@ -125,6 +132,19 @@ def _refuse_while_reading(dataset: Dataset) -> None:
         raise Conflict("A version of this data set is still being read: wait until it is ready.")
 
 
+def _refuse_too_many(by: Membership) -> None:
+    """However small the files are, each is a task: storage does not bound them."""
+    reading = DatasetVersion.objects.of(by.organization).filter(
+        state=DatasetVersion.State.INGESTING
+    )
+    if reading.count() >= MOST_READING:
+        raise TooManyUploads(
+            f"{MOST_READING} files of your organization wait to be read already: wait until some "
+            "are, or delete them.",
+            retry_after_s=10,
+        )
+
+
 def _checked(by: Membership, file: UploadedFile | None) -> UploadedFile:
     limit = settings.MAX_UPLOAD_SIZE_MB
     if file is None:
@@ -146,6 +166,7 @@ def _new_dataset(
     description: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Dataset:
+    _refuse_too_many(by)
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
         dataset = Dataset.objects.create(

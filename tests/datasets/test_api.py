@@ -69,6 +69,27 @@ def dataset(by, tmp_path):
     return made
 
 
+# --- How much at once ----------------------------------------------------------------------------
+
+
+def test_only_so_many_files_wait_to_be_read_however_small(monkeypatch, dataset, by, post, ask):
+    monkeypatch.setattr(actions, "MOST_READING", 2)
+    first = [post("/api/datasets/upload", file=a_file()).json()["id"] for _ in range(2)]
+    files = Artifact.objects.count()
+    for again in (
+        lambda: post("/api/datasets/upload", file=a_file()),
+        lambda: post(f"/api/datasets/{dataset.pk}/versions", file=a_file()),
+        lambda: ask("post", "/api/datasets/samples/iris"),
+    ):
+        refused = again()
+        assert (refused.status_code, refused.json()["code"]) == (429, "too-many-uploads")
+        assert refused["Retry-After"] == "10"
+    assert Artifact.objects.count() == files, "nothing is stored of what is refused"
+    actions.upload(make.member(), a_file())  # another organization's
+    assert ask("delete", f"/api/datasets/{first[0]}").status_code == 204
+    assert post("/api/datasets/upload", file=a_file()).status_code == 202
+
+
 # --- Who may do what -----------------------------------------------------------------------------
 
 # (route, method) -> (lowest role, status for those who may)
