@@ -51,6 +51,7 @@ CHECKS = [
 THERE = {
     "datasets": "dataset",
     "training": "job",
+    "check": "check",
     "job": "job",
     "model": "model",
     "predictions": "batch",
