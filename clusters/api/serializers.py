@@ -82,6 +82,12 @@ class Amounts(serializers.Serializer[Any]):
         return resources(instance)
 
 
+class Limit(serializers.Serializer[Any]):
+    ram_gb = serializers.FloatField(allow_null=True)
+    cpu_cores = serializers.FloatField(allow_null=True)
+    gpu_count = serializers.IntegerField(allow_null=True)
+
+
 class NodeOfCluster(serializers.Serializer[Any]):
     id = serializers.UUIDField()
     name = serializers.CharField()
@@ -125,7 +131,7 @@ class ClusterFull(ClusterRow):
     class Meta(ClusterRow.Meta):
         fields = (*ClusterRow.Meta.fields, "limit", "total", "allocated", "free", "nodes")  # type: ignore[assignment]
 
-    @extend_schema_field(Amounts(allow_null=True))
+    @extend_schema_field(Limit(allow_null=True))
     def get_limit(self, cluster: Cluster) -> dict[str, Any] | None:
         """What was declared; null where it was not."""
         ram, cpu, gpus = cluster.max_ram_mib, cluster.max_cpu_millis, cluster.max_gpus
