@@ -194,6 +194,7 @@ def _export(home: Organization, bundle: Bundle) -> None:
     bundle.add_table("usage_months", UsageMonth.objects.of(home))
     bundle.add_table("usage", UsageEntry.objects.of(home))
     bundle.add_table("audit", AuditEntry.objects.of(home))
+    bundle.add_table("exports", OrganizationExport.objects.of(home), "file")
 
 
 def _purge(home: Organization) -> None:

@@ -21,7 +21,7 @@ from training.models import (
     TrainingJob,
     jobs_using,
 )
-from training.names import NamedModel, NamedVersion
+from training.names import NamedAlias, NamedModel, NamedVersion
 from workers.models import Event, Task
 from workers.signals import task_ended, task_event
 
@@ -91,6 +91,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     bundle.add_table("job_requests", JobRequest.objects.of(home))
     bundle.add_table("model_names", NamedModel.objects.of(home))
     bundle.add_table("model_versions", NamedVersion.objects.of(home))
+    bundle.add_table("model_aliases", NamedAlias.objects.filter(named__organization=home))
     bundle.add_table("data_checks", DataCheck.objects.of(home))
     for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
         if model.artifact is not None:

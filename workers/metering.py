@@ -9,7 +9,7 @@ from django.db.models import Sum
 from organizations import parts, quotas, usage
 from organizations.models import Organization
 from workers.actions import cancel_task
-from workers.models import Artifact, Event, Stream, Task
+from workers.models import Artifact, Event, Stream, Task, Worker
 from workers.signals import task_ended
 
 
@@ -66,6 +66,8 @@ def _seconds(said: Any) -> float | None:
 
 
 def _export(home: Organization, bundle: parts.Bundle) -> None:
+    nodes = Worker.objects.filter(organization=home)
+    bundle.add_table("nodes", nodes, "token_hash", "broker_hash")
     bundle.add_table("tasks", Task.objects.of(home), "payload")
     bundle.add_table("events", Event.objects.filter(stream__organization=home))
     bundle.add_table("files", Artifact.objects.of(home), "signature", "file")
