@@ -8,6 +8,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
+from organizations import service
 from organizations.models import Membership, Role
 from tests.factories import bearer
 from tests.test_access import World, world  # noqa: F401 - a fixture
@@ -31,6 +32,8 @@ ADDRESSES = (
     "/api/results/model/{model}",
     "/api/results/predictions",
     "/api/stats/overview",
+    "/api/clusters",
+    "/api/deployments/{deployment}",
 )
 
 
@@ -52,7 +55,13 @@ def by_token(member: Membership) -> Client:
     return Client(headers={"Authorization": f"Bearer {made.json()['token']}"})
 
 
-@pytest.mark.parametrize("sign_in", [by_jwt, by_session, by_token])
+def by_service(member: Membership) -> Client:
+    return Client(
+        headers={"Authorization": f"Bearer {service.make(member, name='ci', actions='read')[1]}"}
+    )
+
+
+@pytest.mark.parametrize("sign_in", [by_jwt, by_session, by_token, by_service])
 @pytest.mark.parametrize("named", [False, True], ids=["first", "named"])
 def test_knowing_the_caller_costs_three_queries_at_most(
     sign_in: Callable[[Membership], Client],
