@@ -265,6 +265,7 @@ POST    /api/predict/{named}                                     401    403     
 GET     /api/metrics/all                                         401    200     200     200     200
 GET     /api/metrics/{named}                                     401    200     200     200     404
 GET     /api/visualization/all                                   401    200     200     200     200
+GET     /api/visualization/{named}/learning_curve                401    409     202     202     404
 GET     /api/visualization/{named}/roc                           401    202     202     202     404
 GET     /api/jobs                                                401    200     200     200     200
 POST    /api/jobs/training                                       401    403     202     202     404

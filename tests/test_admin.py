@@ -17,7 +17,7 @@ from clusters import cycle
 from tests.clusters import make as deploying
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
 from tests.training import make
-from training import general, named
+from training import curves, general, named
 from training.actions import check_data
 from workers import actions, joining
 from workers.models import Pause, Pulse, Task, Turn
@@ -57,6 +57,7 @@ def a_row_of_each() -> None:
     named.move_alias(member, "tree", "champion", 1)
     row = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
     general.infer(member, model_id="tree", input_data=row)
+    curves.curve_of(member, model)
     apps.get_model("training.BatchPrediction").objects.create(
         organization=member.organization, model=model, filename="rows.csv", upload=upload
     )

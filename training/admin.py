@@ -9,6 +9,7 @@ from unfold.decorators import display
 from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.jobrequests import JobRequest
+from training.learned import LearningCurve
 from training.models import BatchPrediction, DataCheck, TrainedModel, TrainingJob
 from training.names import NamedAlias, NamedModel, NamedVersion
 from workers.admin import STATES
@@ -133,6 +134,19 @@ class JobRequestAdmin(ReadOnly):
     @display(description="State", label=STATES)
     def is_now(self, asked: JobRequest) -> str:
         return asked.now
+
+
+@admin.register(LearningCurve)
+class LearningCurveAdmin(ReadOnly):
+    list_display = ("model", "organization", "is_now", "created_at", "finished_at")
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
+    list_select_related = ("model", "organization")
+    search_fields = ("id", "model__name", "organization__name", "error")
+    date_hierarchy = "created_at"
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, curve: LearningCurve) -> str:
+        return str(curve.state)
 
 
 @admin.register(NamedModel)

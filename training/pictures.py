@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 
 from accounts.errors import Conflict, Unavailable
 from organizations import rls
-from organizations.models import Organization
-from training import named, plots
+from organizations.models import Membership, Organization
+from training import curves, named, plots
+from training.learned import LearningCurve
 from training.models import TrainedModel
 from training.names import NamedVersion
 
@@ -33,22 +34,24 @@ DRAW_S = 30
 DRAW_MIB = 2048
 MOST_WAIT_S = 10.0
 MOST_ON_PAGE = 50
+LEARNING_CURVE = "learning_curve"
 VERSION = 1  # of how they look
 _FAILED = b"failed"
 
 
-def picture(home: Organization, address: str, kind: str, *, wait_s: float = 0) -> bytes | None:
+def picture(by: Membership, address: str, kind: str, *, wait_s: float = 0) -> bytes | None:
     """The PNG of a named model's curve, or None while control draws it.
 
     Waits so many seconds for it. Raises what ``named.find`` raises, Conflict for a curve that the
     model has none of, Unavailable when it can't be drawn.
     """
-    version = named.find(home, address)
+    version = named.find(by.organization, address)
     assert version.model_id is not None
     key = f"picture:{VERSION}:{version.model_id}:{kind}"
     try:
         if (found := _kept(key)) is None:
-            plot_of(version.model_id, kind)  # whether there is something to draw
+            if not _is_there(by, version.model_id, kind):
+                return None
             if cache.add(f"{key}:asked", 1, ASKED_S):
                 ask_control(version.model_id, kind)
             if wait_s > 0:
@@ -82,10 +85,21 @@ def _wait(key: str, seconds: float) -> bytes | None:
     return found
 
 
+def _is_there(by: Membership, model: UUID, kind: str) -> bool:
+    """Whether there is something to draw; a learning curve is begun. Raises what says no."""
+    if kind != LEARNING_CURVE:
+        plot_of(model, kind)
+        return True
+    wanted = TrainedModel.objects.select_related("job__dataset_version__data", "task", "artifact")
+    return curves.curve_of(by, wanted.get(pk=model)).state != LearningCurve.State.RUNNING
+
+
 def plot_of(model: UUID, kind: str) -> plots.Plot:
     """Raises Conflict for a kind that the model has no curve of."""
     stored = TrainedModel.objects.select_related("job", "origin").defer("test", "params")
     found = stored.get(pk=model)
+    if kind == LEARNING_CURVE:
+        return curves.plot_of(found, LearningCurve.objects.get(model=model))
     made = plots.plots(_curves(found), found.job.target)
     if kind not in made:
         what = "predicts numbers" if found.job.classes is None else "gives no probabilities"

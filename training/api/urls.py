@@ -61,6 +61,11 @@ urlpatterns = [
         visualization.PictureView.as_view(kind="roc"),
         name="named-roc",
     ),
+    path(
+        "visualization/<str:model_name>/learning_curve",
+        visualization.LearningCurveView.as_view(),
+        name="named-learning-curve",
+    ),
     path("jobs", asked({"get": "list"}), name="jobs"),
     path("jobs/training", asked({"post": "train"}), name="jobs-training"),
     path("jobs/inference", asked({"post": "infer"}), name="jobs-inference"),

@@ -52,6 +52,8 @@ class _View(OrgAPIView):
 @extend_schema(tags=["by name"])
 class PictureView(_View):
     kind = ""
+    told = "It is being drawn. Ask again in a moment."
+    retry_s = 1
 
     @extend_schema(
         parameters=[ADDRESS, PREFER],
@@ -59,15 +61,22 @@ class PictureView(_View):
     )
     def get(self, request: Request, model_name: str) -> HttpResponse:
         """A curve of a model as PNG. 202 with Retry-After while it is drawn for the first time."""
-        home = self.membership.organization
-        found = pictures.picture(home, model_name, self.kind, wait_s=wait_of(request))
+        found = pictures.picture(self.membership, model_name, self.kind, wait_s=wait_of(request))
         if found is None:
-            told = {"detail": "It is being drawn. Ask again in a moment.", "retry_after_s": 1}
-            return Response(told, 202, headers={"Retry-After": "1"})
+            told = {"detail": self.told, "retry_after_s": self.retry_s}
+            return Response(told, 202, headers={"Retry-After": str(self.retry_s)})
         answer = HttpResponse(found, content_type="image/png")
         # What a name means may change; the picture of a version does not.
         answer["Cache-Control"] = "private, max-age=60"
         return answer
+
+
+class LearningCurveView(PictureView):
+    """A node fits the model on ever more rows first, once; who asks first must be a developer."""
+
+    kind = pictures.LEARNING_CURVE
+    told = "A node fits the model on ever more rows. Ask again in a while."
+    retry_s = 5
 
 
 @extend_schema(tags=["by name"])

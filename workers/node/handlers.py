@@ -33,6 +33,7 @@ TABLE: dict[str, Way] = {
     "dataset.ingest": Way("datasets.ingest:run", "node", light=True, network=False),
     "training.train": Way("training.engines.harness:train", "engine", keeps=True),
     "training.refit": Way("training.engines.refit:refit", "engine"),
+    "training.learning_curve": Way("training.engines.curve:learning_curve", "engine"),
     "training.check": Way("training.gate:run", "node", light=True, network=False),
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
 }

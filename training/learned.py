@@ -1,0 +1,33 @@
+"""The table of learning curves: how a model's recipe does with fewer rows.
+
+Imports no other table of this app, which imports this. What is done with it: curves.py.
+"""
+
+from typing import ClassVar
+
+from django.db import models
+
+from organizations.models import OrgOwned
+from workers.models import Task
+
+
+class LearningCurve(OrgOwned):
+    """Asked for once for a model; ``points``: [{"rows", "score", "low", "high"}, ...]."""
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+
+    model = models.OneToOneField("TrainedModel", models.CASCADE, related_name="learning_curve")
+    work = models.ForeignKey(Task, models.SET_NULL, null=True, blank=True, related_name="+")
+    state = models.CharField(max_length=12, choices=State, default=State.RUNNING)
+    points = models.JSONField(default=list)
+    error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+
+    def __str__(self) -> str:
+        return f"learning curve {str(self.model_id)[:8]}"
