@@ -84,16 +84,7 @@ def what_to_run(node: Worker, replica: UUID) -> dict[str, Any]:
         "name": deployment.name,
         "organization": str(deployment.organization_id),
         "runtime": "process",
-        "models": [
-            {
-                "artifact": str(model.artifact.pk),
-                "sha256": model.artifact.sha256,
-                "signature": model.artifact.signature,
-                "engine": model.engine,
-                "organization": str(model.organization_id),
-            }
-            for model in parts_of(revision.model)
-        ],
+        "models": [what_is(model) for model in parts_of(revision.model)],
         "limits": {
             "ram_mib": deployment.ram_mib,
             "cpu_millis": deployment.cpu_millis,
@@ -103,8 +94,19 @@ def what_to_run(node: Worker, replica: UUID) -> dict[str, Any]:
     }
 
 
+def what_is(model: Any) -> dict[str, str]:
+    """A model as nodes know it: what to fetch, and what shows that it may be loaded."""
+    return {
+        "artifact": str(model.artifact.pk),
+        "sha256": model.artifact.sha256,
+        "signature": model.artifact.signature,
+        "engine": model.engine,
+        "organization": str(model.organization_id),
+    }
+
+
 def parts_of(model: Any) -> list[Any]:
     """The models that have files of their own: itself, or the members of an ensemble."""
-    if getattr(model, "is_ensemble", False):
+    if model.is_ensemble:
         return [part.model for part in model.parts()]
     return [model]

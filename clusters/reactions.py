@@ -2,7 +2,7 @@
 
 from clusters import actions, nodes
 from clusters.models import Cluster, ClusterNode, Dependency, Deployment, Replica, Revision
-from organizations import parts, service
+from organizations import parts
 from organizations.models import Organization
 from organizations.quotas import register_meter
 from workers import beats
@@ -11,13 +11,6 @@ from workers import beats
 def connect() -> None:
     parts.register(export=_export, stop=_stop, purge=_purge)
     register_meter("deployments", actions.used)
-    service.register_object(
-        "deployment",
-        lambda home, pk: str(
-            Deployment.objects.of(home).there().filter(pk=pk).values_list("name", flat=True).first()
-            or ""
-        ),
-    )
     beats.register(nodes.beat)
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from django.http import Http404
 from accounts.errors import Unavailable
 from clusters import words
 from clusters.models import Deployment, Replica
+from clusters.nodes import what_is
 from organizations import rls
 from organizations.models import Organization
 from training import serving
@@ -114,17 +116,26 @@ def _ask(home: Organization, deployment: UUID, place: Place, rows: Any) -> dict[
 
 
 def _answer(model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]]) -> serving.Answer:
-    assert model.artifact is not None
+    columns = [column["name"] for column in model.schema]
+    if not model.is_ensemble:
+        return _ask_for(model, place, columns, rows)
+    parts = model.parts()
+    with ThreadPoolExecutor(len(parts)) as pool:
+        asked = [pool.submit(_ask_for, part.model, place, columns, rows) for part in parts]
+        answers = [one.result() for one in asked]
+    return serving._together(answers, [part.weight for part in parts])
+
+
+def _ask_for(
+    model: TrainedModel, place: Place, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> serving.Answer:
+    """The answer of one of the replica's model servers."""
+    if model.artifact is None:
+        raise serving.NodeFailed("its files are gone")
     body = {
-        "model": {
-            "artifact": str(model.artifact.pk),
-            "sha256": model.artifact.sha256,
-            "signature": model.artifact.signature,
-            "engine": model.engine,
-            "organization": str(model.organization_id),
-        },
+        "model": what_is(model),
         "replica": str(place.replica),
-        "columns": [column["name"] for column in model.schema],
+        "columns": columns,
         "rows": rows,
     }
     return serving._ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1)

@@ -29,6 +29,7 @@ urlpatterns = [
     path("", include("workers.urls")),
     path("", include("datasets.urls")),
     path("", include("training.urls")),
+    path("", include("clusters.urls")),
     path("health", health.health, name="health"),
     path("health/live", health.live, name="health-live"),
     path("metrics", metrics, name="metrics"),

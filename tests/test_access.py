@@ -154,6 +154,25 @@ POST    /workers/{node}/resume                                  sign    403     
 POST    /workers/{node}/restart                                 sign    403     403     302     404
 POST    /workers/{node}/remove                                  sign    403     403     302     404
 
+GET     /clusters                                               sign    200     200     200     200
+GET     /clusters/new                                           sign    403     403     200     200
+POST    /clusters/new                                           sign    403     403     302     302
+GET     /clusters/{cluster}                                     sign    200     200     200     404
+POST    /clusters/{cluster}/nodes                               sign    403     403     302     404
+POST    /clusters/{cluster}/nodes/{node}/remove                 sign    403     403     302     404
+POST    /clusters/{bare}/delete                                 sign    403     403     302     404
+GET     /deployments                                            sign    200     200     200     200
+GET     /deployments/new                                        sign    403     200     200     200
+GET     /deployments/new?model={model}                          sign    403     200     200     200
+POST    /deployments/new                                        sign    403     302     302     404
+GET     /deployments/{deployment}                               sign    200     200     200     404
+GET     /deployments/{deployment}/live                          sign    200     200     200     404
+POST    /deployments/{deployment}/change                        sign    403     302     302     404
+POST    /deployments/{deployment}/stop                          sign    403     302     302     404
+POST    /deployments/{deployment}/start                         sign    403     302     302     404
+POST    /deployments/{deployment}/rollback                      sign    403     302     302     404
+POST    /deployments/{deployment}/delete                        sign    403     302     302     404
+
 GET     /api/workers                                             401    200     200     200     200
 GET     /api/workers/stats                                       401    200     200     200     200
 GET     /api/workers/queues                                      401    200     200     200     200
@@ -526,6 +545,12 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/jobs/inference": lambda world: {"model_id": world.ids["named"], "input_data": ROW},
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/predict?as=file": a_file,
+    "POST /clusters/new": lambda _: {"name": "new"},
+    "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
+    "POST /deployments/new": lambda world: {
+        key: value for key, value in a_deployment(world).items() if key != "depends_on"
+    },
+    "POST /deployments/{deployment}/change": lambda _: {"replicas": "2", "priority": "HIGH"},
     "POST /api/clusters": lambda _: {"name": "new"},
     "PATCH /api/clusters/{cluster}": lambda _: {"total_ram_gb": 4},
     "POST /api/clusters/{cluster}/nodes": lambda world: {"node_id": str(world.ids["node"])},

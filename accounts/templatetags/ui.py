@@ -28,6 +28,11 @@ STATES = {
     "failed": ("failed", "alert-triangle", "Failed"),
     "lost": ("lost", "refresh", "Lost its node"),
     "cancelled": ("cancelled", "ban", "Cancelled"),
+    "pending": ("waiting", "hourglass", "Waiting"),
+    "scheduled": ("waiting", "clock", "Scheduled"),
+    "starting": ("running", "loader-2", "Starting"),
+    "preempted": ("lost", "refresh", "Made room"),
+    "halted": ("cancelled", "player-stop", "Stopped"),
     "expired": ("cancelled", "clock", "Expired"),
 }
 

@@ -33,6 +33,7 @@ def trained(chromium: Browser, platform: Platform) -> Iterator[tuple[dict[str, s
     job = page.get_by_role("link", name="species", exact=True).get_attribute("href")
     page.goto(f"{platform.url}{job}")
     data = page.get_by_role("link", name="Palmer penguins").get_attribute("href")
+    cluster, deployment = deploy(who, model)
     yield (
         {
             "home": "/",
@@ -56,10 +57,33 @@ def trained(chromium: Browser, platform: Platform) -> Iterator[tuple[dict[str, s
             "organizations": "/organizations",
             "join": "/join",
             "workers": "/workers",
+            "clusters": "/clusters",
+            "new-cluster": "/clusters/new",
+            "cluster": cluster,
+            "deployments": "/deployments",
+            "deploy": f"/deployments/new?model={model.rpartition('/')[2]}",
+            "deployment": deployment,
         },
         who.context.cookies(),
     )
     who.context.close()
+
+
+def deploy(who: Visitor, model: str) -> tuple[str, str]:
+    """Put the machine in a cluster and deploy the model there; the addresses of both."""
+    page = who.page
+    who.go("/clusters")
+    page.get_by_role("link", name="New cluster").click()
+    page.get_by_label("Name", exact=True).fill("lab")
+    page.get_by_role("button", name="Make the cluster").click()
+    expect(page.get_by_role("heading", name="lab")).to_be_visible()
+    cluster = page.url.removeprefix(who.base)
+    who.go(model)
+    page.get_by_role("link", name="Deploy", exact=True).click()
+    expect(page.get_by_label("Name", exact=True)).to_have_value("species")
+    page.get_by_role("button", name="Deploy", exact=True).click()
+    expect(page.get_by_text("1 of 1 replica answers")).to_be_visible(timeout=60_000)
+    return cluster, page.url.removeprefix(who.base)
 
 
 def serious(who: Visitor) -> list[str]:

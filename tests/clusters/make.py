@@ -55,6 +55,7 @@ def model(by: Membership) -> TrainedModel:
         organization=by.organization, job=job, key="pycaret:tree", name="Tree", engine="pycaret",
         state="scored", score=0.9, order_score=-0.9, artifact=file,
     )  # fmt: skip
+    type(job).objects.filter(pk=job.pk).update(best_model=made)
     return made
 
 

@@ -86,6 +86,7 @@ def _model_page(
         "tabs": tabs,
         "part": f"training/_model_{tab}.html",
         "may_change": request.membership.may(Role.DEVELOPER),
+        "may_deploy": stored.is_usable,
         **parts[tab](request, stored),
         **more,
     }
@@ -173,13 +174,18 @@ def _try(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _use(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
-    typical = {
+def typical_row(stored: TrainedModel) -> dict[str, Any]:
+    """A row that the model takes, of usual values, as a client would send it."""
+    return {
         one.name: _typed(one.value, str(column["dtype"]))
         for one, column in zip(
             pages.schema_fields(stored.schema, _columns(stored)), stored.schema, strict=True
         )
     }
+
+
+def _use(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    typical = typical_row(stored)
     return {
         "snippets": pages.snippets(settings.PUBLIC_URL, str(stored.pk), typical),
         "most_rows": MOST_ROWS,

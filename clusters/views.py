@@ -1,0 +1,456 @@
+"""The pages of clusters and deployments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.text import slugify
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.errors import FlowError
+from clusters import actions, queue, totals, words
+from clusters.api import serializers as said
+from clusters.models import Cluster, ClusterNode, Deployment, Priority
+from clusters.scheduling import Resources
+from clusters.world import total_of
+from organizations.access import OrgRequest, org_role
+from organizations.models import Role
+from training.models import TrainedModel, TrainingJob
+from training.views.common import PER_PAGE, last_seq
+from training.views.models import typical_row
+from workers.fleet import is_operator
+from workers.models import Event
+
+EVENTS = 30
+ENDED = 5
+MODELS = 50
+# A training that is "stopped" ended early; a deployment just doesn't run.
+SHOWN_STATE = {"stopped": "halted"}
+DOES = {
+    "stop": (actions.stop, "stops."),
+    "start": (actions.start, "starts as soon as there is room."),
+    "delete": (actions.delete, "is deleted."),
+    "rollback": (actions.roll_back, "goes back to the revision before."),
+}
+
+
+# --- Clusters ---
+
+
+def _gauges(total: Resources, taken: Resources) -> list[dict[str, Any]]:
+    """What is taken of each resource that there is."""
+    scales: list[tuple[Callable[[float], str], str]] = [
+        (words.gb, "Memory"), (_cores, "CPU"), (str, "GPUs"),
+    ]  # fmt: skip
+    return [
+        {
+            "title": title,
+            "taken": shown(part),
+            "total": shown(whole),
+            "free": shown(max(0, whole - part)),
+            "share": min(1.0, part / whole),
+        }
+        for (shown, title), whole, part in zip(scales, total, taken, strict=True)
+        if whole
+    ]
+
+
+def _cores(millis: float) -> str:
+    return f"{millis / 1000:g} core{'' if millis == 1000 else 's'}"
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def clusters(request: OrgRequest) -> HttpResponse:
+    found = totals.counted(Cluster.objects.of(request.membership.organization)).order_by("name")
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
+    rows: list[Any] = list(page)
+    totals.add_totals(rows)
+    for row in rows:
+        row.size = words.amounts(row.total)
+    page.object_list = rows  # type: ignore[assignment]
+    may = request.membership.may(Role.ADMIN)
+    return render(
+        request, "clusters/clusters.html", {"section": "clusters", "page": page, "may_change": may}
+    )
+
+
+@require_http_methods(["GET", "POST"])
+@org_role(Role.ADMIN)
+def new_cluster(request: OrgRequest) -> HttpResponse:
+    operator = is_operator(request.user)
+    nodes = _free_nodes(request, operator)
+    values: dict[str, Any] = {"name": "", "nodes": [str(node.pk) for node in nodes]}
+    errors: dict[str, Any] = {}
+    if request.method == "POST":
+        values = {
+            **{key: request.POST.get(key, "") for key in (
+                "name", "total_ram_gb", "total_cpu_cores", "total_gpu_count"
+            )},
+            "nodes": request.POST.getlist("nodes"),
+        }  # fmt: skip
+        sent = {key: value for key, value in values.items() if value and key != "nodes"}
+        form = said.NewCluster(data={"name": "", **sent, "node_ids": values["nodes"]})
+        if form.is_valid():
+            try:
+                made = actions.make_cluster(
+                    request.membership,
+                    name=form.validated_data["name"],
+                    limit=form.limit,
+                    nodes=form.validated_data["node_ids"],
+                    operator=operator,
+                )
+                return redirect(made)
+            except FlowError as refusal:
+                if refusal.status == 404:
+                    raise Http404(refusal.detail) from refusal
+                errors = refusal.errors or {"": [refusal.detail]}
+        else:
+            errors = {key: [str(one) for one in ones] for key, ones in form.errors.items()}
+    context = {"section": "clusters", "nodes": nodes, "values": values, "errors": errors}
+    context["other_errors"] = _elsewhere(errors, {"name"})
+    status = 400 if errors else 200
+    return render(request, "clusters/new_cluster.html", context, status=status)
+
+
+def _free_nodes(request: OrgRequest, operator: bool) -> list[Any]:
+    """Nodes that could be put in, and are in no cluster."""
+    found = actions.placeable(request.membership, operator=operator)
+    taken = set(ClusterNode.objects.filter(worker__in=found).values_list("worker_id", flat=True))
+    nodes = [node for node in found.order_by("name") if node.pk not in taken]
+    for node in nodes:
+        node.size = words.amounts(total_of(node.capabilities))
+    return nodes
+
+
+def _elsewhere(errors: dict[str, Any], known: set[str]) -> list[tuple[str, list[str]]]:
+    return [
+        (key.replace("_", " ").capitalize() or "That can't be done", messages)
+        for key, messages in errors.items()
+        if key not in known
+    ]
+
+
+def _cluster(request: OrgRequest, cluster: UUID) -> Any:
+    mine = totals.counted(Cluster.objects.of(request.membership.organization))
+    return get_object_or_404(mine, pk=cluster)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def cluster(request: OrgRequest, cluster: UUID) -> HttpResponse:
+    home = _cluster(request, cluster)
+    totals.add_details(home)
+    may = request.membership.may(Role.ADMIN)
+    rows = [{**row, "gauges": _gauges(row["total"], row["allocated"])} for row in home.rows]
+    taken = Resources(*(a - b for a, b in zip(home.total, home.free, strict=True)))
+    deployments = Deployment.objects.there().filter(cluster=home).select_related("revision")
+    context = {
+        "section": "clusters",
+        "cluster": home,
+        "limit": words.amounts([one or 0 for one in home.limit]) if home.limit else "",
+        "gauges": _gauges(home.total, taken),
+        "nodes": rows,
+        "deployments": [_row(one) for one in deployments.order_by("-priority", "created_at")[:100]],
+        "may_change": may,
+        "more_nodes": _free_nodes(request, is_operator(request.user)) if may else [],
+    }
+    return render(request, "clusters/cluster.html", context)
+
+
+@require_POST
+@org_role(Role.ADMIN)
+def add_node(request: OrgRequest, cluster: UUID) -> HttpResponse:
+    home = _cluster(request, cluster)
+    try:
+        node = UUID(request.POST.get("node", ""))
+    except ValueError:
+        messages.error(request, "Choose a node.")
+        return redirect(home)
+    _try(
+        request,
+        lambda: actions.add_node(
+            request.membership, home, node, operator=is_operator(request.user)
+        ),
+        "The node is in the cluster.",
+    )
+    return redirect(home)
+
+
+@require_POST
+@org_role(Role.ADMIN)
+def remove_node(request: OrgRequest, cluster: UUID, node: UUID) -> HttpResponse:
+    home = _cluster(request, cluster)
+    get_object_or_404(ClusterNode, cluster=home, worker=node)
+    _try(
+        request,
+        lambda: actions.remove_node(request.membership, home, node),
+        "The node is out of the cluster. What runs there moves first.",
+    )
+    return redirect(home)
+
+
+@require_POST
+@org_role(Role.ADMIN)
+def delete_cluster(request: OrgRequest, cluster: UUID) -> HttpResponse:
+    home = _cluster(request, cluster)
+    done = _try(
+        request,
+        lambda: actions.delete_cluster(request.membership, home),
+        f"The cluster {home} is deleted.",
+    )
+    return redirect("clusters:clusters" if done else home)
+
+
+def _try(request: OrgRequest, act: Callable[[], Any], done: str) -> bool:
+    """Do it and say so, or say why it can't be done."""
+    try:
+        act()
+    except FlowError as refusal:
+        messages.error(request, refusal.detail)
+        return False
+    messages.success(request, done)
+    return True
+
+
+# --- Deployments ---
+
+
+def _row(one: Deployment) -> dict[str, Any]:
+    return {
+        "pk": one.pk,
+        "name": one.name,
+        "state": SHOWN_STATE.get(one.state, one.state),
+        "is_moving": one.state not in {"running", "stopped"} or one.ready < one.replicas,
+        "ready": one.ready,
+        "replicas": one.replicas,
+        "priority": Priority(one.priority).label.capitalize(),
+        "needs": words.amounts(one.needs),
+        "revision": one.revision.number if one.revision else None,
+        "waits": said.waits(one),
+        "preempted_by": one.preempted_by,
+        "error": one.error if one.failures else "",
+        "cluster_id": one.cluster_id,
+        "created_at": one.created_at,
+    }
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def deployments(request: OrgRequest) -> HttpResponse:
+    mine = Deployment.objects.of(request.membership.organization).there()
+    found = mine.select_related("cluster", "revision").order_by("-created_at", "pk")
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
+    rows = [{**_row(one), "cluster": one.cluster.name} for one in page]
+    page.object_list = rows  # type: ignore[assignment]
+    context = {
+        "section": "deployments",
+        "page": page,
+        "moving": any(row["is_moving"] for row in rows),
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }
+    return render(request, "clusters/deployments.html", context)
+
+
+_FIELDS = (
+    "name", "cluster_id", "model", "required_ram_gb", "required_cpu_cores", "required_gpu_count",
+    "priority", "replicas",
+)  # fmt: skip
+
+
+@require_http_methods(["GET", "POST"])
+@org_role(Role.DEVELOPER)
+def new_deployment(request: OrgRequest) -> HttpResponse:
+    home = request.membership.organization
+    usual = {"required_ram_gb": "1", "required_cpu_cores": "0.5", "required_gpu_count": "0",
+             "priority": "MEDIUM", "replicas": "1", "preemptible": True}  # fmt: skip
+    values: dict[str, Any] = {**usual, "model": request.GET.get("model", "")}
+    errors: dict[str, Any] = {}
+    if request.method == "POST":
+        values = {key: request.POST.get(key, "").strip() for key in _FIELDS}
+        values |= {key: key in request.POST for key in ("preemptible", "spread")}
+        form = said.NewDeployment(data={k: v for k, v in values.items() if v != ""})
+        if form.is_valid():
+            needs = form.needs(1024, 500, 0)
+            wish = dict(form.validated_data)
+            try:
+                made = actions.deploy(
+                    request.membership, cluster=wish.pop("cluster_id", None), needs=needs, **wish
+                )
+                return redirect(made)
+            except FlowError as refusal:
+                errors = refusal.errors or {"": [refusal.detail]}
+                if refusal.status == 404:
+                    raise Http404(refusal.detail) from refusal
+        else:
+            errors = {key: [str(one) for one in ones] for key, ones in form.errors.items()}
+    chosen = _model(home, values.get("model", ""))
+    if chosen is not None and not values.get("name"):
+        values["name"] = _name_for(chosen)
+    clusters = totals.counted(Cluster.objects.of(home)).order_by("name")
+    context = {
+        "section": "deployments",
+        "values": values,
+        "errors": errors,
+        "other_errors": _elsewhere(errors, set(_FIELDS)),
+        "models": _models(home, chosen),
+        "clusters": [
+            {"pk": str(one.pk), "name": one.name, "nodes": one.node_count} for one in clusters
+        ],
+        "priorities": [(one.name, one.label.capitalize()) for one in Priority],
+        "may_make_cluster": request.membership.may(Role.ADMIN),
+    }
+    return render(request, "clusters/new_deployment.html", context, status=400 if errors else 200)
+
+
+def _model(home: Any, text: str) -> TrainedModel | None:
+    try:
+        pk = UUID(text)
+    except ValueError:
+        return None
+    found = TrainedModel.objects.of(home).select_related("job").filter(pk=pk).first()
+    return found if found is not None and found.is_usable else None
+
+
+def _models(home: Any, chosen: TrainedModel | None) -> list[dict[str, str]]:
+    """The best of each training, newest first, and the one that was chosen."""
+    jobs = TrainingJob.objects.of(home).filter(best_model__isnull=False)
+    found = [
+        {"pk": str(job.best_model_id), "name": f"{job.best_model}: {job.target}"}
+        for job in jobs.select_related("best_model").order_by("-created_at")[:MODELS]
+    ]
+    if chosen is not None and str(chosen.pk) not in {one["pk"] for one in found}:
+        found.insert(0, {"pk": str(chosen.pk), "name": f"{chosen}: {chosen.job.target}"})
+    return found
+
+
+def _name_for(model: TrainedModel) -> str:
+    return slugify(model.job.target)[:40] or "model"
+
+
+def _deployment(request: OrgRequest, deployment: UUID) -> Deployment:
+    mine = Deployment.objects.of(request.membership.organization).there()
+    found: Deployment = get_object_or_404(
+        mine.select_related("cluster", "revision__model__job"), pk=deployment
+    )
+    found.organization = request.membership.organization
+    return found
+
+
+def _shown(request: OrgRequest, one: Deployment) -> dict[str, Any]:
+    """What the page and its moving part show."""
+    last = one.placed.select_related("revision").order_by("-generation")
+    active = list(last.filter(ended_at__isnull=True))
+    ended = list(last.filter(ended_at__isnull=False)[:ENDED])
+    for replica in (*active, *ended):
+        replica.shown_state = SHOWN_STATE.get(replica.state, replica.state)  # type: ignore[attr-defined]
+    events = Event.objects.filter(stream=one.topic).order_by("-seq")[:EVENTS]
+    place = queue.place(one)
+    return {
+        "one": {**_row(one), "cluster": one.cluster.name},
+        "deployment": one,
+        "place": place[0] if place else None,
+        "waiting": place[1] if place else 0,
+        "replicas": [*active, *ended],
+        "events": [_told(event) for event in events],
+        "revisions": list(one.revisions.select_related("model")[:10]),
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }
+
+
+def _told(event: Event) -> dict[str, Any]:
+    """An event as a line."""
+    data = event.data
+    kind, _, what = event.type.partition(".")
+    if kind == "replica":
+        text = f"Replica {data.get('replica', 0)} on {data.get('node') or 'no node'}: {what}"
+    elif what == "waits":
+        text = words.reason(data)
+    elif what == "changed":
+        changes = data.get("changes") or {}
+        text = f"{data.get('by', '')} changed " + ", ".join(
+            f"{key.replace('_', ' ')} to {value}" for key, value in changes.items()
+        )
+    elif what == "stop-asked":
+        text = f"{data.get('by', '')} asked it to stop"
+    else:
+        text = what.capitalize()
+    return {"at": event.at, "text": text, "why": data.get("why", "")}
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def deployment(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    one = _deployment(request, deployment)
+    after = last_seq(one.topic)
+    context = {
+        "section": "deployments",
+        "after": after,
+        "snippet": _snippet(one),
+        "priorities": [(level.name, level.label.capitalize()) for level in Priority],
+        "dependents": actions.dependents(one),
+        "needed": [
+            {"pk": edge.needs_id, "name": edge.needs.name}
+            for edge in one.dependencies.select_related("needs")
+        ],
+        **_shown(request, one),
+    }
+    return render(request, "clusters/deployment.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def deployment_live(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    one = _deployment(request, deployment)
+    return render(request, "clusters/_deployment_live.html", _shown(request, one))
+
+
+def _snippet(one: Deployment) -> str:
+    """A line of curl that asks it, with a row of the model's columns."""
+    model = one.revision.model if one.revision else None
+    row = typical_row(model) if model is not None else {}
+    body = json.dumps({"rows": [row]}, ensure_ascii=False).replace("'", "'\\''")
+    return (
+        f"curl -s {settings.PUBLIC_URL}/api/deployments/{one.pk}/predict \\\n"
+        '  -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\\n'
+        f"  -d '{body}'"
+    )
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def change(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    """Scale it, or change its urgency."""
+    one = _deployment(request, deployment)
+    sent = {key: request.POST[key] for key in ("replicas", "priority") if request.POST.get(key)}
+    form = said.DeploymentChange(data=sent)
+    if not form.is_valid():
+        messages.error(request, f"Choose 1 to {actions.MOST_REPLICAS} replicas, and a priority.")
+        return redirect(one)
+    _try(
+        request,
+        lambda: actions.change(request.membership, one, **form.validated_data),
+        f"{one} is changed.",
+    )
+    return redirect(one)
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def act(request: OrgRequest, deployment: UUID, action: str) -> HttpResponse:
+    """Stop, start, roll back or delete it."""
+    one = _deployment(request, deployment)
+    do, done = DOES[action]
+    more = {}
+    if action == "rollback" and request.POST.get("revision", "").isdecimal():
+        more = {"number": int(request.POST["revision"][:9])}
+    went: bool = _try(request, lambda: do(request.membership, one, **more), f"{one} {done}")  # type: ignore[operator]
+    return redirect("clusters:deployments" if went and action == "delete" else one)

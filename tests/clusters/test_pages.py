@@ -1,0 +1,138 @@
+"""The pages of clusters and deployments say what is, why it waits, and what to do."""
+
+import pytest
+
+from clusters import cycle
+from clusters.models import Cluster, Deployment
+from organizations.models import Role
+from tests.clusters import make
+from tests.clusters.make import Node, deploy, settle
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def by(client):
+    member = make.member()
+    client.force_login(member.user)
+    return member
+
+
+@pytest.fixture
+def model(by):
+    return make.model(by)
+
+
+def page(client, path, status=200):
+    answer = client.get(path)
+    assert answer.status_code == status
+    return answer.content.decode()
+
+
+def test_from_nothing_to_a_model_that_runs(client, by):
+    assert "No clusters yet" in page(client, "/clusters")
+    assert "Nothing is deployed yet" in page(client, "/deployments")
+    assert "No models yet" in page(client, "/deployments/new")
+    model = make.model(by)
+    assert "No cluster yet" in page(client, "/deployments/new")
+    node = Node(make.node(by, ram_gb=8))
+    form = page(client, "/clusters/new")
+    assert node.worker.name in form
+    assert "8 GB of memory" in form
+    wrong = client.post("/clusters/new", {"name": "no good"})
+    assert wrong.status_code == 400
+    assert "Use letters" in wrong.content.decode()
+    client.post("/clusters/new", {"name": "lab", "nodes": [node.worker.pk]})
+    home = Cluster.objects.get()
+    assert f"/deployments/new?model={model.pk}" in page(client, f"/models/{model.pk}")
+    form = page(client, f"/deployments/new?model={model.pk}")
+    assert 'value="kind"' in form  # what it predicts is a good name
+    wish = {"name": "kind", "model": model.pk, "cluster_id": home.pk, "preemptible": "on"}
+    large = client.post("/deployments/new", {**wish, "required_ram_gb": "80"})
+    assert large.status_code == 400
+    assert "could ever run" in large.content.decode() or "More than" in large.content.decode()
+    answer = client.post("/deployments/new", {**wish, "required_ram_gb": "2", "replicas": "2"})
+    one = Deployment.objects.get()
+    assert answer.headers["Location"] == f"/deployments/{one.pk}"
+    settle(home, node)
+    shown = page(client, f"/deployments/{one.pk}")
+    assert "2 of 2 replicas answer" in shown
+    assert f"/api/deployments/{one.pk}/predict" in shown
+    assert "petal_cm" in shown
+    gauges = page(client, f"/clusters/{home.pk}")
+    assert "4 GB of 8 GB" in gauges
+    assert "2 of 2" in page(client, "/deployments")
+
+
+def test_whoever_waits_and_whoever_made_room_is_told(client, by, model):
+    node = Node(make.node(by, ram_gb=2))
+    home = make.cluster(by, node.worker)
+    low = deploy(by, model, "low", ram_gb=2, priority=0)
+    settle(home, node)
+    deploy(by, model, "high", ram_gb=2, priority=3)
+    settle(home, node)
+    shown = page(client, f"/deployments/{low.pk}")
+    assert "It made room for high" in shown
+    assert "which lacks 2 GB of memory" in shown
+    assert "Number 1 of 1" in shown
+    live = page(client, f"/deployments/{low.pk}/live")
+    assert "<html" not in live
+    assert "It makes room for high, which is CRITICAL." in live
+    assert "No node has room for it" in page(client, "/deployments")
+
+
+def test_scale_stop_start_roll_back_and_delete(client, by, model):
+    node = Node(make.node(by))
+    home = make.cluster(by, node.worker)
+    one = make.running(by, model, "one", node.worker)
+    path = f"/deployments/{one.pk}"
+
+    def post(what, **data):
+        answer = client.post(f"{path}/{what}", data, follow=True)
+        one_now = Deployment.objects.filter(pk=one.pk).first()
+        return answer.content.decode(), one_now
+
+    assert post("change", replicas="3", priority="HIGH")[1].replicas == 3
+    assert "Choose 1 to 100" in post("change", replicas="0")[0]
+    assert post("rollback", revision="1")[1].revision.number == 1
+    assert "There is no such revision" in post("rollback", revision="77")[0]
+    text, stopped = post("stop")
+    assert "one stops." in text
+    assert not stopped.is_started
+    assert post("start")[1].is_started
+    other = deploy(by, model, "other", depends_on=[one.pk])
+    assert "other does not start while it is stopped" in page(client, path)
+    assert "start without one" in post("delete")[0]
+    client.post(f"/deployments/{other.pk}/delete")
+    post("delete")
+    cycle.run(home.pk)
+    assert page(client, path, 404)
+
+
+def test_viewers_look_and_change_nothing(client, by, model):
+    node = Node(make.node(by))
+    home = make.cluster(by, node.worker)
+    one = make.running(by, model, "one", node.worker)
+    viewer = make.member(Role.VIEWER, organization=by.organization)
+    client.force_login(viewer.user)
+    shown = page(client, f"/deployments/{one.pk}") + page(client, f"/clusters/{home.pk}")
+    assert 'action="/deployments' not in shown
+    assert 'action="/clusters' not in shown
+
+
+def test_pages_ask_as_many_questions_for_many_as_for_few(
+    client, by, model, django_assert_max_num_queries
+):
+    node = make.node(by)
+    home = make.cluster(by, node)
+    for number in range(12):
+        deploy(by, model, f"d{number}")
+    cycle.run(home.pk)
+    one = Deployment.objects.first()
+    for path, most in (
+        ("/deployments", 8), ("/clusters", 8), (f"/clusters/{home.pk}", 12),
+        (f"/deployments/{one.pk}", 16), (f"/deployments/{one.pk}/live", 12),
+    ):  # fmt: skip
+        client.get(path)
+        with django_assert_max_num_queries(most):
+            assert client.get(path).status_code == 200
