@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Min, Q
 from django.utils import timezone
 
-from training import actions, blends, leak, scoring
+from training import actions, blends, reliance, scoring
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
 from training.models import BEST_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
@@ -221,7 +221,9 @@ def _look_for_a_leak(job: TrainingJob, model: TrainedModel, notices: Notices) ->
     try:
         truth = scoring.truth_of(job)
         said = blends.said_of(job, model, truth, truth.ranked)
-        found = None if said is None else leak.suspect(said, scoring.columns_of(job, truth.ranked))
+        found = (
+            None if said is None else reliance.suspect(said, scoring.columns_of(job, truth.ranked))
+        )
     except Exception:  # it is a look, and no part of the job
         log.exception("no look for a leak", extra={"job": job.pk})
         return

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training import make
-from training import leak
+from training import reliance
 
 RANDOM = np.random.default_rng(4)
 X = RANDOM.normal(0, 1, 500)
@@ -15,13 +15,13 @@ X = RANDOM.normal(0, 1, 500)
 @given(st.integers(2, 200), st.integers(1, 60), st.integers(0, 10**6))
 def test_a_share_is_at_most_one(n, g, seed):
     random = np.random.default_rng(seed)
-    share = leak.share_explained(random.normal(0, 1, (n, 2)), random.integers(0, g, n))
+    share = reliance.share_explained(random.normal(0, 1, (n, 2)), random.integers(0, g, n))
     assert share <= 1
 
 
 def test_groups_at_random_explain_nothing_however_many_they_are():
     said = RANDOM.normal(0, 1, (500, 1))
-    shares = [leak.share_explained(said, RANDOM.integers(0, g, 500)) for g in (2, 50, 200)]
+    shares = [reliance.share_explained(said, RANDOM.integers(0, g, 500)) for g in (2, 50, 200)]
     assert max(shares) < 0.15
 
 
@@ -40,18 +40,18 @@ def test_what_follows_from_one_column_is_found_whatever_its_type(column):
         truth = np.where(X > 1, 3, X)
     said = np.asarray(truth, dtype=float)[:, None] + RANDOM.normal(0, 0.02, (500, 1))
     columns = [("noise", RANDOM.normal(0, 1, 500)), ("leak", column)]
-    found = leak.suspect(said, columns)
+    found = reliance.suspect(said, columns)
     assert found is not None
     assert found[0] == "leak"
 
 
 def test_two_columns_that_share_the_work_are_no_leak():
     other = RANDOM.normal(0, 1, 500)
-    assert leak.suspect((X + other)[:, None], [("a", X), ("b", other)]) is None
+    assert reliance.suspect((X + other)[:, None], [("a", X), ("b", other)]) is None
 
 
 def test_an_answer_that_never_changes_rests_on_nothing():
-    assert leak.suspect(np.ones((500, 1)), [("a", X)]) is None
+    assert reliance.suspect(np.ones((500, 1)), [("a", X)]) is None
 
 
 @pytest.mark.django_db
@@ -78,7 +78,7 @@ def test_a_fault_of_the_look_is_nobodys(monkeypatch):
     job = make.job(by)
     task = node.claim()
     node.candidate(task)
-    monkeypatch.setattr(leak, "suspect", broken)
+    monkeypatch.setattr(reliance, "suspect", broken)
     node.end(task)
     job.refresh_from_db()
     assert job.state == "succeeded"
