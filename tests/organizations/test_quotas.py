@@ -13,6 +13,7 @@ from datasets.models import Dataset
 from organizations import quotas, usage
 from organizations.models import Organization, Role, UsageEntry, UsageMonth
 from organizations.quotas import QuotaReached
+from tests.clusters import make as deploying
 from tests.factories import WorkerFactory
 from tests.organizations.threads import at_once
 from tests.training import make
@@ -170,6 +171,36 @@ def test_nothing_allowed_is_a_limit_too(ada):
     limit(ada, max_cpu_hours=0)
     with pytest.raises(QuotaReached):
         make.job(ada)
+
+
+def test_deployments_are_limited_and_stopping_one_frees_its_place(ada, client):
+    limit(ada, max_deployments=2)
+    deploying.cluster(ada, deploying.node(ada))
+    model = deploying.model(ada)
+    client.force_login(ada.user)
+
+    def deploy(name, **more):
+        wish = {"name": name, "model": str(model.pk), **more}
+        return client.post("/api/deployments", wish, content_type="application/json")
+
+    first = deploy("a")
+    assert first.status_code == 201, first.content
+    refused = deploy("b", preemptible=False)
+    assert refused.status_code == 429, "one that nothing may evict counts twice"
+    told = refused.json()
+    assert (told["code"], told["quota"], told["used"], told["limit"]) == (
+        "quota-reached", "deployments", 1, 2,
+    )  # fmt: skip
+    assert "Stop a deployment" in told["frees"]
+    assert deploy("c").status_code == 201
+    assert deploy("d").status_code == 429
+    place = f"/api/deployments/{first.json()['id']}"
+    kept = client.patch(place, {"preemptible": False}, content_type="application/json")
+    assert kept.status_code == 429
+    assert client.post(f"{place}/stop").status_code == 202
+    assert deploy("d").status_code == 201
+    assert client.post(f"{place}/start").status_code == 429
+    assert quotas.used(ada.organization, "deployments") == 2
 
 
 def test_what_has_no_limit_yet_can_be_asked(ada):
