@@ -234,7 +234,10 @@ def fit_bag(
             recipe, problem, rows.table, data.y, rest, stop, folder / f"child-{fold}", limit, rounds
         )
         children.append(child)
-        taken.append(child.model.params_trained.get(ROUNDS[recipe["kind"]], rounds))
+        took = child.model.params_trained.get(ROUNDS[recipe["kind"]])
+        if recipe["kind"] == "GBM":  # trees, not rounds: some of these may have left none
+            took = min(took, child.model.model.current_iteration())
+        taken.append(rounds if rounds is not None else took)
         scores[away] = child.scores(Rows(encoding, data.train.take(away)), problem.n_classes)
         hurry = recipe.get("hurry")
         if fold == 1 and hurry and count * (time.monotonic() - began) > hurry:
@@ -279,29 +282,39 @@ def fit_child(
     params = dict(recipe["params"])
     if rounds is not None:
         stop, limit, params[ROUNDS[recipe["kind"]]] = stop[:0], None, rounds
-    model = getattr(models, CLASSES[recipe["kind"]])(
-        path=str(folder.parent),
-        name=folder.name,
-        problem_type=kind,
-        eval_metric=metric_for(problem, kind),
-        hyperparameters=params,
-    )
     given: dict[str, Any] = {}
     if len(stop):
         given = {"X_val": table.iloc[stop], "y_val": pd.Series(stop_goal, index=table.index[stop])}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        np.random.seed(problem.seed % 2**32)
-        model.fit(
-            X=table.iloc[rest],
-            y=pd.Series(goal, index=table.index[rest]),
-            **given,
-            num_classes=len(present) or None,
-            time_limit=limit,
-            num_cpus=problem.threads,
-            num_gpus=0,
-            verbosity=0,
+    for _ in range(4):
+        model = getattr(models, CLASSES[recipe["kind"]])(
+            path=str(folder.parent),
+            name=folder.name,
+            problem_type=kind,
+            eval_metric=metric_for(problem, kind),
+            hyperparameters=params,
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            np.random.seed(problem.seed % 2**32)
+            model.fit(
+                X=table.iloc[rest],
+                y=pd.Series(goal, index=table.index[rest]),
+                **given,
+                num_classes=len(present) or None,
+                time_limit=limit,
+                num_cpus=problem.threads,
+                num_gpus=0,
+                verbosity=0,
+            )
+        if rounds is None or recipe["kind"] != "GBM":
+            break
+        # A round in which LightGBM finds no split leaves no tree, and what is known is how many
+        # trees there are: with random splits on few rows some more rounds have to be tried.
+        lacking = rounds - model.model.current_iteration()
+        if lacking <= 0:
+            model.model.best_iteration = rounds
+            break
+        params["num_boost_round"] += 2 * lacking + 5
     one_thread(model)
     model.save(path=str(folder), verbose=False)
     return Child(model, present)
