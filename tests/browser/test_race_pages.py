@@ -33,8 +33,12 @@ def test_two_engines_are_chosen_watched_and_blended(visitor: NewVisitor) -> None
     best = page.get_by_role("link", name="Open the best model")
     expect(best).to_be_visible(timeout=120_000)
     board = page.get_by_role("region", name="Leaderboard")
-    expect(board.locator("tbody")).to_contain_text("Ensemble of")
+    none = page.get_by_text("There is no ensemble: no blend was better")
+    made = board.get_by_role("link", name=re.compile("^Ensemble of"))
+    expect(made.first.or_(none)).to_be_visible()
     eva.shot("04-leaderboard")
+    if not made.count():  # then the page says so, and there is nothing more to look at
+        return
     board.get_by_role("link", name="Ensemble", exact=True).click()
     expect(page).to_have_url(re.compile(r"\?engine=ensemble$"))
     expect(board.locator("tbody tr")).to_have_count(1)

@@ -12,19 +12,22 @@ import pytest
 
 from tests.e2e.conftest import Person
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420), pytest.mark.xdist_group("e2e")]
 CARS = Path(__file__).resolve().parent.parent.parent / "data" / "cars.csv"
 BOTH = ["pycaret", "sklearn"]
 
 
 def test_two_engines_race_and_what_they_found_is_blended_and_fitted_again(person: Person) -> None:
     data = person.dataset("cars")["id"]
-    split = {"validation": 0.35, "test": 0.25}
-    wish = {"engines": BOTH, "time_budget": 24, "split": split, "refit": True}
-    ended = person.ended(person.train(data, "miles_per_gallon", **wish), within=200)
-    assert (ended["state"], ended["budgets"]) == ("succeeded", dict.fromkeys(BOTH, 12.0))
-    assert (ended["preset"], ended["budget_mode"]) == ("balanced", "total")
-    rows = person.leaderboard(ended["id"])
+    for seed in range(3):  # now and then one model is so good that no blend is better
+        split = {"validation": 0.35, "test": 0.25, "seed": seed}
+        wish = {"engines": BOTH, "time_budget": 24, "split": split, "refit": True}
+        ended = person.ended(person.train(data, "miles_per_gallon", **wish), within=200)
+        assert (ended["state"], ended["budgets"]) == ("succeeded", dict.fromkeys(BOTH, 12.0))
+        assert (ended["preset"], ended["budget_mode"]) == ("balanced", "total")
+        rows = person.leaderboard(ended["id"])
+        if not any("There is no ensemble" in one["message"] for one in ended["notices"]):
+            break
     assert {row["engine"] for row in rows} == {*BOTH, "ensemble"}, ended["notices"]
     blend = next(row for row in rows if row["engine"] == "ensemble" and not row["refit_of"])
     narrowed = person.ok("GET", f"/api/results/job/{ended['id']}/leaderboard?engine=ensemble")
