@@ -55,6 +55,8 @@ AFTER = {
     "POST /workers/{node}/resume": "POST /workers/{node}/drain",
     "POST /api/workers/{node}/resume": "POST /api/workers/{node}/drain",
     "POST /api/clusters/{cluster}/nodes": "DELETE /api/clusters/{cluster}/nodes/{node}",
+    "POST /clusters/{cluster}/nodes": "POST /clusters/{cluster}/nodes/{node}/remove",
+    "POST /deployments/{deployment}/start": "POST /deployments/{deployment}/stop",
     "POST /api/deployments/{deployment}/start": "POST /api/deployments/{deployment}/stop",
 }
 
