@@ -1,8 +1,10 @@
 """What clusters do when an organization goes, what they count, and what they tell nodes."""
 
+from uuid import UUID
+
 from clusters import actions, nodes
 from clusters.models import Cluster, ClusterNode, Dependency, Deployment, Replica, Revision
-from organizations import parts
+from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
 from workers import beats
@@ -11,7 +13,13 @@ from workers import beats
 def connect() -> None:
     parts.register(export=_export, stop=_stop, purge=_purge)
     register_meter("deployments", actions.used)
+    service.register_object("deployment", _name)
     beats.register(nodes.beat)
+
+
+def _name(home: Organization, pk: UUID) -> str:
+    found = Deployment.objects.of(home).there().filter(pk=pk)
+    return str(found.values_list("name", flat=True).first() or "")
 
 
 def _export(home: Organization, bundle: parts.Bundle) -> None:
