@@ -142,6 +142,7 @@ GET     /models/{model}?tab=try                                 sign    200     
 POST    /models/{model}/predict                                 sign    403     200     200     404
 POST    /models/{model}/predict-file                            sign    403     302     302     404
 GET     /models/{model}/download                                sign    200     200     200     404
+POST    /models/versions/{name_version}/champion                sign    403     302     302     404
 GET     /predictions/{batch}                                    sign    200     200     200     404
 GET     /predictions/{batch}/result                             sign    200     200     200     404
 GET     /health                                                  200    200     200     200     200
@@ -587,7 +588,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
-    name = named.give_name(admin, f"{MARK}-tree", model).named.name
+    name_version = named.give_name(admin, f"{MARK}-tree", model)
+    name = name_version.named.name
     named.move_alias(admin, name, f"{MARK}-alias", 1)
     upload = SimpleUploadedFile(f"{MARK}.csv", b"a\n1\n")
     batch = actions.predict_file(admin, model, upload)
@@ -622,6 +624,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "check": actions.check_data(admin, version.dataset_id, target="kind").pk,
             "model": model.pk,
             "named": name,
+            "name_version": name_version.pk,
             "request": general.infer(admin, model_id=name, input_data=ROW).pk,
             "alias": f"{MARK}-alias",
             "batch": batch.pk,

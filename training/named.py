@@ -364,6 +364,12 @@ def _as_features(text: str) -> str:
     return text.replace("'rows'", "'features'").replace("rows[", "features[", 1)
 
 
+def names_of(model: TrainedModel) -> list[NamedVersion]:
+    """The names that a model has, with the aliases of these versions."""
+    found = NamedVersion.objects.filter(model=model).select_related("named")
+    return list(found.prefetch_related("aliases").order_by("named__name"))
+
+
 def versions_of(named: NamedModel) -> QuerySet[NamedVersion]:
     found: QuerySet[NamedVersion] = NamedVersion.objects.filter(named=named).with_model()
     return found.prefetch_related("aliases").order_by("-number")

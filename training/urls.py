@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import jobs, models, new
+from training.views import jobs, models, names, new
 
 app_name = "training"
 urlpatterns = [
@@ -21,6 +21,7 @@ urlpatterns = [
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),
     path("models/<uuid:model_id>/predict-file", models.predict_file, name="predict-file"),
     path("models/<uuid:model_id>/download", models.download, name="download"),
+    path("models/versions/<uuid:version_id>/champion", names.champion, name="champion"),
     path("predictions/<uuid:batch_id>", models.batch, name="batch"),
     path("predictions/<uuid:batch_id>/result", models.batch_result, name="batch-result"),
 ]

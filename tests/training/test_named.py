@@ -270,6 +270,23 @@ def test_long_lists_ask_no_more_questions(by, api, node):
     assert queries(f"predict/{FOREST}", features) <= 8
 
 
+def test_the_page_of_a_model_shows_its_names_and_moves_the_champion(client, by):
+    model = make.scored_model(by)
+    version = named.give_name(by, "tree", model)
+    client.force_login(by.user)
+    page = f"/models/{model.pk}?tab=use"
+    assert "Make it the champion" in client.get(page).content.decode()
+    moved = client.post(f"/models/versions/{version.pk}/champion")
+    assert (moved.status_code, moved["Location"]) == (302, page)
+    assert named.find(by.organization, "tree@champion") == version
+    shown = client.get(page).content.decode()
+    assert "tree@1" in shown
+    assert "Make it the champion" not in shown
+    viewer = make.member(Role.VIEWER, organization=by.organization)
+    client.force_login(viewer.user)
+    assert client.post(f"/models/versions/{version.pk}/champion").status_code == 403
+
+
 # Predictions and figures
 
 

@@ -18,9 +18,10 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, pages
+from training import actions, named, pages
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
+from training.names import CHAMPION
 from training.rows import MOST_ROWS
 from training.views.common import PER_PAGE, facts_page, job_facts, last_seq
 from workers.waiting import waits_for
@@ -189,6 +190,15 @@ def _use(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     return {
         "snippets": pages.snippets(settings.PUBLIC_URL, str(stored.pk), typical),
         "most_rows": MOST_ROWS,
+        "names": [
+            {
+                "id": version.pk,
+                "text": str(version),
+                "aliases": [alias.name for alias in version.aliases.all()],
+                "is_champion": any(alias.name == CHAMPION for alias in version.aliases.all()),
+            }
+            for version in named.names_of(stored)
+        ],
     }
 
 
