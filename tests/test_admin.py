@@ -58,6 +58,9 @@ def a_row_of_each() -> None:
     row = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
     general.infer(member, model_id="tree", input_data=row)
     curves.curve_of(member, model)
+    apps.get_model("training.EnsembleMember").objects.create(
+        ensemble=model, model=model, weight=1.0
+    )
     apps.get_model("training.BatchPrediction").objects.create(
         organization=member.organization, model=model, filename="rows.csv", upload=upload
     )

@@ -10,7 +10,13 @@ from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.jobrequests import JobRequest
 from training.learned import LearningCurve
-from training.models import BatchPrediction, DataCheck, TrainedModel, TrainingJob
+from training.models import (
+    BatchPrediction,
+    DataCheck,
+    EnsembleMember,
+    TrainedModel,
+    TrainingJob,
+)
 from training.names import NamedAlias, NamedModel, NamedVersion
 from workers.admin import STATES
 
@@ -184,3 +190,10 @@ class NamedAliasAdmin(ReadOnly):
     list_display = ("named", "name", "version", "moved_at")
     list_select_related = ("named", "version__named")
     search_fields = ("name", "named__name")
+
+
+@admin.register(EnsembleMember)
+class EnsembleMemberAdmin(ReadOnly):
+    list_display = ("ensemble", "model", "weight")
+    list_select_related = ("ensemble", "model")
+    search_fields = ("ensemble__id", "ensemble__job__name", "model__name")
