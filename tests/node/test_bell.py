@@ -36,7 +36,7 @@ class Broker:
         self.folder = folder
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.limited_url = f"redis://node:narrow@127.0.0.1:{self.port}/0"
-        self.app = Celery("test", broker=self.url)
+        self.app = Celery("test", broker=self.url, set_as_current=False)
         self.start()
 
     def start(self) -> None:

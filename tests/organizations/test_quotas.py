@@ -241,7 +241,7 @@ def test_usage_tells_quotas_and_history(ada, client, django_assert_max_num_queri
     client.force_login(ada.user)
     address = f"/api/organizations/{ada.organization_id}/usage"
     client.get(address)
-    with django_assert_max_num_queries(10):
+    with django_assert_max_num_queries(11):
         said = client.get(address).json()
     rows = {row["quota"]: row for row in said["quotas"]}
     assert set(rows) == set(quotas.QUOTAS)
