@@ -39,7 +39,7 @@ class Place:
     node: Worker
 
 
-_places: "serving._Kept[tuple[UUID, UUID], list[Place]]" = serving._Kept(1, 500)
+_places: "serving.Kept[tuple[UUID, UUID], list[Place]]" = serving.Kept(1, 500)
 _turns: dict[UUID, "itertools.count[int]"] = {}
 
 
@@ -123,7 +123,7 @@ def _answer(model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]]) ->
     with ThreadPoolExecutor(len(parts)) as pool:
         asked = [pool.submit(_ask_for, part.model, place, columns, rows) for part in parts]
         answers = [one.result() for one in asked]
-    return serving._together(answers, [part.weight for part in parts])
+    return serving.together(answers, [part.weight for part in parts])
 
 
 def _ask_for(
@@ -138,7 +138,7 @@ def _ask_for(
         "columns": columns,
         "rows": rows,
     }
-    return serving._ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1)
+    return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1)
 
 
 def _refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:

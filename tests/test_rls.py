@@ -416,13 +416,13 @@ def test_who_waits_for_a_node_holds_no_connection(
     model = make.scored_model(member)
     Worker.objects.update(address=serving_node.address)
     serving_node.answer = {"predictions": ["kind 1"], "ms": {}}
-    sent, asked = serving._ask_node, []
+    sent, asked = serving.ask_node, []
 
     def watched(*args: Any) -> serving.Answer:
         asked.append((connection.in_atomic_block, connection.connection))
         return sent(*args)
 
-    monkeypatch.setattr(serving, "_ask_node", watched)
+    monkeypatch.setattr(serving, "ask_node", watched)
     answer = browser(member).post(
         f"/api/results/model/{model.pk}/predict",
         {"rows": [{"petal_cm": 1.0, "colour": "red", "weight_g": 2.0}]},

@@ -123,7 +123,7 @@ class _Pool:
 _pool = _Pool()
 
 
-class _Kept(Generic[K, V]):
+class Kept(Generic[K, V]):
     """Answers of the database, kept in this process for a short while: half a prediction's cost."""
 
     def __init__(self, seconds: float, most: int) -> None:
@@ -146,8 +146,8 @@ class _Kept(Generic[K, V]):
         self._found.clear()
 
 
-_models: _Kept[tuple[UUID, UUID], TrainedModel | None] = _Kept(10, 200)
-_nodes: _Kept[tuple[str, UUID, bool], list[Worker]] = _Kept(1, 200)
+_models: Kept[tuple[UUID, UUID], TrainedModel | None] = Kept(10, 200)
+_nodes: Kept[tuple[str, UUID, bool], list[Worker]] = Kept(1, 200)
 
 
 def servable(organization: Organization, model: UUID) -> TrainedModel | None:
@@ -277,12 +277,16 @@ def _asking(
     def all_of_them() -> Answer:
         with ThreadPoolExecutor(len(questions)) as pool:
             answers = [asked.result() for asked in [pool.submit(one) for one in questions]]
-        return _together(answers, [part.weight for part in parts])
+        return together(answers, [part.weight for part in parts])
 
     return all_of_them
 
 
-def _together(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
+def together(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
+    """What the members of an ensemble answered to the same rows, as one answer.
+
+    Raises Unavailable where their answers don't go together.
+    """
     classes = answers[0].classes
     try:
         said = [Said(one.predictions, one.probabilities) for one in answers]
@@ -331,7 +335,7 @@ def _ask_nodes(nodes: list[Worker], body: bytes) -> Answer:
     for tries in (1, PATIENT_TRIES):
         for node in list(nodes):
             try:
-                return _ask_node(node, body, tries)
+                return ask_node(node, body, tries)
             except NodeFailed as failure:
                 _nodes.clear()
                 reasons[node.name] = str(failure)
@@ -361,7 +365,12 @@ def _is_socket_of_ours(path: str) -> bool:
     return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
 
 
-def _ask_node(node: Worker, body: bytes, tries: int) -> Answer:
+def ask_node(node: Worker, body: bytes, tries: int) -> Answer:
+    """One node's answer; one that is just connecting anew is tried so many times.
+
+    Raises NodeFailed, with what it did, when another may be asked; Invalid and TooLarge for rows
+    that none would take.
+    """
     try:
         status, raw = _post(node, body, tries)
         answer = json.loads(raw)

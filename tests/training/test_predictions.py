@@ -54,7 +54,7 @@ def read(response) -> bytes:
 
 def test_an_organization_waits_for_only_so_many_answers_at_once(model, node, monkeypatch):
     other = make.scored_model(make.member())
-    real, deep, told = serving._ask_node, [], []
+    real, deep, told = serving.ask_node, [], []
 
     def slow(*question):
         """While each question waits for its answer, the next one is asked."""
@@ -67,7 +67,7 @@ def test_an_organization_waits_for_only_so_many_answers_at_once(model, node, mon
                 told.append(actions.predict(other, ROW).predictions)
         return real(*question)
 
-    monkeypatch.setattr(serving, "_ask_node", slow)
+    monkeypatch.setattr(serving, "ask_node", slow)
     assert actions.predict(model, ROW).predictions == ["kind 1"]
     refusal, others = told
     assert len(deep) == serving.MOST_AT_ONCE
