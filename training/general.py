@@ -16,7 +16,6 @@ from pathlib import PurePath
 from typing import Any, cast
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
 from django.core.files.base import File
@@ -34,6 +33,7 @@ from training import actions, catalog, inference, jobtypes, named, offers, roots
 from training.jobrequests import JobRequest
 from training.models import BatchPrediction, TrainedModel
 from training.rows import BadRows, check_rows
+from workers import bells
 
 log = logging.getLogger(__name__)
 State, Kind = JobRequest.State, JobRequest.Kind
@@ -273,10 +273,7 @@ def _infer_all(by: Membership, asked: JobRequest, model: TrainedModel, called: s
 
 def hasten(pk: UUID) -> None:
     """Let control ask now; its sweep would, a little later."""
-    try:
-        current_app.send_task("training.tasks.infer", args=[str(pk)], retry=False)
-    except Exception as problem:
-        log.warning("control not told", extra={"request": str(pk), "problem": str(problem)})
+    bells.send("training.tasks.infer", args=[str(pk)], queue="control")
 
 
 def _waited_for(asked: JobRequest, seconds: float) -> JobRequest:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
 from redis.exceptions import RedisError
@@ -25,6 +24,7 @@ from training import curves, named, plots
 from training.learned import LearningCurve
 from training.models import TrainedModel
 from training.names import NamedVersion
+from workers import bells
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,9 @@ def picture(by: Membership, address: str, kind: str, *, wait_s: float = 0) -> by
         if (found := _kept(key)) is None:
             if not _is_there(by, version.model_id, kind):
                 return None
-            if cache.add(f"{key}:asked", 1, ASKED_S):
-                ask_control(version.model_id, kind)
+            if cache.add(f"{key}:asked", 1, ASKED_S) and not ask_control(version.model_id, kind):
+                cache.delete(f"{key}:asked")
+                raise Unavailable("Pictures can't be drawn now: the broker is away.")
             if wait_s > 0:
                 found = _wait(key, min(wait_s, MOST_WAIT_S))
     except RedisError:
@@ -61,13 +62,9 @@ def picture(by: Membership, address: str, kind: str, *, wait_s: float = 0) -> by
     return found
 
 
-def ask_control(model: UUID, kind: str) -> None:
-    """Raises Unavailable when control can't be told."""
-    try:
-        current_app.send_task("training.tasks.draw", args=[str(model), kind], retry=False)
-    except Exception as problem:
-        log.warning("control not told", extra={"model": str(model), "problem": str(problem)})
-        raise Unavailable("Pictures can't be drawn now: the broker is away.") from None
+def ask_control(model: UUID, kind: str) -> bool:
+    """Whether control could be told to draw it."""
+    return bells.send("training.tasks.draw", args=[str(model), kind], queue="control")
 
 
 def _kept(key: str) -> bytes | None:

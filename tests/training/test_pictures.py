@@ -9,9 +9,13 @@ from django.core.cache import cache
 from tests.training import make
 from training import named, pictures, plots, tasks
 from training.models import TrainedModel
+from workers import bells
 
 pytestmark = pytest.mark.django_db
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+ASK = pictures.ask_control
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def by():
 def asked(monkeypatch):
     """What control was asked to draw; it does nothing by itself."""
     found = []
-    monkeypatch.setattr(pictures, "ask_control", lambda *args: found.append(args))
+    monkeypatch.setattr(pictures, "ask_control", lambda *args: found.append(args) or True)
     yield found
     cache.clear()
 
@@ -58,8 +62,18 @@ def test_a_picture_is_drawn_by_control_once_and_then_kept(get, model, asked):
 
 
 def test_who_waits_gets_it_with_the_first_answer(get, model, asked, monkeypatch):
-    monkeypatch.setattr(pictures, "ask_control", pictures.draw)
+    monkeypatch.setattr(pictures, "ask_control", lambda *it: pictures.draw(*it) or True)
     assert get("tree/roc", Prefer="wait=5").status_code == 200
+
+
+def test_a_broker_that_is_away_is_told_and_asked_again_by_the_next(get, model, asked, monkeypatch):
+    with monkeypatch.context() as away:
+        away.setattr(bells, "send", lambda *args, **how: False)
+        away.setattr(pictures, "ask_control", ASK)
+        answer = get("tree/roc")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert get("tree/roc").status_code == 202
+    assert asked == [(model.pk, "roc")]
 
 
 def test_one_that_cannot_be_drawn_is_told_and_tried_again_later(get, model, asked, monkeypatch):
