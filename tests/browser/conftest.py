@@ -13,6 +13,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Page,
     Request,
+    expect,
     sync_playwright,
 )
 
@@ -20,6 +21,7 @@ from flowml_site.platform import Platform
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARTIFACTS = ROOT / "test-artifacts" / "browser"
+OPERATOR, PASSWORD = "operator", "a long way home 7"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -107,9 +109,36 @@ class Visitor:
 NewVisitor = Callable[..., Visitor]
 
 
+def sign_in(who: Visitor, name: str) -> Page:
+    page = who.page
+    who.go("/sign-in")
+    page.get_by_label("Name or e-mail").fill(name)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("navigation", name="Main")).to_be_visible()
+    return page
+
+
+@pytest.fixture(scope="session")
+def operator(chromium: Browser, platform: Platform) -> str:
+    """The operator's name. The first account is the operator's, so all tests begin with this."""
+    who = Visitor(chromium.new_context(), platform.url, OPERATOR)
+    who.go("/")
+    if "/sign-up" in who.page.url:
+        who.page.get_by_label("Name", exact=True).fill(OPERATOR)
+        who.page.get_by_label("E-mail").fill("operator@example.org")
+        who.page.get_by_label("Password").fill(PASSWORD)
+        who.page.get_by_role("button", name="Make the account").click()
+    else:  # an installation that stays up, set up by an earlier run
+        sign_in(who, OPERATOR)
+    expect(who.page.get_by_role("link", name="Operator console")).to_be_visible()
+    who.context.close()
+    return OPERATOR
+
+
 @pytest.fixture
 def visitor(
-    chromium: Browser, platform: Platform, request: pytest.FixtureRequest
+    chromium: Browser, platform: Platform, operator: str, request: pytest.FixtureRequest
 ) -> Iterator[NewVisitor]:
     """Opens windows; at the end of the test each must have been without problems."""
     made: list[Visitor] = []

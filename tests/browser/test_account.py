@@ -8,9 +8,9 @@ import pytest
 from django_otp.oath import totp
 from playwright.sync_api import expect
 
-from tests.browser.conftest import NewVisitor, Visitor
+from tests.browser.conftest import PASSWORD, NewVisitor, Visitor
 from tests.browser.test_every_page import AXE, LOOKS, serious
-from tests.browser.test_main_journey import PASSWORD, sign_up
+from tests.browser.test_main_journey import sign_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
 PARTS = ("", "/password", "/second-factor", "/sessions", "/tokens")
