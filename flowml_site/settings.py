@@ -157,6 +157,7 @@ INSTALLED_APPS = [
     "datasets",
     "training",
     "clusters",
+    "pipelines",
     "flowml_site",
 ]
 

@@ -16,13 +16,16 @@ from django.utils import timezone
 from clusters import cycle
 from tests.clusters import make as deploying
 from tests.factories import MembershipFactory, UserFactory, WorkerFactory, make_task
+from tests.pipelines import make as piping
 from tests.training import make
 from training import curves, general, named
 from training.actions import check_data
 from workers import actions, joining
 from workers.models import Pause, Pulse, Task, Turn
 
-OURS = ("accounts", "organizations", "workers", "datasets", "training", "clusters")
+OURS = (
+    "accounts", "organizations", "workers", "datasets", "training", "clusters", "pipelines",
+)  # fmt: skip
 # Pulse and Turn are bookkeeping; memberships are edited inside their organization.
 ELSEWHERE = {Pulse, Turn, apps.get_model("organizations.Membership")}
 MODELS = [model for label in OURS for model in apps.get_app_config(label).get_models()]
@@ -69,6 +72,9 @@ def a_row_of_each() -> None:
     first = deploying.deploy(member, model, "first", cluster=home.pk)
     deploying.deploy(member, model, "second", cluster=home.pk, depends_on=[first.pk])
     cycle.run(home.pk)
+
+    piping.connection(member)
+    piping.run(member)
 
 
 def address_of(model):
