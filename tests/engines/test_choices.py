@@ -66,6 +66,24 @@ def test_a_blend_is_no_worse_than_its_best_member_where_it_was_chosen() -> None:
     assert best >= max(scoring.score(problem, y, member) for member in members)
 
 
+def test_a_blend_of_noise_does_not_look_better_than_noise_where_it_ranks() -> None:
+    """Weights chosen on the rows that rank would find members that guessed them by chance."""
+    problem = Problem("binary", "y", "roc_auc", ("a", "b"))
+    chosen, unseen = [], []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        y = random.integers(0, 2, 100)
+        shares = [random.uniform(size=100) for _ in range(12)]
+        members = [np.column_stack([1 - one, one]) for one in shares]
+        weights, best = scoring.blend_weights(problem, y, members)
+        chosen.append(best)
+        assert best == pytest.approx(scoring.score(problem, y, scoring.mean(members, weights)))
+        folds = np.arange(100) % 5 + 1
+        unseen.append(scoring.score(problem, y, scoring.blend_unseen(problem, y, members, folds)))
+    assert np.mean(chosen) > 0.6
+    assert np.mean(unseen) < 0.53
+
+
 @pytest.mark.parametrize(("rows", "parts"), [(300, 5), (5_000, 3), (50_000, 1)])
 def test_inner_folds_hold_every_class(rows: int, parts: int) -> None:
     y = np.random.default_rng(7).choice(3, rows, p=[0.9, 0.07, 0.03])

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from . import estimators, folding, matrix
-from .base import Candidate, Data, Engine, Predictions, Predictor, Problem, Run
+from .base import Candidate, Data, Engine, Predictor, Problem, Run
+from .blend import Blend
 from .frame import Frame
 from .tables import Array
 
@@ -94,7 +95,7 @@ class AutoGluon(Engine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "folding", "estimators", "autogluon")
+    modules = ("matrix", "folding", "estimators", "blend", "autogluon")
 
     def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
         yield from Portfolio(self.name, problem, data, run).go()
@@ -336,30 +337,6 @@ def metric_for(problem: Problem, kind: str) -> str:
 # On disk and in memory
 
 
-class Blend(Predictor):
-    """The weighted mean of bags. ``n_classes`` is 0 for regression."""
-
-    def __init__(
-        self, bags: Sequence[Bag], weights: Array, encoding: matrix.Encoding, n_classes: int
-    ) -> None:
-        self.bags, self.weights = list(bags), weights / weights.sum()
-        self.encoding, self.n_classes = encoding, n_classes
-
-    def scores(self, frame: Frame) -> Array:
-        if frame.rows == 0:
-            return np.empty((0, self.n_classes) if self.n_classes else (0,))
-        rows = Rows(self.encoding, frame)
-        total: Any = 0.0
-        for bag, weight in zip(self.bags, self.weights, strict=True):
-            total = total + weight * bag.scores(rows, self.n_classes)
-        found: Array = total
-        return found
-
-    def predict(self, frame: Frame) -> Predictions:
-        scores = self.scores(frame)
-        return Predictions(scores.argmax(axis=1), scores) if self.n_classes else Predictions(scores)
-
-
 def save(
     bags: Sequence[Bag],
     weights: Sequence[float],
@@ -386,7 +363,7 @@ def save(
     (folder / "model.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, told: Mapping[str, Any]) -> Blend:
+def load(folder: Path, told: Mapping[str, Any]) -> Predictor:
     """Read what :func:`save` wrote. Unpickles: only for folders that are trusted."""
     from autogluon.tabular import models
 
@@ -401,7 +378,8 @@ def load(folder: Path, told: Mapping[str, Any]) -> Blend:
             children.append(Child(kind.load(str(path), verbose=False), present))
         bags.append(Bag({}, folder / bag["folder"], children))
     weights = np.array([bag["weight"] for bag in told["bags"]])
-    return Blend(bags, weights, matrix.from_json(told["encoding"]), told["n_classes"])
+    encoding = matrix.from_json(told["encoding"])
+    return Blend(bags, weights, encoding, told["n_classes"], Rows)
 
 
 def join(folders: Sequence[Path], weights: Sequence[float], folder: Path) -> None:
@@ -539,7 +517,7 @@ class Portfolio:
         bag, scores = fit_bag(hurried, problem, data, encoding, folder / "bag-0", until)
         save([bag], [1.0], encoding, problem, folder)
         fit_s = time.monotonic() - began
-        model = Blend([bag], np.ones(1), encoding, problem.n_classes)
+        model = Blend([bag], np.ones(1), encoding, problem.n_classes, Rows)
         held = estimators.predictions_of(model.scores(data.held), problem)
         out_of_fold = None
         if data.folds is not None:
@@ -615,34 +593,27 @@ class Portfolio:
         self._blended.add(mark)
         folder = self.run.folder / f"{self.prefix}-ensemble{ending}"
         candidates, shares = [c for c, _ in used], [w for _, w in used]
+        held, out_of_fold = scoring.blended(
+            self.problem, self.data, [one.candidate for one in usable], weights
+        )
         join([c.folder for c in candidates], shares, folder)
         recipe = {
             "bags": [dict(c.recipe["bags"][0]) | {"weight": w} for c, w in used],
         }
-        folded = self.data.folds is not None
         yield Candidate(
             key=f"{self.prefix}:ensemble{ending}",
             name="Weighted ensemble" + ending.replace("-", " "),
             family="blend",
             folder=folder,
             recipe=recipe,
-            held=self._mean([c.held for c in candidates], shares),
-            out_of_fold=self._mean([c.out_of_fold for c in candidates], shares) if folded else None,
+            held=held,
+            out_of_fold=out_of_fold,
             params={"weights": {c.name: round(w, 4) for c, w in used}},
             fit_s=time.monotonic() - began,
             predict_ms_row=round(sum(c.predict_ms_row for c in candidates), 3),
             train_rows=self.rows,
             packages=packages_of(recipe),
         )
-
-    def _mean(self, parts: Sequence[Predictions | None], weights: Sequence[float]) -> Predictions:
-        total: Any = 0.0
-        for part, weight in zip(parts, weights, strict=True):
-            assert part is not None
-            total = total + weight * (
-                part.values if part.probabilities is None else part.probabilities
-            )
-        return estimators.predictions_of(total, self.problem)
 
     def _least(self) -> float:
         """Seconds below which nothing more is begun."""

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from . import estimators, folding, matrix, named
-from .base import Candidate, Data, Engine, Predictions, Predictor, Problem, Run
+from .base import Candidate, Data, Engine, Predictor, Problem, Run
+from .blend import Blend
 from .frame import Frame
 from .tables import Array
 
@@ -393,30 +394,6 @@ def plan_for(
 # On disk and in memory
 
 
-class Blend(Predictor):
-    """The weighted mean of networks. ``n_classes`` is 0 for regression."""
-
-    def __init__(
-        self, nets: Sequence[Net], weights: Array, encoding: matrix.Encoding, n_classes: int
-    ) -> None:
-        self.nets, self.weights = list(nets), weights / weights.sum()
-        self.encoding, self.n_classes = encoding, n_classes
-
-    def scores(self, frame: Frame) -> Array:
-        if frame.rows == 0:
-            return np.empty((0, self.n_classes) if self.n_classes else (0,))
-        table = table_of(self.encoding, frame)
-        total: Any = 0.0
-        for net, weight in zip(self.nets, self.weights, strict=True):
-            total = total + weight * net.scores(table, self.n_classes)
-        found: Array = total
-        return found
-
-    def predict(self, frame: Frame) -> Predictions:
-        scores = self.scores(frame)
-        return Predictions(scores.argmax(axis=1), scores) if self.n_classes else Predictions(scores)
-
-
 def save(
     bags: Sequence[Bag],
     weights: Sequence[float],
@@ -447,7 +424,7 @@ def save(
     (folder / "model.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, told: Mapping[str, Any]) -> Blend:
+def load(folder: Path, told: Mapping[str, Any]) -> Predictor:
     """Read what :func:`save` wrote: arrays alone, nothing is unpickled."""
     if told["format"] != FORMAT:
         raise ValueError(f"model format {told['format']} is not known here (known: {FORMAT})")
@@ -456,7 +433,8 @@ def load(folder: Path, told: Mapping[str, Any]) -> Blend:
         with np.load(folder / net["file"], allow_pickle=False) as arrays:
             nets.append(Net(as_float64(dict(arrays)), net["present"], net["scale"]))
     weights = np.array([net["weight"] for net in told["nets"]])
-    return Blend(nets, weights, matrix.from_json(told["encoding"]), told["n_classes"])
+    encoding = matrix.from_json(told["encoding"])
+    return Blend(nets, weights, encoding, told["n_classes"], table_of)
 
 
 def join(folders: Sequence[Path], weights: Sequence[float], folder: Path) -> None:
@@ -601,7 +579,8 @@ class Networks:
                 yield told
         save([bag], [1.0], encoding, problem, folder)
         fit_s = time.monotonic() - began
-        model = Blend(bag.nets, np.ones(len(bag.nets)), encoding, problem.n_classes)
+        weights = np.ones(len(bag.nets))
+        model = Blend(bag.nets, weights, encoding, problem.n_classes, table_of)
         row = data.train.take(np.array([0]))
         times = []
         for _ in range(3):
@@ -668,6 +647,9 @@ class Networks:
             return
         self._blended = mark
         candidates, shares = [c for c, _ in used], [w for _, w in used]
+        held, out_of_fold = scoring.blended(
+            self.problem, self.data, [one.candidate for one in usable], weights
+        )
         folder = self.run.folder / key.replace(":", "-")
         join([c.folder for c in candidates], shares, folder)
         yield Candidate(
@@ -676,25 +658,14 @@ class Networks:
             family="blend",
             folder=folder,
             recipe={"bags": [dict(c.recipe["bags"][0]) | {"weight": w} for c, w in used]},
-            held=self._mean([c.held for c in candidates], shares),
-            out_of_fold=self._mean([c.out_of_fold for c in candidates], shares)
-            if self.data.folds is not None
-            else None,
+            held=held,
+            out_of_fold=out_of_fold,
             params={"weights": {c.name: round(w, 4) for c, w in used}},
             fit_s=time.monotonic() - began,
             predict_ms_row=round(sum(c.predict_ms_row for c in candidates), 3),
             train_rows=self.rows,
             packages=["numpy", "pyarrow"],
         )
-
-    def _mean(self, parts: Sequence[Predictions | None], weights: Sequence[float]) -> Predictions:
-        total: Any = 0.0
-        for part, weight in zip(parts, weights, strict=True):
-            assert part is not None
-            total = total + weight * (
-                part.values if part.probabilities is None else part.probabilities
-            )
-        return estimators.predictions_of(total, self.problem)
 
     def _least(self) -> float:
         """Seconds below which nothing more is begun."""

@@ -440,20 +440,26 @@ class Race:
             if len(used) < 2 or mark in self._blended:
                 return
             self._blended.add(mark)
-            candidate = self._joined(key, name, used, began)
+            candidate = self._joined(key, name, usable, weights, began)
         except Exception as error:
             self.run.notice(f"{name} was skipped: {error}", model=key)
             return
         yield candidate
 
     def _joined(
-        self, key: str, name: str, used: Sequence[tuple[Known, float]], began: float
+        self,
+        key: str,
+        name: str,
+        usable: Sequence[Known],
+        shares: Sequence[float],
+        began: float,
     ) -> Candidate:
         folder = self.run.folder / key.replace(":", "-")
-        candidates = [known.candidate for known, _ in used if known.candidate is not None]
-        weights = [weight for _, weight in used]
+        known = [one.candidate for one in usable if one.candidate is not None]
+        held, out_of_fold = scoring.blended(self.problem, self.data, known, shares)
+        candidates = [c for c, share in zip(known, shares, strict=True) if share > 0]
+        weights = [share for share in shares if share > 0]
         recipe = estimators.join([c.folder for c in candidates], weights, folder)
-        folded = self.data.folds is not None
         self._taken.add(key)
         return Candidate(
             key=key,
@@ -461,10 +467,8 @@ class Race:
             family="blend",
             folder=folder,
             recipe=recipe,
-            held=self._mean([c.held for c in candidates], weights),
-            out_of_fold=self._mean([c.out_of_fold for c in candidates], weights)
-            if folded
-            else None,
+            held=held,
+            out_of_fold=out_of_fold,
             params={
                 "weights": {c.name: round(w, 4) for c, w in zip(candidates, weights, strict=True)}
             },
@@ -473,14 +477,6 @@ class Race:
             train_rows=len(self.data.y),
             packages=sorted({p for c in candidates for p in c.packages}),
         )
-
-    def _mean(self, parts: Sequence[Predictions | None], weights: Sequence[float]) -> Predictions:
-        total: Any = 0.0
-        for part, weight in zip(parts, weights, strict=True):
-            assert part is not None
-            scores = part.values if part.probabilities is None else part.probabilities
-            total = total + weight * scores
-        return estimators.predictions_of(total, self.problem)
 
     # The clock
 

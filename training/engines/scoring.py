@@ -7,11 +7,13 @@ stored predictions. These are the same quantities turned so that more is better.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .base import Problem
+from .base import Candidate, Data, Predictions, Problem
+from .estimators import predictions_of
 from .tables import Array
 
 
@@ -103,3 +105,43 @@ def blend_weights(
         if found[chosen] > best:
             best, best_counts = found[chosen], counts.copy()
     return (best_counts / best_counts.sum()).tolist(), best
+
+
+def blended(
+    problem: Problem, data: Data, members: Sequence[Candidate], weights: Sequence[float]
+) -> tuple[Predictions, Predictions | None]:
+    """What a blend predicts for the held rows and, where the data has folds, out of fold.
+
+    ``members`` are all that could be chosen, so many weights are 0.
+    """
+    held = mean([_scores(one.held) for one in members], weights)
+    if data.folds is None:
+        return predictions_of(held, problem), None
+    out_of_fold = [_scores(one.out_of_fold) for one in members if one.out_of_fold is not None]
+    unseen = blend_unseen(problem, data.y, out_of_fold, data.folds)
+    return predictions_of(held, problem), predictions_of(unseen, problem)
+
+
+def _scores(said: Predictions) -> Array:
+    return said.values if said.probabilities is None else said.probabilities
+
+
+def blend_unseen(problem: Problem, y: Array, members: list[Array], folds: Array) -> Array:
+    """The blend of each row with weights that were chosen on the rows of all other folds.
+
+    Weights chosen on the rows that rank would make a blend look better there than it is.
+    """
+    found = np.full_like(members[0], np.nan)
+    for fold in np.unique(folds):
+        own = folds == fold
+        weights, _ = blend_weights(problem, y[~own], [member[~own] for member in members])
+        found[own] = mean([member[own] for member in members], weights)
+    return found
+
+
+def mean(members: Sequence[Array], weights: Sequence[float]) -> Array:
+    """The weighted mean of members' scores; weights add up to 1."""
+    total: Any = 0.0
+    for member, weight in zip(members, weights, strict=True):
+        total = total + weight * member
+    return np.asarray(total)

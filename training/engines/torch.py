@@ -29,7 +29,7 @@ class Torch(NetworkEngine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "folding", "estimators", "named", "networks", "torch")
+    modules = ("matrix", "folding", "estimators", "named", "blend", "networks", "torch")
 
     def make(self, plan: Plan) -> Framework:
         return TorchNetwork(plan)
