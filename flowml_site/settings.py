@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 
 from flowml_site import embedded
+from pipelines import reach
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
@@ -300,6 +301,12 @@ WHITENOISE_USE_FINDERS = DEBUG
 FILE_UPLOAD_TEMP_DIR = FLOWML_VAR / "tmp"
 # Folders of this machine whose files a training may name. {organization} stands for an id.
 DATA_ROOTS = [one for one in env.str("FLOWML_DATA_ROOTS", default="").split(os.pathsep) if one]
+# Where connections may lead: host:port entries (pipelines/reach.py). Empty: nowhere.
+REACH = env.str("FLOWML_REACH", default="")
+try:
+    reach.parse(REACH)
+except reach.BadRule as problem:
+    raise ImproperlyConfigured(f"FLOWML_REACH: {problem}") from None
 FILE_UPLOAD_HANDLERS = ["datasets.uploads.LimitedUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024  # form fields and JSON; files are streamed
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 20_000  # the form that tries a model has one for each column

@@ -121,7 +121,8 @@ def normal(host: str) -> str:
     text = host.strip().lower()
     text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        return str(_plain(ip_address(text)))
+        if "%" not in text:
+            return str(_plain(ip_address(text)))
     except ValueError:
         pass
     try:
@@ -171,10 +172,9 @@ def reach(rules: Iterable[Rule], host: str, port: int, resolve: Resolver | None 
         raise Refused(f'The name "{host}" leads nowhere: check how it is written.')
     addresses: list[str] = []
     for one in found[:MOST_ADDRESSES]:
-        try:
-            address = _plain(ip_address(one))
-        except ValueError:  # a zone, say: fe80::1%eth0 is link-local anyway
-            raise Refused(_never(host, one)) from None
+        if "%" in one:  # a zone: link-local
+            raise Refused(_never(host, one))
+        address = _plain(ip_address(one))
         if why := _why_not(address, fitting, named=named):
             raise Refused(why if one == name else f'"{host}" leads to {address}. {why}')
         addresses.append(str(address))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipelines import reach
 from pipelines.reach import BadRule, Refused
 
+NAMED = reach.parse("warehouse.example.org:*")
 EVERYTHING = reach.parse("0.0.0.0/0:* [::/0]:*")
 # As wide as a list can be, this machine included.
 AND_LOOPBACK = reach.parse("0.0.0.0/0:* [::/0]:* localhost:* 127.0.0.0/8:* [::1]:*")
@@ -43,21 +44,20 @@ def wraps(address: IPv4Address) -> list[str]:
 @given(never, ports)
 def test_some_addresses_are_refused_whatever_the_list_says(address, port):
     own = reach.parse(f"[{address}]:*" if address.version == 6 else f"{address}:*")
-    named = reach.parse("warehouse.example.org:*")
     for rules in (AND_LOOPBACK, own, AND_LOOPBACK + own):
         with pytest.raises(Refused):
             reach.reach(rules, str(address), port)
     with pytest.raises(Refused):
-        reach.reach(named, "warehouse.example.org", port, lambda *_: [str(address)])
+        reach.reach(NAMED, "warehouse.example.org", port, lambda *_: [str(address)])
 
 
-@given(never.filter(lambda a: a.version == 4), ports, st.integers(0, 4))
+# ::0.0.0.1 is ::1, which is another matter.
+@given(never.filter(lambda a: a.version == 4 and a != IPv4Address(1)), ports, st.integers(0, 4))
 def test_nor_does_an_ipv6_address_around_them_help(address, port, which):
     with pytest.raises(Refused):
         reach.reach(AND_LOOPBACK, wraps(address)[which], port)
     with pytest.raises(Refused):
-        named = reach.parse("warehouse.example.org:*")
-        reach.reach(named, "warehouse.example.org", port, lambda *_: [wraps(address)[which]])
+        reach.reach(NAMED, "warehouse.example.org", port, lambda *_: [wraps(address)[which]])
 
 
 @given(loopback, ports, st.integers(0, 4))
@@ -67,8 +67,7 @@ def test_this_machine_is_reached_only_where_the_list_names_it(address, port, whi
         with pytest.raises(Refused):
             reach.reach(EVERYTHING, one, port)
         with pytest.raises(Refused):
-            named = reach.parse("warehouse.example.org:*")
-            reach.reach(named, "warehouse.example.org", port, lambda *_, one=one: [one])
+            reach.reach(NAMED, "warehouse.example.org", port, lambda *_, one=one: [one])
     target = reach.reach(reach.parse(f"localhost:{port}"), str(address), port)
     assert ip_address(target.addresses[0]) == address
     with pytest.raises(Refused):
@@ -167,4 +166,3 @@ def test_a_sentence_tells_what_to_do():
         reach.reach((), "db.example.org", 5432)
     with pytest.raises(Refused, match="leads nowhere"):
         reach.reach(reach.parse("db.example.org:5432"), "db.example.org", 5432, lambda *_: [])
-    assert isinstance(ip_address("10.0.0.1"), IPv4Address)
