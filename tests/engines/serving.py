@@ -9,16 +9,22 @@ from workers.node.channel import WorkError
 
 
 def serve(task, channel):
-    """What a model server does: load the artifact "model", answer the payload's calls."""
+    """What a model server does: load the artifact "model", answer the payload's calls.
+
+    Of a call with a third part, rows to compare with, the one row is explained as well.
+    """
     folder = Path("served")
     with zipfile.ZipFile(task["inputs"]["model"]) as archive:
         archive.extractall(folder)
     model = load_predictor(folder)
     answers, times = [], []
-    for columns, rows in task["payload"]["calls"]:
+    for columns, rows, *background in task["payload"]["calls"]:
         began = time.perf_counter()
         try:
-            answers.append(model.predict(columns, rows))
+            if background:
+                answers.append(model.explain(columns, rows[0], background[0], rows=2_000))
+            else:
+                answers.append(model.predict(columns, rows))
         except WorkError as error:
             answers.append({"error": error.sentence, "code": error.code, **error.data})
         times.append((time.perf_counter() - began) * 1000)

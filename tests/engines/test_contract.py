@@ -455,6 +455,39 @@ def test_one_row_is_answered_quickly_and_alike(
         assert np.median(served.result["data"]["ms"]) < 150, key  # a few ms when nothing else runs
 
 
+def test_each_column_has_its_share_of_an_answer_and_the_shares_add_up_to_it(
+    warm: Warm, trained: tuple[pl.DataFrame, Ran]
+) -> None:
+    table, ran = trained
+    every = list(ROLES)
+    background = plain(table.head(20).select(every))
+    odd = dict.fromkeys(every) | {"size": 17.5, "colour": "ultraviolet", "grade": 2}
+    rows = [background.pop(), list(odd.values())]
+    key = a_model(ran)
+    served = warm.serve(ran.artifact(key), [(every, [row], background) for row in rows])
+    whole = warm.serve(ran.artifact(key), [(every, rows), (every, background)])
+    said, others = whole.result["data"]["answers"]
+
+    def numbers(answer: dict[str, Any]) -> Any:
+        shares = answer["probabilities"]
+        return np.array(answer["predictions"])[:, None] if shares is None else np.array(shares)
+
+    for place, answer in enumerate(served.result["data"]["answers"]):
+        found = answer["explanation"]
+        values = np.array(found["values"])
+        assert answer["predictions"] == pytest.approx(said["predictions"][place : place + 1])
+        assert found["output"] == pytest.approx(numbers(said)[place], rel=1e-6, abs=1e-6)
+        total = np.array(found["base"]) + values.sum(axis=0)
+        assert total == pytest.approx(np.array(found["output"]), rel=1e-6, abs=1e-6)
+        if found["background"] == len(background):
+            mean = numbers(others).mean(axis=0)
+            assert found["base"] == pytest.approx(mean, rel=1e-6, abs=1e-6)
+        assert found["evaluations"] <= 2_000 + 20
+        by_column = dict(zip(every, np.abs(values).max(axis=1), strict=True))
+        assert by_column["code"] == by_column["remark"] == 0.0, "it was not given these"
+        assert by_column["size"] > 0.0
+
+
 def test_gaps_unseen_categories_and_texts_for_numbers_are_taken(
     warm: Warm, trained: tuple[pl.DataFrame, Ran]
 ) -> None:

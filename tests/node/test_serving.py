@@ -76,6 +76,17 @@ def test_models_are_fetched_once_and_kept_loaded(shared_node: Node, client: Clie
     assert client.predict(double, 1)[1]["predictions"] == [2]
 
 
+def test_a_row_is_explained_beside_others(shared_node: Node, client: Client) -> None:
+    ask = {"model": model_of(shared_node.web, 2), "columns": ["x"], "background": [[1], [3]]}
+    status, answer = client.post({**ask, "rows": [[21]]})
+    assert (status, answer["predictions"]) == (200, [42]), answer
+    assert answer["explanation"] == {"base": [4.0], "values": [[38.0]]}
+    for rows in ([[21], [22]], [], None):
+        assert client.post({**ask, "rows": rows}) == (
+            400, {"detail": "One row is explained at a time."}
+        )  # fmt: skip
+
+
 def test_each_organization_has_its_own_process(shared_node: Node, client: Client) -> None:
     web = shared_node.web
     ours, theirs = model_of(web, 2), model_of(web, 3, str(uuid4()))

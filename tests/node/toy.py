@@ -170,6 +170,13 @@ class Predictor:
         factor = self.spec["factor"]
         return {"predictions": [row[at] * factor for row in rows], "pid": os.getpid()}
 
+    def explain(self, columns, row, background):
+        """A product has one cause: what is above the background's mean is the column's."""
+        factor = self.spec["factor"]
+        base = sum(one[0] for one in background) / len(background) * factor
+        told = {"base": [base], "values": [[row[0] * factor - base]]}
+        return self.predict(columns, [row]) | {"explanation": told}
+
 
 def load_predictor(folder: str) -> Predictor:
     return Predictor(folder)

@@ -53,6 +53,15 @@ class Column:
     parts: tuple[str, ...] = ()
     words: Words | None = None
 
+    @property
+    def features(self) -> list[str]:
+        """The names of what a Frame holds of it."""
+        if self.kind == DATETIME:
+            return [_part_name(self.name, part) for part in self.parts]
+        if self.kind == TEXT and self.words is not None:
+            return [_part_name(self.name, part) for part in _text_parts(self.words)]
+        return [self.name]
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -314,10 +323,7 @@ def _feature(column: Column, values: Array, *, strict: bool) -> dict[str, Array 
     if column.kind == TEXT:
         assert column.words is not None
         numbers = column.words.numbers(texts_of(values))
-        names = ["length", *range(1, column.words.width + 1)]
-        return {
-            f"{column.name}.{name}": numbers[:, place].copy() for place, name in enumerate(names)
-        }
+        return {name: numbers[:, place].copy() for place, name in enumerate(column.features)}
     return _date_parts(column.name, column.parts, _times(values, strict))
 
 
@@ -491,6 +497,10 @@ def _parse_time(text: str) -> dt.datetime:
 
 def _part_name(name: str, part: str) -> str:
     return f"{name}.{part}"
+
+
+def _text_parts(words: Words) -> list[str]:
+    return ["length", *map(str, range(1, words.width + 1))]
 
 
 def _date_parts(name: str, parts: Sequence[str], times: Array) -> dict[str, Array | Categories]:

@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from training import splits
-from training.engines import apart, export, frame, named, tables, text
+from training.engines import apart, export, frame, named, shapley, tables, text
 from training.engines.base import Candidate, Data, Engine, Predictions, Predictor, Problem, rows_of
-from training.engines.frame import Frame, Schema
+from training.engines.frame import Categories, Frame, Schema
 from training.engines.tables import Array, InputError
 from workers.node.channel import Channel, WorkError
 from workers.node.handlers import ENGINE_NAME, engine_module
 
 PROGRESS_S = 0.5  # between two progress messages
 ROWS_AT_ONCE = 20_000
+EXPLAIN_ROWS = 20_000  # predictions that explaining one row may take
+EXPLAIN_S = 4.0  # and time; who asks this model meanwhile waits so long
 TEXT_SHARE = 0.1  # of the budget, for reading columns of free text, and as much to learn how
 Answer = dict[str, Any]
 
@@ -394,9 +396,7 @@ class ServedModel:
             )
         if any(len(row) != len(columns) for row in rows):
             raise InputError("Every row needs one value per column.", "wrong_type")
-        values = zip(*rows, strict=True) if rows else ([] for _ in columns)
-        table = {name: list(column) for name, column in zip(columns, values, strict=True)}
-        found = self.model.predict(frame.prepare(self.schema, table))
+        found = self.model.predict(frame.prepare(self.schema, _table(columns, rows)))
         return {
             "predictions": labels(found, self.classes),
             "probabilities": None if found.probabilities is None else found.probabilities.tolist(),
@@ -405,6 +405,70 @@ class ServedModel:
 
     def predict_frame(self, prepared: Frame) -> Predictions:
         return self.model.predict(prepared)
+
+    def explain(
+        self,
+        columns: Sequence[str],
+        row: Sequence[Any],
+        background: Sequence[Sequence[Any]],
+        *,
+        rows: int = EXPLAIN_ROWS,
+        seconds: float = EXPLAIN_S,
+    ) -> dict[str, Any]:
+        """Why it says what it says of ``row``: see shapley.py, by class or of the number.
+
+        What ``predict`` answers of the row, and "explanation": {"base": k, "output": k, "values":
+        columns x k, "errors" likewise or None, "exact", "background", "evaluations"}, k being 1 for
+        a number. Columns that the model was not given have 0. Raises WorkError as ``predict`` does.
+        """
+        answer = self.predict(columns, [row])
+        try:
+            prepared = frame.prepare(self.schema, _table(columns, [row, *background]), strict=False)
+        except InputError as error:
+            raise WorkError(str(error), code=error.code, columns=error.columns) from error
+        used = self.schema.columns
+
+        def ask(masks: Array, others: Array) -> Array:
+            """Rows mixed of the first row and the background's, column by column."""
+            features = {}
+            for place, column in enumerate(used):
+                source = np.where(masks[:, place], 0, others + 1)
+                for name in column.features:
+                    whole = prepared.features[name]
+                    taken = whole.take(source) if isinstance(whole, Categories) else whole[source]
+                    features[name] = taken
+            return self._outputs(self.model.predict(Frame(features, len(masks))))
+
+        found = shapley.explain(ask, len(used), len(background), rows=rows, seconds=seconds)
+        places = {column.name: place for place, column in enumerate(used)}
+        zeros = [0.0] * len(found.base)
+
+        def by_column(of: Array) -> list[list[float]]:
+            return [of[places[name]].tolist() if name in places else zeros for name in columns]
+
+        answer["explanation"] = {
+            "base": found.base.tolist(),
+            "output": found.output.tolist(),
+            "values": by_column(found.values),
+            "errors": None if found.errors is None else by_column(found.errors),
+            "exact": found.exact,
+            "background": found.background,
+            "evaluations": found.evaluations,
+        }
+        return answer
+
+    def _outputs(self, found: Predictions) -> Array:
+        """n x k: probabilities, or 1 for the class that was named; n x 1 numbers."""
+        if found.probabilities is not None:
+            return np.asarray(found.probabilities, dtype=np.float64)
+        if self.classes:
+            return np.eye(len(self.classes))[np.asarray(found.values, dtype=np.int64)]
+        return np.asarray(found.values, dtype=np.float64)[:, None]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    values = zip(*rows, strict=True) if rows else ([] for _ in columns)
+    return {name: list(column) for name, column in zip(columns, values, strict=True)}
 
 
 def load_predictor(folder: str | Path) -> ServedModel:

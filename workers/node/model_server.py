@@ -1,8 +1,9 @@
 """Keeps models of one organization loaded and answers predictions, one request at a time.
 
 Forked by an engine's warm parent. Speaks JSON lines over its channel: {"id", "model", "folder",
-"columns", "rows"} in, {"id", "answer": ..., "ms"} or {"id", "error", "status"} out. One process
-serves one organization, so that no tenant's code or data meets another's.
+"columns", "rows"} in (with "background", rows to compare with, one row is explained as well),
+{"id", "answer": ..., "ms"} or {"id", "error", "status"} out. One process serves one organization,
+so that no tenant's code or data meets another's.
 """
 
 import json
@@ -82,7 +83,11 @@ def _answer(shelf: Shelf, request: dict[str, Any]) -> dict[str, Any]:
         return {"answer": {}, "ms": 0.0}
     began = time.perf_counter()
     try:
-        answer = model.predict(request["columns"], request["rows"])
+        if request.get("background") is None:
+            answer = model.predict(request["columns"], request["rows"])
+        else:
+            (row,) = request["rows"]
+            answer = model.explain(request["columns"], row, request["background"])
     except WorkError as error:
         return {
             "status": 422,

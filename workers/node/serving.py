@@ -297,6 +297,10 @@ class Serving:
                 "columns": columns,
                 "rows": rows,
             }
+            if background := said.get("background"):
+                if not isinstance(rows, list) or len(rows) != 1:
+                    raise Failed(400, "One row is explained at a time.")
+                ask["background"] = background
             answer = await self._ask(model, ask)
         if "error" in answer:
             more = {key: answer[key] for key in ("code",) if key in answer}
