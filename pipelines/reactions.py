@@ -10,12 +10,14 @@ def connect() -> None:
 
 
 def _export(home: Organization, bundle: parts.Bundle) -> None:
-    bundle.add_table("connections", Connection.objects.of(home), "secrets_sealed")
+    kept = ("secrets_sealed", "sealed_names")
+    bundle.add_table("connections", Connection.objects.of(home), *kept)
     bundle.add_table("pipelines", Pipeline.objects.of(home))
     versions = PipelineVersion.objects.filter(pipeline__organization=home)
     bundle.add_table("pipeline_versions", versions)
     bundle.add_table("pipeline_runs", Run.objects.of(home))
-    bundle.add_table("pipeline_steps", Step.objects.filter(run__organization=home))
+    steps = Step.objects.filter(run__organization=home)
+    bundle.add_table("pipeline_steps", steps, "inputs_digest")
 
 
 def _purge(home: Organization) -> None:
