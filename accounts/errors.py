@@ -96,6 +96,7 @@ TITLES = {
     415: "This kind of content isn't understood here",
     429: "Too many requests",
     503: "Not available right now",
+    504: "No answer in time",
     507: "No room left",
 }
 

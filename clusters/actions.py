@@ -234,6 +234,8 @@ def deploy(
     replicas: int = 1,
     preemptible: bool = True,
     spread: bool = False,
+    timeout_s: int = 30,
+    max_in_flight: int = 64,
     env: Mapping[str, str] | None = None,
     port: int = 8080,
     health_path: str = "/health",
@@ -247,7 +249,8 @@ def deploy(
     made = Deployment(
         organization=home, cluster=where, name=name, ram_mib=needs.ram_mib,
         cpu_millis=needs.cpu_millis, gpus=needs.gpus, priority=priority, preemptible=preemptible,
-        spread=spread, replicas=replicas, created_by=by.author,
+        spread=spread, replicas=replicas, timeout_s=timeout_s, max_in_flight=max_in_flight,
+        created_by=by.author,
     )  # fmt: skip
     revision = _revision(by, model, docker_image, env or {}, port, health_path)
     refuse_impossible(where, needs, revision.labels)
@@ -429,6 +432,8 @@ def change(
     priority: int | None = None,
     preemptible: bool | None = None,
     spread: bool | None = None,
+    timeout_s: int | None = None,
+    max_in_flight: int | None = None,
     needs: Resources | None = None,
     depends_on: Sequence[UUID] | None = None,
     **revision: Any,
@@ -440,7 +445,8 @@ def change(
     """
     with _held(one) as stored:
         plain = {"replicas": replicas, "priority": priority, "preemptible": preemptible,
-                 "spread": spread}  # fmt: skip
+                 "spread": spread, "timeout_s": timeout_s,
+                 "max_in_flight": max_in_flight}  # fmt: skip
         changes: dict[str, Any] = {
             key: value
             for key, value in plain.items()

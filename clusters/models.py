@@ -110,6 +110,12 @@ class Deployment(OrgOwned):
     spread = models.BooleanField(default=False, help_text="Over as many nodes as can be.")
     replicas = models.PositiveSmallIntegerField(default=1, help_text="Wanted while it is started.")
     is_started = models.BooleanField(default=True, help_text="Whether people want it to run.")
+    timeout_s = models.PositiveSmallIntegerField(
+        default=30, help_text="A request that is not answered by then gets 504."
+    )
+    max_in_flight = models.PositiveSmallIntegerField(
+        default=64, help_text="Requests that may wait for an answer at a time."
+    )
     deleted_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"

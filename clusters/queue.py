@@ -21,6 +21,11 @@ CLASS = 1e11  # more than any time of ours in seconds
 KEPT_S = 3600
 
 
+def valkey() -> "redis.Redis":
+    """The connections of this process, which wait a second for an answer at most."""
+    return _valkey(settings.REDIS_URL)
+
+
 @cache
 def _valkey(url: str) -> "redis.Redis":
     return redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
@@ -40,7 +45,7 @@ def rebuild(cluster: UUID, waiting: Iterable[Any]) -> None:
     """Put the line in place of what was there. Never raises."""
     places = {str(one.id): score(one) for one in waiting}
     try:
-        with _valkey(settings.REDIS_URL).pipeline(transaction=True) as pipe:
+        with valkey().pipeline(transaction=True) as pipe:
             pipe.delete(key(cluster))
             if places:
                 pipe.zadd(key(cluster), places)
@@ -55,7 +60,7 @@ def place(one: Deployment) -> tuple[int, int] | None:
     if one.waiting_since is None or not one.is_started:
         return None
     try:
-        with _valkey(settings.REDIS_URL).pipeline() as pipe:
+        with valkey().pipeline() as pipe:
             pipe.zrank(key(one.cluster_id), str(one.pk))
             pipe.zcard(key(one.cluster_id))
             rank, count = pipe.execute()

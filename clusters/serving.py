@@ -3,17 +3,18 @@ dies. A prediction changes nothing, so it is simply asked again."""
 
 import itertools
 import json
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.http import Http404
 
-from accounts.errors import Unavailable
-from clusters import words
+from accounts.errors import FlowError, Unavailable
+from clusters import inflight, words
 from clusters.models import Deployment, Replica
 from clusters.nodes import what_is
 from organizations import rls
@@ -23,6 +24,8 @@ from training.actions import RowsRefused
 from training.models import TrainedModel
 from training.rows import BadRows, check_rows
 from workers.models import Worker
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0  # for a replica to come, where others were just going
 AGAIN_S = 0.25
@@ -37,6 +40,15 @@ class Place:
     revision: int
     model: UUID
     node: Worker
+    timeout_s: int  # of its deployment, as is the next
+    max_in_flight: int
+
+
+class TooSlow(FlowError):
+    """The model took longer than the deployment's time limit."""
+
+    code = "no-answer-in-time"
+    status = 504
 
 
 _places: "serving.Kept[tuple[UUID, UUID], list[Place]]" = serving.Kept(1, 500)
@@ -55,11 +67,19 @@ def places_of(home: Organization, deployment: UUID) -> list[Place]:
                 state=Replica.State.RUNNING,
                 node__last_seen_at__gte=Worker.alive_since(),
             )
-            .select_related("node", "revision")
+            .select_related("node", "revision", "deployment")
             .order_by("generation")
         )
         return [
-            Place(one.pk, one.number, one.revision.number, one.revision.model_id, one.node)
+            Place(
+                one.pk,
+                one.number,
+                one.revision.number,
+                one.revision.model_id,
+                one.node,
+                one.deployment.timeout_s,
+                one.deployment.max_in_flight,
+            )
             for one in rows
             if one.node is not None and one.revision.model_id is not None
         ]
@@ -71,11 +91,26 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
     """Predict rows by a replica of the deployment.
 
     Raises Http404 where there is none such, Invalid when the model refuses the rows, Unavailable
-    when no replica answers.
+    when no replica answers, Busy when too many wait already, TooSlow when the time is over.
     """
+    places = places_of(home, deployment)
+    if not places:
+        _refuse(home, deployment, {})
+    try:
+        with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s):
+            return _predict(home, deployment, places[0].timeout_s, rows)
+    except FlowError as error:
+        if error.status >= 429:
+            told = {"deployment": str(deployment), "code": error.code, "why": error.detail}
+            log.warning("a deployment did not answer", extra=told)
+        raise
+
+
+def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) -> dict[str, Any]:
     turn = _turns.setdefault(deployment, itertools.count())
     tried: dict[UUID, str] = {}
     began = time.monotonic()
+    until = began + timeout_s
     while True:
         places = [one for one in places_of(home, deployment) if one.replica not in tried]
         if not places and (not tried or time.monotonic() - began > PATIENCE_S):
@@ -87,13 +122,20 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
             continue
         place = places[next(turn) % len(places)]
         try:
-            return _ask(home, deployment, place, rows)
+            return _ask(home, deployment, place, rows, until)
+        except serving.NodeSlow as slow:  # another would be as slow
+            raise TooSlow(
+                f"The model gave no answer within {timeout_s} s. Send fewer rows at once, add "
+                "replicas if many ask, or raise the deployment's timeout_s."
+            ) from slow
         except serving.NodeFailed as failure:
             tried[place.replica] = str(failure)
             _places.clear()
 
 
-def _ask(home: Organization, deployment: UUID, place: Place, rows: Any) -> dict[str, Any]:
+def _ask(
+    home: Organization, deployment: UUID, place: Place, rows: Any, until: float
+) -> dict[str, Any]:
     model = serving.servable(home, place.model)
     if model is None:
         raise serving.NodeFailed("its model is gone")
@@ -101,9 +143,13 @@ def _ask(home: Organization, deployment: UUID, place: Place, rows: Any) -> dict[
         checked = check_rows(model.schema, rows)
     except BadRows as bad:
         raise RowsRefused(str(bad), errors=bad.errors) from None
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise serving.NodeSlow("the time is over")
     with rls.waiting():
-        answer = _answer(model, place, checked)
+        answer = _answer(model, place, checked, left_s)
     return {
+        "id": str(uuid4()),
         "deployment": str(deployment),
         "revision": place.revision,
         "replica": place.number,
@@ -115,19 +161,27 @@ def _ask(home: Organization, deployment: UUID, place: Place, rows: Any) -> dict[
     }
 
 
-def _answer(model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]]) -> serving.Answer:
+def _answer(
+    model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]], within_s: float
+) -> serving.Answer:
     columns = [column["name"] for column in model.schema]
     if not model.is_ensemble:
-        return _ask_for(model, place, columns, rows)
+        return _ask_for(model, place, columns, rows, within_s)
     parts = model.parts()
     with ThreadPoolExecutor(len(parts)) as pool:
-        asked = [pool.submit(_ask_for, part.model, place, columns, rows) for part in parts]
+        asked = [
+            pool.submit(_ask_for, part.model, place, columns, rows, within_s) for part in parts
+        ]
         answers = [one.result() for one in asked]
     return serving.together(answers, [part.weight for part in parts])
 
 
 def _ask_for(
-    model: TrainedModel, place: Place, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    model: TrainedModel,
+    place: Place,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    within_s: float,
 ) -> serving.Answer:
     """The answer of one of the replica's model servers."""
     if model.artifact is None:
@@ -138,7 +192,7 @@ def _ask_for(
         "columns": columns,
         "rows": rows,
     }
-    return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1)
+    return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1, within_s)
 
 
 def _refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:

@@ -73,16 +73,26 @@ class NotConnected(NodeFailed):
     """This node has no connection to web just now."""
 
 
+class NodeSlow(NodeFailed):
+    """This node took longer than there was time."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("node", timeout=ANSWER_S)
         self.path = path
 
+    def answer_within(self, seconds: float) -> None:
+        """Wait so long for what is asked next."""
+        self.timeout = seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CONNECT_S)
         self.sock.connect(self.path)
-        self.sock.settimeout(ANSWER_S)
+        self.sock.settimeout(self.timeout)
 
 
 class _Pool:
@@ -92,12 +102,15 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: dict[str, list[_UnixConnection]] = defaultdict(list)
 
-    def post(self, address: str, path: str, body: bytes) -> tuple[int, bytes]:
+    def post(
+        self, address: str, path: str, body: bytes, within_s: float = ANSWER_S
+    ) -> tuple[int, bytes]:
         """Status and body. Raises OSError or HTTPException when the node cannot be talked to."""
         while True:
             with self._lock:
                 kept = self._idle[address].pop() if self._idle[address] else None
             connection = kept or _UnixConnection(address)
+            connection.answer_within(within_s)
             try:
                 connection.request(
                     "POST", path, body=body, headers={"Content-Type": "application/json"}
@@ -345,15 +358,15 @@ def _ask_nodes(nodes: list[Worker], body: bytes) -> Answer:
     raise Unavailable(f"No node could answer with this model ({told}).", code="no-answer")
 
 
-def _post(node: Worker, body: bytes, tries: int) -> tuple[int, bytes]:
+def _post(node: Worker, body: bytes, tries: int, within_s: float) -> tuple[int, bytes]:
     """Status and body of the node's answer, by the quickest way there is."""
     path = node.address.removeprefix("unix:")
     if _is_socket_of_ours(path):
         try:
-            return _pool.post(path, "/predict", body)
+            return _pool.post(path, "/predict", body, within_s)
         except (FileNotFoundError, ConnectionRefusedError):
             pass  # what a node that has ended left behind; it may be back elsewhere
-    return relay.ask(node.pk, body, tries=tries, timeout_s=ANSWER_S)
+    return relay.ask(node.pk, body, tries=tries, timeout_s=within_s)
 
 
 def _is_socket_of_ours(path: str) -> bool:
@@ -365,17 +378,17 @@ def _is_socket_of_ours(path: str) -> bool:
     return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
 
 
-def ask_node(node: Worker, body: bytes, tries: int) -> Answer:
+def ask_node(node: Worker, body: bytes, tries: int, within_s: float = ANSWER_S) -> Answer:
     """One node's answer; one that is just connecting anew is tried so many times.
 
-    Raises NodeFailed, with what it did, when another may be asked; Invalid and TooLarge for rows
-    that none would take.
+    Raises NodeFailed, with what it did, when another may be asked (NodeSlow: it took too long);
+    Invalid and TooLarge for rows that none would take.
     """
     try:
-        status, raw = _post(node, body, tries)
+        status, raw = _post(node, body, tries, within_s)
         answer = json.loads(raw)
     except TimeoutError:
-        raise NodeFailed(f"gave no answer within {ANSWER_S:.0f} s") from None
+        raise NodeSlow(f"gave no answer within {within_s:.0f} s") from None
     except relay.NotConnected:
         raise NotConnected("is not connected") from None
     except relay.TooLarge:
@@ -410,4 +423,4 @@ def ask_node(node: Worker, body: bytes, tries: int) -> Answer:
             code=code,
             errors={str(name): [str(why)] for name, why in columns.items()},
         )
-    raise NodeFailed(detail)
+    raise (NodeSlow if status == 504 else NodeFailed)(detail)

@@ -10,6 +10,7 @@ from clusters.scheduling import Resources
 
 GB = 1024  # MiB
 MOST_GB, MOST_CORES = 2**20, 100_000
+MOST_SECONDS, MOST_IN_FLIGHT = 110, 1000  # a node waits for its model server for 120 s
 
 
 def mib(gb: float) -> int:
@@ -201,6 +202,15 @@ class _How(serializers.Serializer[Any]):
         required=False, min_value=0.05, max_value=MOST_CORES
     )
     required_gpu_count = serializers.IntegerField(required=False, min_value=0, max_value=64)
+    timeout_s = serializers.IntegerField(
+        required=False, min_value=1, max_value=MOST_SECONDS,
+        help_text="A request that is not answered within so many seconds gets 504. Usually 30.",
+    )  # fmt: skip
+    max_in_flight = serializers.IntegerField(
+        required=False, min_value=1, max_value=MOST_IN_FLIGHT,
+        help_text="So many requests may wait for an answer at a time; the next gets 429. "
+        "Usually 64.",
+    )  # fmt: skip
 
     def needs(self, ram_mib: int, cpu_millis: int, gpus: int) -> Resources:
         """What was sent, and these where nothing was."""
@@ -316,8 +326,8 @@ class DeploymentFull(DeploymentRow):
     class Meta(DeploymentRow.Meta):
         fields = (  # type: ignore[assignment]
             *DeploymentRow.Meta.fields, "model", "docker_image", "env", "port", "health_path",
-            "depends_on", "dependents", "placed", "queue_position", "failures", "error",
-            "not_before",
+            "timeout_s", "max_in_flight", "depends_on", "dependents", "placed", "queue_position",
+            "failures", "error", "not_before",
         )  # fmt: skip
 
     @extend_schema_field(serializers.ListField(child=serializers.UUIDField()))
@@ -363,6 +373,7 @@ class EventShown(serializers.Serializer[Any]):
 class Answer(serializers.Serializer[Any]):
     """What a replica answered, and which."""
 
+    id = serializers.UUIDField(help_text="Of this answer.")
     deployment = serializers.CharField()
     revision = serializers.IntegerField()
     replica = serializers.IntegerField()

@@ -1,11 +1,14 @@
 """What programs say of clusters and deployments, and what is refused at once, with the reason."""
 
+import threading
+import time
 from typing import Any
 
 import pytest
+import redis
 from django.test import Client
 
-from clusters import actions, cycle, serving
+from clusters import actions, cycle, inflight, queue, serving
 from clusters.models import Dependency, Deployment, Replica, Revision
 from organizations.models import AuditEntry, Role
 from tests.clusters import make
@@ -295,3 +298,102 @@ def test_nobody_who_answers_is_told_with_the_reason(api, served, monkeypatch):
     Replica.objects.all().delete()
     serving._places.clear()
     assert "it is running" in api("post", path, {"rows": [ROW]}, 503)["detail"]
+
+
+def test_a_request_keeps_its_id_and_an_answer_has_one_of_its_own(by, served):
+    one, _ = served
+    client = Client(headers=bearer(by.user))
+    sent = {"data": {"rows": [ROW]}, "content_type": "application/json"}
+    path = f"/api/deployments/{one.pk}/predict"
+    answers = [
+        client.post(path, headers={"X-Request-ID": name}, **sent)
+        for name in ("mine-0001", "not\tsane")
+    ]
+    assert answers[0]["X-Request-ID"] == "mine-0001"
+    assert len(answers[1]["X-Request-ID"]) == 32
+    assert len({answer.json()["id"] for answer in answers}) == 2
+
+
+def test_what_is_wrong_is_told_by_row_and_column(api, served):
+    one, fakes = served
+    rows = [ROW, {"petal_cm": "long", "colour": "red", "weight": 1}]
+    told = api("post", f"deployments/{one.pk}/predict", {"rows": rows}, 400)
+    assert told["errors"] == {
+        "rows[1].weight": ["The model has no column 'weight'. Did you mean 'weight_g'?"],
+        "rows[1].petal_cm": ["Column 'petal_cm' takes a number, not 'long'."],
+        "rows[1].weight_g": [
+            "Column 'weight_g' is missing. Send null when its value is not known."
+        ],
+    }
+    assert not any(fake.asked for fake in fakes.values())
+
+
+def test_past_its_limit_a_deployment_says_when_to_come_again(api, by, served, monkeypatch):
+    one, _ = served
+    monkeypatch.setattr(inflight, "WAIT_S", 0.1)
+    changed = api("patch", f"deployments/{one.pk}", {"max_in_flight": 1})
+    assert changed["max_in_flight"] == 1
+    serving._places.clear()
+    client = Client(headers=bearer(by.user))
+    path = f"/api/deployments/{one.pk}/predict"
+
+    def ask():
+        return client.post(path, {"rows": [ROW]}, content_type="application/json")
+
+    with inflight.slot(one.pk, 1, 30):
+        answer = ask()
+        assert (answer.status_code, answer["Retry-After"]) == (429, "1")
+        assert answer.json()["code"] == "too-many-predictions"
+    assert ask().status_code == 200
+    # One whose web process was killed counts until its time is over.
+    queue.valkey().zadd(inflight.key(one.pk), {"lost": time.time() - 1})
+    assert ask().status_code == 200
+    # One that is answered in a moment is waited for.
+    monkeypatch.setattr(inflight, "WAIT_S", 20)
+    queue.valkey().zadd(inflight.key(one.pk), {"soon over": time.time() + 0.2})
+    assert ask().status_code == 200
+
+
+def test_without_valkey_nobody_is_kept_out(api, served, monkeypatch):
+    one, _ = served
+
+    def away():
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(inflight, "valkey", away)
+    monkeypatch.setattr(inflight, "_enter", away)
+    assert api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})["predictions"]
+
+
+class Slow(FakeServing):
+    """Answers when it may."""
+
+    @property
+    def answer(self):
+        self.may.wait(30)
+        return {"predictions": ["late"]}
+
+    @answer.setter
+    def answer(self, _):
+        self.may = threading.Event()
+
+
+def test_a_model_that_takes_too_long_is_given_up_and_nobody_else_asked(api, by, model, tmp_path):
+    fakes = [Slow(tmp_path) for _ in range(2)]
+    nodes = [Node(make.node(by, address=fake.address)) for fake in fakes]
+    home = make.cluster(by, *(node.worker for node in nodes))
+    one = deploy(by, model, "flowers", replicas=2, spread=True, timeout_s=1)
+    settle(home, *nodes)
+    try:
+        told = api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]}, 504)
+        assert (told["code"], told["title"]) == ("no-answer-in-time", "No answer in time")
+        assert "within 1 s" in told["detail"]
+        assert sum(len(fake.asked) for fake in fakes) == 1
+        assert not queue.valkey().zcard(inflight.key(one.pk))
+    finally:
+        for fake in fakes:
+            fake.may.set()
+            fake.stop()
+        serving._places.clear()
+        models._models.clear()
+        models._pool = models._Pool()
