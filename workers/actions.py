@@ -253,6 +253,7 @@ def claim_answer(task: Task) -> dict[str, Any]:
         "spent_s": task.spent_s,
         "token": task_token(task.pk, task.attempt),
         "lease_s": settings.LEASE_S,
+        "more": task.more,
     }
 
 

@@ -226,6 +226,7 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     """Give the node the best-ranked waiting task that fits, with a lease, or None.
 
     What fits is decided by what the node says it has left and by the ledger, whichever is less.
+    The task's ``more`` says whether asking again at once may bring another.
     """
     with transaction.atomic():
         holds = Exists(Task.objects.filter(held_on=OuterRef("pk"), state=State.QUEUED))
@@ -345,8 +346,22 @@ def _take(seen: Snapshot) -> tuple[Task, bool] | None:
                 continue
         task = _first_unlocked(best, going_on)
         if task is not None and (str(task.pk) == best.task or _waiting(task).fits(seen.room)):
+            task.more = _may_be_more(best, lines, seen.room)
             return task, out_of_turn
         passed.add(best.task)
+
+
+def _may_be_more(
+    taken: fairshare.Waiting[str], lines: Sequence[fairshare.Waiting[str]], room: fairshare.Room
+) -> bool:
+    """Whether a slot is left for a line of which there was something, the one taken from included.
+
+    What comes later rings. So a node whose last slot of a class was filled need not ask for
+    nothing.
+    """
+    slots = {True: room.light_slots, False: room.slots}
+    slots[taken.light] -= 1
+    return any(slots[line.light] > 0 for line in lines)
 
 
 def _last_was_out_of_turn() -> bool:

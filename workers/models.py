@@ -211,6 +211,8 @@ class Task(OrgOwned):
     handled_at = models.DateTimeField(null=True, blank=True, help_text="Its end was reacted to.")
     tries = models.PositiveSmallIntegerField(default=0)
 
+    more: bool = True  # of a task just claimed, not stored: asking again at once may bring another
+
     class Meta:
         indexes: ClassVar = [
             models.Index(

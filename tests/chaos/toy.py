@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers.node.channel import Channel
-from workers.node.gpus import Device
 from workers.node.handlers import Way
+
+if TYPE_CHECKING:
+    from workers.node.gpus import Device
 
 TOY = "tests.chaos.toy"
 
@@ -61,8 +63,10 @@ def devices(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {"data": {"devices": os.environ["CUDA_VISIBLE_DEVICES"]}}
 
 
-def fake_gpus() -> list[Device]:
+def fake_gpus() -> "list[Device]":
     """The GPUs of a machine without any, as the file TOY_GPUS lists them; the test changes it."""
+    from workers.node.gpus import Device  # asyncio with it, which no child needs
+
     path = os.environ.get("TOY_GPUS")
     return [Device(**row) for row in json.loads(Path(path).read_text())] if path else []
 

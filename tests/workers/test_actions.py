@@ -1,5 +1,6 @@
 """Tasks: claim, lease, fence, cancel. Against the real database."""
 
+from dataclasses import replace
 from datetime import timedelta
 from unittest.mock import ANY
 
@@ -48,6 +49,21 @@ def test_a_repeated_claim_gets_nothing_more():
     make_task()
     assert actions.claim(worker, ROOM) is not None
     assert actions.claim(worker, ROOM) is None
+
+
+def test_a_claim_says_whether_to_ask_again():
+    """A node whose last heavy slot is filled asks once more only if light work is there as well."""
+    for _ in range(3):
+        make_task(cpu_millis=500, ram_mib=512)
+    two = WorkerFactory(concurrency=2)
+    room = replace(ROOM, slots=2)
+    # After the first its line may go on, and a slot is left.
+    assert [actions.claim_answer(actions.claim(two, room))["more"] for _ in "12"] == [True, False]
+    make_task(light=True, kind="dataset.ingest", engine="")
+    node = WorkerFactory()
+    claims = [actions.claim(node, ROOM) for _ in "12"]
+    assert {task.light for task in claims} == {True, False}
+    assert [task.more for task in claims] == [True, False]
 
 
 def test_a_node_gets_no_task_of_an_engine_that_it_lacks():

@@ -336,6 +336,8 @@ class Supervisor:
                         self.bell.watchdog.found_unrung(time.monotonic())
                     by_heartbeat = False
                     self._begin(claim)
+                    if self.broker_url and not claim.get("more", True):
+                        break  # what comes from now on rings
             except Unreachable:
                 await asyncio.sleep(POLL_S)
                 self._claim_now.set()
