@@ -408,7 +408,7 @@ ALLOWED_HOSTS = env.list(
     ),
 )
 CORS_ALLOWED_ORIGINS = env.list("CORS_ORIGINS", default=[])
-CORS_URLS_REGEX = r"^/api/"  # pages are for nobody else's scripts
+CORS_URLS_REGEX = r"^/(api/|v2(/|$))"  # pages are for nobody else's scripts
 CORS_ALLOW_HEADERS = [*default_headers, "x-organization", "idempotency-key"]
 CORS_EXPOSE_HEADERS = ["Location", "Retry-After", "X-Request-ID"]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if "://" in PUBLIC_URL else []
@@ -419,7 +419,7 @@ if TRUSTED_PROXIES:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = False if not _https else env.bool("SSL_REDIRECT", default=True)
 # Nodes of this machine come by INTERNAL_URL, and a balancer asks how it is, both without TLS.
-SECURE_REDIRECT_EXEMPT = [r"^api/workers/", r"^health", r"^metrics$"]
+SECURE_REDIRECT_EXEMPT = [r"^api/workers/", r"^(v2/)?health", r"^metrics$"]
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
 SECURE_HSTS_SECONDS = 31_536_000 if _https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = _https

@@ -36,6 +36,7 @@ urlpatterns = [
     path("health/live", health.live, name="health-live"),
     path("metrics", metrics, name="metrics"),
     path("api/", include(api)),
+    path("v2", include("clusters.api.protocol_urls")),  # where the protocol has it
     path("admin/", admin.site.urls),
 ]
 

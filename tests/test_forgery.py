@@ -32,7 +32,7 @@ EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
 def is_api(row: Row) -> bool:
-    return row.address.startswith("/api/")
+    return row.address.startswith(("/api/", "/v2"))
 
 
 def body(row: Row, world: World) -> dict[str, Any]:  # noqa: F811

@@ -15,6 +15,7 @@ SUCCESS = {"200", "201", "202", "204", "302"}
 UNTOLD = {
     "asks for an answer": {
         "POST /api/deployments/{deployment}/predict",
+        "POST /v2/models/{served}/infer",
         "POST /api/predict/all",
         "POST /api/predict/all/{dataset}",
         "POST /api/predict/{named}",

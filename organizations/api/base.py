@@ -35,7 +35,7 @@ class HasOrgRole(BasePermission):
         if not view.while_deleting:
             deletion.refuse(membership.organization)
         if (token := membership.token) is not None and (
-            view.people_only or not token.allows(view.serves.get(action), view.kwargs.get("pk"))
+            view.people_only or not token.allows(view.serves.get(action), view.object_id)
         ):
             self.message = "This service token is not made for this."
             return False
@@ -68,6 +68,11 @@ class _OrgView(APIView):
         answered keeps what was done before it, as actions mean it; one that isn't takes it back.
         """
         self._transaction.enter_context(rls.request_transaction())
+
+    @property
+    def object_id(self) -> Any:
+        """Which object the request is about, for service tokens that are for one alone."""
+        return self.kwargs.get("pk")
 
     @property
     def membership(self) -> Membership:
