@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.node.loglines import BURST, LAST, LINES_A_SECOND, MAX_LINES, LogLines
+from workers.node.loglines import BURST, LAST, LINES_A_SECOND, MAX_LINES, LogLines, Mask
 
 
 def test_what_fits_is_told_as_it_is():
@@ -38,3 +38,15 @@ def test_rate_and_size_are_bounded_and_every_line_is_told_or_counted(steps):
     assert len(lines) + gaps == given_
     assert len(lines) <= min(MAX_LINES, BURST + now * LINES_A_SECOND + 1) + LAST
     assert [int(line) for line in lines] == sorted({int(line) for line in lines})
+
+
+def test_secrets_are_taken_out_of_texts_and_of_nothing_else():
+    key = "-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEI\n-----END KEY-----"
+    mask = Mask({"password": "hunter2", "longer": "hunter2hunter2", "key": key, "pin": "12"})
+    said = {"hunter2": ["hunter2hunter2!", 12, None, {"a": "x hunter2 y"}], "n": "12"}
+    assert mask.plain(said) == {
+        "hunter2": ["[secret]!", 12, None, {"a": "x [secret] y"}],
+        "n": "12",  # too short to be told from an ordinary number
+    }
+    assert mask.text("MC4CAQAwBQYDK2VwBCIEI") == "[secret]"  # a line of a key that spans many
+    assert Mask({}).plain(said) is said

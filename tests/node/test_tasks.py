@@ -226,3 +226,32 @@ def test_a_node_that_is_not_known_any_more_registers_again(shared_node: Node) ->
     web.tokens = set()
     assert web.wait_end(web.add("toy.echo"))["outcome"] == "succeeded"
     assert len(web.registrations) == before + 1
+
+
+def test_what_is_told_in_confidence_is_on_no_disk_and_in_nothing_that_is_said(
+    shared_node: Node,
+) -> None:
+    web, secret = shared_node.web, "correct-horse-battery"
+    confidential = {"secrets": {"password": secret}, "host": "warehouse"}
+    task = web.add("toy.careless", {"wait": True}, confidential=confidential)
+    notice = web.wait_event(task, "notice")
+    assert notice["data"] == {
+        "message": "It is [secret].", "nested": [{"deep": "[secret]"}], "host": "warehouse",
+    }  # fmt: skip
+    files = [path for path in shared_node.folder.rglob("*") if path.is_file()]
+    assert any(path.name == "claim.json" for path in files)
+    assert any(path.name == "task.json" for path in files)
+    for path in files:
+        if "venvs" not in path.relative_to(shared_node.folder).parts:
+            assert secret.encode() not in path.read_bytes(), path
+    web.wishes[task] = "stop"
+    end = web.wait_end(task)
+    assert end["result"]["data"]["length"] == len(secret)  # it did have it
+    assert secret not in str(end)
+    assert secret not in str(web.events[task])
+    assert "connecting with [secret]" in web.log(task)
+    refused = web.add("toy.careless", {"fail": True}, confidential=confidential)
+    end = web.wait_end(refused)
+    assert end["error"] == "[secret] was refused."
+    assert secret not in str(end)
+    assert secret not in shared_node.log

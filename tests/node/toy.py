@@ -149,6 +149,21 @@ def network(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {"data": {"interfaces": names[2:], "uid": os.getuid()}}
 
 
+def careless(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Tell its secret in every way that there is."""
+    told = task["confidential"]
+    password = told["secrets"]["password"]
+    print(f"connecting with {password}")
+    channel.log(f"password={password}")
+    inherited = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+    channel.notice(f"It is {password}.", nested=[{"deep": password}], host=told["host"])
+    while task["payload"].get("wait") and not channel.stopping:
+        time.sleep(0.02)
+    if task["payload"].get("fail"):
+        raise WorkError(f"{password} was refused.", code="refused", sent=password)
+    return {"data": {"length": len(password), "said": password, "inherited": inherited}}
+
+
 class Predictor:
     def __init__(self, folder: str) -> None:
         self.spec = json.loads((Path(folder) / "model.json").read_text())
@@ -192,6 +207,7 @@ HANDLERS = {
     "toy.chatty": Way(f"{TOY}:chatty", "engine", light=True),
     "toy.fail": Way(f"{TOY}:fail", "engine", light=True),
     "toy.network": Way(f"{TOY}:network", "node", light=True, network=False),
+    "toy.careless": Way(f"{TOY}:careless", "node", light=True),
     "toy.missing": Way("tests.node.nowhere:run", "engine"),
 }
 ENGINES = {

@@ -21,7 +21,7 @@ from accounts.errors import Invalid
 from accounts.parsers import MendingJSONParser
 from organizations.api.base import OrgAPIView
 from organizations.models import Role
-from workers import actions, broker, joining, keys, live, longpoll
+from workers import actions, broker, confidential, joining, keys, live, longpoll
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
@@ -103,7 +103,7 @@ class ClaimView(NodeView):
         task = actions.claim(self.node, room)
         if task is None:
             return Response(status=204, headers={longpoll.QUEUES: ",".join(self.node.queues)})
-        return Response(actions.claim_answer(task))
+        return Response({**actions.claim_answer(task), **confidential.of(task)})
 
 
 class TaskView(NodeView):

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from workers.node import child as entry
 from workers.node import handlers, spool
 from workers.node.api import Api, Gone, Refused
 from workers.node.channel import MAX_MESSAGE_BYTES
 from workers.node.delivery import deliver
 from workers.node.gpus import Gpus, NoRoom, need_of, visible
-from workers.node.loglines import LogLines
+from workers.node.loglines import LogLines, Mask
 from workers.node.outcome import (
     DISK_FULL,
     End,
@@ -55,6 +56,9 @@ class Attempt:
         settings: Settings,
         cores: int,
     ) -> None:
+        # Kept in memory alone: the spool is on disk, and outlives the work.
+        self._confidential = claim.pop("confidential", None)
+        self._mask = Mask((self._confidential or {}).get("secrets") or {})
         self.claim = claim
         self.task = str(claim["task"])
         self.number = int(claim["attempt"])
@@ -299,6 +303,7 @@ class Attempt:
                 "TMPDIR": str(scratch),
                 "JOBLIB_TEMP_FOLDER": str(scratch),
                 "FLOWML_TASK": f"{self.task}.{self.number}",
+                **self._told_in_confidence(),
                 **visible(self._devices),
             },
             threads=threads,
@@ -306,6 +311,12 @@ class Attempt:
             nice=0 if self.is_light else 5,
             network=way.network,
         )
+
+    def _told_in_confidence(self) -> dict[str, str]:
+        """The variable that the child takes its secrets from, and removes (see child.py)."""
+        if self._confidential is None:
+            return {}
+        return {entry.CONFIDENTIAL: json.dumps(self._confidential)}
 
     async def _watch(self, child: Child, way: handlers.Way) -> tuple[Seen, bool]:
         """Be with a child until it and all that it started are gone. Also: was it orphaned."""
@@ -424,6 +435,9 @@ class Attempt:
         try:
             message = json.loads(line)
             what = message["type"]
+            for name in ("data", "error"):
+                if name in message:
+                    message[name] = self._mask.plain(message[name])
             data = message.get("data") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("task %s: a message that makes no sense: %r", self.task, line[:200])
@@ -461,6 +475,7 @@ class Attempt:
 
     def _log(self, lines: list[str]) -> None:
         if lines:
+            lines = [self._mask.text(line) for line in lines]
             self._tail = (self._tail + "\n" + "\n".join(lines))[-TAIL_BYTES:]
             self._say(self._lines.take([line[:MAX_LINE] for line in lines], time.monotonic()))
 

@@ -5,6 +5,7 @@ Forked by a warm parent (see warm.py). Standard library only, apart from what th
 
 import errno
 import json
+import os
 import socket
 import sys
 import traceback
@@ -15,11 +16,15 @@ from workers.node import handlers
 from workers.node.channel import Channel, WorkError
 from workers.node.outcome import DISK_FULL, GPU_MEMORY, is_gpu_memory, memory_words
 
+CONFIDENTIAL = "FLOWML_CONFIDENTIAL"
+
 
 def main(sock: socket.socket) -> int:
     """Do the task that ``task.json`` in the working directory tells. Returns the exit status."""
     channel = Channel(sock)
     task = json.loads(Path("task.json").read_text())
+    # Not in the file: what is secret is on no disk, and nothing that is started here inherits it.
+    task["confidential"] = json.loads(os.environ.pop(CONFIDENTIAL, "{}"))
     try:
         work = _handler(task["kind"])
         answer = work(task, channel) or {}

@@ -5,12 +5,15 @@ its last lines, whatever came before. Standard library only.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_LINES = 5000  # of one attempt
 LINES_A_SECOND = 200
 BURST = 1000  # so many at once, while it was quiet before
 LAST = 50  # these come in any case
+MASKED, SHORTEST = "[secret]", 4  # shorter ones would take ordinary words away
 
 
 @dataclass
@@ -56,3 +59,30 @@ class LogLines:
         few = self.skipped == 1
         why = "too many" if self.kept >= MAX_LINES else "too many at once"
         return f"... {self.skipped:,} line{'' if few else 's'} left out here: {why} to keep"
+
+
+class Mask:
+    """Takes the secrets of a task out of what it says: whole, and their long lines alone."""
+
+    def __init__(self, secrets: Mapping[str, Any]) -> None:
+        texts = {value for value in secrets.values() if isinstance(value, str)}
+        texts |= {line for text in texts for line in text.splitlines() if len(line) >= 16}
+        # The longest first: one may hold another.
+        self._texts = sorted((text for text in texts if len(text) >= SHORTEST), key=len)[::-1]
+
+    def text(self, said: str) -> str:
+        for secret in self._texts:
+            said = said.replace(secret, MASKED)
+        return said
+
+    def plain(self, said: Any) -> Any:
+        """The same of JSON: every text in it but the names of fields."""
+        if not self._texts:
+            return said
+        if isinstance(said, str):
+            return self.text(said)
+        if isinstance(said, list):
+            return [self.plain(one) for one in said]
+        if isinstance(said, dict):
+            return {name: self.plain(one) for name, one in said.items()}
+        return said
