@@ -257,6 +257,16 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": LEASE_S / 4,
         "options": {"expires": 0.6 * LEASE_S},
     },
+    "pipelines-sweep": {
+        "task": "pipelines.tasks.sweep",
+        "schedule": LEASE_S / 2,
+        "options": {"expires": 0.6 * LEASE_S},
+    },
+    "clusters-watch": {
+        "task": "clusters.tasks.watch",
+        "schedule": 15.0,
+        "options": {"expires": 12},
+    },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
 }
 

@@ -1,12 +1,26 @@
-"""What pipelines do when an organization is taken along or goes."""
+"""What pipelines do when something that a step waits for has ended, and when an organization is
+taken along, stopped or goes."""
+
+from typing import Any
 
 from organizations import parts
 from organizations.models import Organization
+from pipelines import actions, driving
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
+from workers.models import Task
+from workers.signals import task_ended
 
 
 def connect() -> None:
-    parts.register(export=_export, purge=_purge)
+    task_ended.connect(_ended, dispatch_uid="pipelines.ended")
+    parts.register(export=_export, stop=_stop, purge=_purge)
+
+
+def _ended(task: Task, **_: Any) -> None:
+    """Only ask: who reacts to a task may hold the lock of its job, and the run's comes first."""
+    waiting = Step.objects.filter(state=Step.State.RUNNING, subject__in=[task.subject, task.pk])
+    for run in waiting.order_by().values_list("run", flat=True).distinct():
+        driving.ask(run)
 
 
 def _export(home: Organization, bundle: parts.Bundle) -> None:
@@ -18,6 +32,12 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     bundle.add_table("pipeline_runs", Run.objects.of(home))
     steps = Step.objects.filter(run__organization=home)
     bundle.add_table("pipeline_steps", steps, "inputs_digest")
+
+
+def _stop(home: Organization) -> None:
+    Pipeline.objects.of(home).update(is_enabled=False)
+    for run in Run.objects.of(home).filter(state__in=Run.ACTIVE).order_by("pk"):
+        actions.cancel_run("the organization's deletion", run)
 
 
 def _purge(home: Organization) -> None:

@@ -1,0 +1,496 @@
+"""What each type of stage does when it starts, how its end is seen, and how it is cancelled.
+
+Everything here runs in control, under the lock of the run's row (see driving.py), and calls the
+actions of other apps as a person would: a training job, a batch prediction, a name's alias. What
+takes long is theirs, or a node's task; ``step.subject`` remembers which.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from django.core.files.base import File
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from accounts.errors import Conflict, FlowError, Invalid, NotFound
+from datasets import actions as data_actions
+from datasets.models import Dataset, DatasetVersion
+from organizations.models import Membership, Organization, Role, ServiceToken
+from pipelines import graph
+from pipelines.models import Connection, Run, Step
+from training import actions as training
+from training import named, offers
+from training.models import BatchPrediction, TrainedModel, TrainingJob
+from training.names import CHAMPION, NamedAlias
+from workers import bells
+from workers.actions import add_task, cancel_task
+from workers.models import Artifact, Task
+
+SQL, WRITE_BACK = "pipeline.sql", "pipeline.write-back"
+NODE_TIME_S = 3600
+NODE_RAM_MIB = 2048
+TELL_AGAIN_S = 60  # a message that control did not send by then is asked for once more
+State = Step.State
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a stage has ended."""
+
+    state: State
+    output: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass
+class Work:
+    """A step, with what it needs to know of its run."""
+
+    run: Run
+    step: Step
+    stage: Mapping[str, Any]
+    steps: Mapping[str, Step]
+    by: Membership
+
+    @property
+    def home(self) -> Organization:
+        return self.run.organization
+
+    @property
+    def subject(self) -> UUID:
+        """What a step that has begun waits for."""
+        assert self.step.subject is not None
+        return self.step.subject
+
+    def param(self, name: str, default: Any = None) -> Any:
+        return self.stage["params"].get(name, default)
+
+    def data(self) -> DatasetVersion:
+        """The version that comes in. Raises FlowError."""
+        said = self.param("data")
+        versions = DatasetVersion.objects.of(self.home).select_related("dataset", "data")
+        if said.startswith("$"):
+            found = versions.filter(pk=self.steps[said[1:]].output["version"]).first()
+            if found is None:
+                raise NotFound(f"The data that '{said[1:]}' gave were deleted.")
+        else:
+            dataset = named.find_dataset(self.home, said)
+            found = versions.filter(dataset=dataset, dataset__latest=F("pk")).first()
+            if found is None:
+                raise Conflict(f"The data set '{dataset}' has no version that can be used yet.")
+        if found.data is None:
+            raise Conflict(f"The data set '{found.dataset}' can't be used: it is {found.state}.")
+        return found
+
+    def model(self) -> TrainedModel:
+        """The model that comes in. Raises FlowError."""
+        said = self.param("model")
+        models = TrainedModel.objects.of(self.home).select_related("job", "origin", "artifact")
+        if said.startswith("$"):
+            pk: Any = self.steps[said[1:]].output["model"]
+        else:
+            try:
+                pk = UUID(said)
+            except ValueError:
+                pk = named.find(self.home, said).model_id
+        found = models.filter(pk=pk).first()
+        if found is None:
+            raise NotFound(f"The model '{said[:120]}' is not there.")
+        training.check_usable(found)
+        return found
+
+    def connection(self) -> Connection:
+        name = self.param("connection")
+        found = Connection.objects.of(self.home).filter(name=name).first()
+        if found is None:
+            raise NotFound(f"There is no connection '{name[:60]}'.")
+        return found
+
+    def inputs(self) -> dict[str, str]:
+        """A digest of what comes in, by parameter. Raises FlowError where it isn't there."""
+        kinds = graph.STAGES[self.step.stage].params
+        found = {}
+        for name in self.stage["params"]:
+            if kinds[name].kind == "data":
+                found[name] = self.data().sha256
+            elif kinds[name].kind == "model":
+                found[name] = str(self.model().pk)
+        return found
+
+
+def is_there(work: Work, earlier: Step) -> bool:
+    """Whether what an earlier step gave can still be used."""
+    models, versions = TrainedModel.objects.of(work.home), DatasetVersion.objects.of(work.home)
+    model, version = earlier.output.get("model"), earlier.output.get("version")
+    if version:
+        return bool(versions.filter(pk=version, state=DatasetVersion.State.READY).exists())
+    return bool(model and models.filter(pk=model).exists())
+
+
+def on_behalf(run: Run) -> Membership:
+    """Who started the run, in control, where nobody is signed in: it was looked at then whether
+    they may. A schedule, a service token and somebody who has left since are the pipeline."""
+    home, person = run.organization, run.started_by
+    member = home.memberships.filter(user=person).first() if person else None
+    if member is None:
+        member = Membership(organization=home, role=Role.DEVELOPER)
+        member.token = ServiceToken(organization=home, name=f"pipeline {run.pipeline}"[:80])
+    return member
+
+
+# --- Starting ------------------------------------------------------------------------------------
+
+
+def start(work: Work) -> None:
+    """Begin a step: it waits for ``step.subject`` then. Raises FlowError for what can't be."""
+    _START[work.step.stage](work)
+
+
+def _train(work: Work) -> None:
+    version = work.data()
+    names = (
+        "preset", "engines", "time_budget", "budget_mode", "task_type", "metric", "exclude",
+        "refit", "ensemble",
+    )  # fmt: skip
+    wish = {name: work.param(name) for name in names if work.param(name) is not None}
+    job = training.start_job(
+        work.by,
+        version.dataset_id,
+        version=version.number,
+        target=work.param("target"),
+        name=f"{work.run}: {work.step.key}"[:160],
+        idempotency_key=f"pipeline-step:{work.step.pk}:{work.step.attempt}",
+        **wish,
+    )
+    work.step.subject = job.pk
+    work.step.output = {"job": str(job.pk)}
+
+
+def _score(work: Work) -> None:
+    version, model = work.data(), work.model()
+    assert version.data is not None
+    stem = offers.label_of(version.dataset.name)
+    batch = training.queue_file(work.by, model, version.data, f"{stem}.parquet", keep=True)
+    work.step.subject = batch.pk
+    work.step.output = {"batch": str(batch.pk), "model": str(model.pk)}
+
+
+def _promote(work: Work) -> None:
+    """All of it is done at once: what it says is its output already."""
+    model, name = work.model(), work.param("name")
+    alias = work.param("alias", CHAMPION)
+    now = NamedAlias.objects.filter(
+        named__organization=work.home, named__name=name, name=alias
+    ).select_related("version__model__job", "version__model__origin")
+    before = now.first()
+    champion = before.version.model if before else None
+    if champion is not None and champion.pk == model.pk:
+        better, why = False, f"It is {name}@{alias} already."
+    else:
+        better, why = _is_better(model, champion, float(work.param("min_gain", 0)))
+    if better:
+        version = named.give_name(work.by, name, model)
+        named.move_alias(work.by, name, alias, version.number)
+    else:
+        assert before is not None
+        version = before.version
+    work.step.output = {
+        "promoted": better,
+        "why": why,
+        "model": str(version.model_id),
+        "name": name,
+        "alias": alias,
+        "number": version.number,
+    }
+
+
+def _is_better(
+    model: TrainedModel, champion: TrainedModel | None, min_gain: float
+) -> tuple[bool, str]:
+    """Whether ``model`` takes the champion's place, by the metric of its own job, and why."""
+    metric = model.job.metric_info
+    score = model.ranked_score
+    if champion is None:
+        return True, f"There was no champion. {metric.title}: {_shown(score)}."
+    if champion.job.metric == metric.name:
+        other = champion.ranked_score
+    else:
+        other = ((champion.origin or champion).metrics or {}).get(metric.name)
+    if score is None or other is None:
+        raise Conflict(f"The model and the champion can't be compared by {metric.title}.")
+    gain = score - other if metric.greater_is_better else other - score
+    told = f"{metric.title}: {_shown(score)}, the champion {_shown(other)}."
+    return gain > min_gain or (min_gain > 0 and gain == min_gain), told
+
+
+def _shown(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:.4g}"
+
+
+def _notify(work: Work) -> None:
+    members(work.home, work.param("to"))  # raises for somebody else
+    step = str(work.step.pk)
+    transaction.on_commit(lambda: bells.send("pipelines.tasks.tell", args=[step], queue="control"))
+
+
+def members(home: Organization, addresses: list[str]) -> list[str]:
+    """The addresses. Raises Invalid for those of no member: messages go to colleagues alone."""
+    people = home.memberships.filter(user__is_active=True)
+    known = {one.lower() for one in people.values_list("user__email", flat=True)}
+    strangers = [one for one in addresses if one.lower() not in known]
+    if strangers:
+        sentence = (
+            f"{', '.join(strangers)}: messages go to members of your organization alone. Invite "
+            "them, or leave them out."
+        )
+        raise Invalid(sentence, errors={"to": [sentence]})
+    return addresses
+
+
+def _sql(work: Work) -> None:
+    connection = work.connection()
+    payload: dict[str, Any] = {"sql": work.param("sql")}
+    inputs: dict[str, Artifact] = {}
+    if connection.kind == Connection.Kind.DUCKDB:
+        tables = _tables(work.home, work.param("sql"))
+        inputs = {f"table{n}": one for n, one in enumerate(tables.values())}
+        payload["tables"] = dict(zip(tables, inputs, strict=True))
+    _on_node(work, SQL, connection, payload, inputs)
+
+
+def _tables(home: Organization, sql: str) -> dict[str, Artifact]:
+    """The organization's data sets that a query for DuckDB names, by the name that they have there.
+
+    A data set penguins.csv is the table penguins; other signs than letters and digits are "_".
+    """
+    words = set(re.findall(r"[a-z0-9_.-]+", sql.lower()))
+    words |= {part for word in words for part in word.split(".")}
+    found: dict[str, Artifact] = {}
+    ready = Dataset.objects.of(home).filter(latest__data__isnull=False)
+    for dataset in ready.select_related("latest__data").order_by("created_at"):
+        label = offers.label_of(dataset.name)
+        if label.lower() not in words:
+            continue
+        if label in found:
+            raise Conflict(f"Two data sets are the table {label}: give one another name.")
+        assert dataset.latest is not None
+        assert dataset.latest.data is not None
+        found[label] = dataset.latest.data
+    return found
+
+
+def _write_back(work: Work) -> None:
+    version = work.data()
+    assert version.data is not None
+    payload = {"table": work.param("table"), "mode": work.param("mode", "replace")}
+    _on_node(work, WRITE_BACK, work.connection(), payload, {"data": version.data})
+
+
+def _on_node(
+    work: Work,
+    kind: str,
+    connection: Connection,
+    payload: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+) -> None:
+    """A task of a node. The secrets of the connection are not in it: a node gets them with its
+    claim (reactions.py), so that they are stored sealed alone."""
+    # The same rows by the same step are the same write, however often it is tried.
+    told = f"{work.run.pk} {work.step.key} {work.step.inputs_digest}"
+    task = add_task(
+        work.home,
+        kind=kind,
+        subject=work.run.pk,
+        topic=work.run.topic,
+        payload={
+            "connection": {
+                "id": str(connection.pk),
+                "kind": connection.kind,
+                "settings": connection.settings,
+            },
+            "run_id": hashlib.sha256(told.encode()).hexdigest()[:32],
+            **payload,
+        },
+        inputs=inputs,
+        ram_mib=NODE_RAM_MIB,
+        time_limit_s=NODE_TIME_S,
+    )
+    work.step.task, work.step.subject = task, task.pk
+    work.step.output = {"task": str(task.pk)}
+
+
+_START: Mapping[str, Callable[[Work], None]] = {
+    "sql": _sql,
+    "train": _train,
+    "promote": _promote,
+    "score": _score,
+    "write_back": _write_back,
+    "notify": _notify,
+}
+
+
+# --- How it stands -------------------------------------------------------------------------------
+
+
+def look(work: Work) -> Said | None:
+    """How a running step has ended; None while it goes on. May take the next part of it up."""
+    if "version" in work.step.output:
+        return _read(work)
+    return _LOOK[work.step.stage](work)
+
+
+def _train_ended(work: Work) -> Said | None:
+    job = TrainingJob.objects.filter(pk=work.subject).select_related("best_model").first()
+    if job is None:
+        return Said(State.FAILED, error="The training job was deleted.")
+    if not job.has_ended:
+        return None
+    if job.state == TrainingJob.State.CANCELLED:
+        return Said(State.CANCELLED, error=job.error or "The training was cancelled.")
+    if job.state != TrainingJob.State.SUCCEEDED or job.best_model is None:
+        return Said(State.FAILED, error=job.error or "The training gave no model.")
+    best = TrainedModel.objects.select_related("origin").get(pk=job.best_model.pk)
+    return Said(
+        State.SUCCEEDED,
+        {
+            "job": str(job.pk),
+            "model": str(best.pk),
+            "name": best.name,
+            "metric": job.metric,
+            "score": best.ranked_score,
+        },
+    )
+
+
+def _score_ended(work: Work) -> Said | None:
+    batch = BatchPrediction.objects.filter(pk=work.subject).select_related("parquet").first()
+    if batch is None:
+        return Said(State.FAILED, error="The batch prediction was deleted.")
+    if not batch.has_ended:
+        return None
+    if batch.state == BatchPrediction.State.CANCELLED:
+        return Said(State.CANCELLED, error=batch.error or "The prediction was cancelled.")
+    if batch.state != BatchPrediction.State.SUCCEEDED or batch.parquet is None:
+        return Said(State.FAILED, error=batch.error or "The prediction failed.")
+    return _take_in(work, batch.parquet, work.param("dataset"))
+
+
+def _promote_ended(work: Work) -> Said:
+    return Said(State.SUCCEEDED, work.step.output)
+
+
+def _notify_ended(work: Work) -> Said | None:
+    if "told" in work.step.output:
+        return Said(State.SUCCEEDED, work.step.output)
+    asked = work.step.started_at
+    if asked and asked < timezone.now() - timedelta(seconds=TELL_AGAIN_S):
+        _notify(work)
+    return None
+
+
+def _node_ended(work: Work) -> Said | None:
+    task = work.step.task
+    if task is None:
+        return Said(State.FAILED, error="Its task was deleted.")
+    if not task.has_ended:
+        return None
+    if task.state == Task.State.CANCELLED:
+        return Said(State.CANCELLED, error=task.error or "It was cancelled.")
+    if task.state != Task.State.SUCCEEDED:
+        return Said(State.FAILED, error=task.error or "It failed.")
+    sent = {str(one.pk): one for one in task.artifacts.all()}
+    data = sent.get(str((task.result.get("files") or {}).get("data")))
+    told = task.result.get("data") or {}
+    if work.step.stage == "sql" and data is None:
+        return Said(State.FAILED, error="The node sent no table.")
+    if data is None:
+        return Said(State.SUCCEEDED, {**work.step.output, "rows": told.get("rows")})
+    # A warehouse that is the organization's own data sets: the table is one of them.
+    return _take_in(work, data, work.param("dataset") or work.param("table"))
+
+
+_LOOK: Mapping[str, Callable[[Work], Said | None]] = {
+    "sql": _node_ended,
+    "train": _train_ended,
+    "promote": _promote_ended,
+    "score": _score_ended,
+    "write_back": _node_ended,
+    "notify": _notify_ended,
+}
+
+
+def _take_in(work: Work, rows: Artifact, name: str) -> Said | None:
+    """Make a file the next version of a data set, which is made if it is new; then wait for it."""
+    try:
+        dataset: Dataset | None = named.find_dataset(work.home, name)
+    except NotFound:
+        dataset = None
+    if dataset is not None and dataset.versions.filter(state="ingesting").exists():
+        return None  # another version of it is being read: the sweep comes back
+    with transaction.atomic(), rows.file.open("rb") as file:
+        shown = cast("Any", File(file, name=f"{offers.label_of(name)}.parquet"))
+        if dataset is None:
+            dataset = data_actions.upload(work.by, shown, name=name)
+            version = dataset.versions.get()
+        else:
+            version = data_actions.add_version(work.by, dataset, shown)
+    work.step.subject = version.pk
+    work.step.output = {
+        **work.step.output,
+        "dataset": str(dataset.pk),
+        "version": str(version.pk),
+        "name": dataset.name,
+        "number": version.number,
+    }
+    return None
+
+
+def _read(work: Work) -> Said | None:
+    """Whether the data set's version that the step made can be used yet."""
+    version = DatasetVersion.objects.filter(pk=work.step.output["version"]).first()
+    if version is None:
+        return Said(State.FAILED, error="The data set that it made was deleted.")
+    if version.state == DatasetVersion.State.INGESTING:
+        return None
+    if version.state == DatasetVersion.State.FAILED:
+        why = (version.error or {}).get("detail", "")
+        return Said(State.FAILED, error=f"What it made could not be read. {why}".strip())
+    return Said(State.SUCCEEDED, {**work.step.output, "rows": version.rows})
+
+
+# --- Cancelling ----------------------------------------------------------------------------------
+
+
+def cancel(step: Step, by: str) -> None:
+    """Let what the step waits for end; the step ends with it, or at once where it can't."""
+    if step.stage == "train":
+        job = TrainingJob.objects.filter(pk=str(step.subject)).first()
+        if job is not None and not job.has_ended and job.cancel_requested_at is None:
+            training.cancel_job(by, job)
+        return
+    if step.stage == "score":
+        tasks = list(Task.objects.filter(subject=step.output.get("batch")).order_by("pk"))
+    else:
+        tasks = [step.task] if step.task else []
+    for task in tasks:
+        cancel_task(task, by=by)
+
+
+def waits_for_others(step: Step) -> bool:
+    """Whether a cancelled step has to wait until what it started has ended."""
+    if step.stage == "train":
+        return True
+    return step.stage in {"sql", "write_back", "score"} and "version" not in step.output
+
+
+def refused(error: Exception) -> str:
+    """What is told of a stage that could not start or end."""
+    if isinstance(error, FlowError):
+        return str(error.detail)
+    return f"The platform could not do it ({type(error).__name__}). Tell its operator."
