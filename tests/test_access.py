@@ -46,7 +46,7 @@ from tests.factories import (
     make_task,
 )
 from tests.training import make
-from training import actions, general, named, scoring, serving
+from training import actions, background, general, named, scoring, serving
 from training.models import BatchPrediction
 from workers import joining
 from workers.files import store_artifact
@@ -141,6 +141,7 @@ GET     /models                                                 sign    200     
 GET     /models/{model}                                         sign    200     200     200     404
 GET     /models/{model}?tab=try                                 sign    200     200     200     404
 POST    /models/{model}/predict                                 sign    403     200     200     404
+POST    /models/{model}/explain                                 sign    403     200     200     404
 POST    /models/{model}/predict-file                            sign    403     302     302     404
 GET     /models/{model}/download                                sign    200     200     200     404
 POST    /models/versions/{name_version}/champion                sign    403     302     302     404
@@ -268,6 +269,7 @@ POST    /api/training/{active}/front                             401    403     
 GET     /api/results/job/{job}/leaderboard                       401    200     200     200     404
 GET     /api/results/model/{model}                               401    200     200     200     404
 POST    /api/results/model/{model}/predict                       401    403     200     200     404
+POST    /api/results/model/{model}/explain                       401    403     200     200     404
 POST    /api/results/model/{model}/predict?as=file               401    403     202     202     404
 GET     /api/results/model/{model}/download                      401    200     200     200     404
 GET     /api/results/predictions                                 401    200     200     200     200
@@ -314,14 +316,14 @@ POST    /api/deployments/{deployment}/rollback                   401    403     
 GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
-"""
-
 GET     /v2                                                      200    200     200     200     200
 GET     /v2/health/live                                          200    200     200     200     200
 GET     /v2/health/ready                                         200    200     200     200     200
 GET     /v2/models/{served}                                      401    200     200     200     404
 GET     /v2/models/{served}/ready                                401    200     200     200     404
 POST    /v2/models/{served}/infer                                401    403     200     200     404
+"""
+
 # What nodes say. People get 401 from all of it, whoever they are. The other columns: a node with
 # its token, the token of the task in the address, and that of a task of another organization.
 NODES = """
@@ -536,6 +538,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /training/new": a_wish,
     "POST /training/new/check": a_wish,
     "POST /models/{model}/predict": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
+    "POST /models/{model}/explain": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
     "POST /models/{model}/predict-file": a_file,
     "POST /api/datasets/upload": a_file,
     "PATCH /api/datasets/{dataset}": lambda _: {"description": "changed"},
@@ -552,6 +555,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/jobs/training": lambda world: a_wish(world) | {"model_type": "knn"},
     "POST /api/jobs/inference": lambda world: {"model_id": world.ids["named"], "input_data": ROW},
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
+    "POST /api/results/model/{model}/explain": lambda _: {"row": ROW},
     "POST /api/results/model/{model}/predict?as=file": a_file,
     "POST /clusters/new": lambda _: {"name": "new"},
     "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
@@ -565,16 +569,16 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/deployments": a_deployment,
     "PATCH /api/deployments/{deployment}": lambda _: {"replicas": 2},
     "POST /api/deployments/{deployment}/predict": lambda _: {"rows": [ROW]},
-}
-
-
-@pytest.fixture
     "POST /v2/models/{served}/infer": lambda _: {
         "inputs": [
             {"name": name, "shape": [1], "datatype": kind, "data": [ROW[name]]}
             for name, kind in (("petal_cm", "FP64"), ("colour", "BYTES"), ("weight_g", "FP64"))
         ]
     },
+}
+
+
+@pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     admin = make.member(Role.ADMIN, organization__name=MARK)
     people: dict[str, Membership | None] = {
@@ -601,6 +605,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
+    background.choose(model.job_id)
     name_version = named.give_name(admin, f"{MARK}-tree", model)
     name = name_version.named.name
     named.move_alias(admin, name, f"{MARK}-alias", 1)
@@ -645,12 +650,12 @@ def world(tmp_path: Path) -> Iterator[World]:
             "cluster": cluster.pk,
             "bare": deploying.cluster(admin, name=f"{MARK}-bare").pk,
             "deployment": deployment.pk,
+            "served": deployment.name,
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
             "session": TokenFamily.objects.get(user=viewer.user).pk,
             "code": f"{totp(pending.bin_key):06}",
             "reset_uid": urlsafe_base64_encode(str(forgetful.pk).encode()),
-            "served": deployment.name,
             "reset": default_token_generator.make_token(forgetful),
             "verification": mail.verification(viewer.user, viewer.user.email),
         },
@@ -664,12 +669,12 @@ def world(tmp_path: Path) -> Iterator[World]:
     serving._models.clear()
     serving._nodes.clear()
     deployed._places.clear()
+    protocol._ids.clear()
     assert node.pk
 
 
 def body_of(answer: Any) -> str:
     return "" if answer.streaming else answer.content.decode()
-    protocol._ids.clear()
 
 
 def judge(row: Row, expected: str, answer: HttpResponseBase) -> str:

@@ -28,10 +28,11 @@ PROBABILITY = "p{}"  # the name of a class's column in a predictions file
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A job's rows that count: which rank, which are sealed, and every row's true target."""
+    """A job's rows that count: which rank, are sealed, train; and every row's true target."""
 
     ranked: npt.NDArray[np.int64]
     sealed: npt.NDArray[np.int64]
+    training: npt.NDArray[np.int64]
     target: npt.NDArray[Any]  # class codes or numbers, one per row of the table
 
 
@@ -62,7 +63,9 @@ def truth_of(job: TrainingJob) -> Truth:
     except splits.BadSplit as error:
         raise InvalidCandidate(f"The rows cannot be split as asked. {error}") from error
     target = strata if job.classes else values.cast(pl.Float64).to_numpy()
-    truth = Truth(splits.ranked_rows(parts), splits.sealed_rows(parts), target)
+    truth = Truth(
+        splits.ranked_rows(parts), splits.sealed_rows(parts), splits.training_rows(parts), target
+    )
     _kept[job.pk] = truth
     if len(_kept) > MOST_JOBS_KEPT:
         _kept.popitem(last=False)
@@ -175,6 +178,35 @@ def columns_of(
         if values.dtype.is_temporal():
             values = values.to_physical()
         yield column["name"], values.to_numpy()
+
+
+def values_of(job: TrainingJob, rows: npt.NDArray[np.int64]) -> list[list[Any]]:
+    """The job's features in ``rows`` (ascending), in its columns' order, as JSON has them.
+
+    Raises InvalidCandidate when the file can't be read.
+    """
+    version = job.dataset_version
+    assert version is not None
+    assert version.data is not None
+    import polars as pl
+    import polars.selectors as cs
+
+    names = [str(column["name"]) for column in job.columns]
+    place = "__row"
+    while place in names:
+        place += "_"
+    scan = pl.scan_parquet(source_of(version.data)).select(names).with_row_index(place)
+    try:
+        table = scan.filter(pl.col(place).is_in(rows.tolist())).drop(place).collect()
+        plain = table.with_columns(
+            cs.temporal().cast(pl.String), cs.decimal().cast(pl.Float64), cs.float().fill_nan(None)
+        )
+    except pl.exceptions.PolarsError as error:
+        raise InvalidCandidate(f"The data set cannot be read: {error}"[:300]) from error
+    return [
+        [None if isinstance(one, float) and not math.isfinite(one) else one for one in row]
+        for row in plain.rows()
+    ]
 
 
 def check_complete(predictions: Predictions, truth: Truth) -> None:

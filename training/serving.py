@@ -48,13 +48,18 @@ MOST_AT_ONCE = relay.MAX_IN_FLIGHT // 2  # of one organization, in each web proc
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``predictions``: class names or numbers, one per row; ``probabilities``: rows x classes."""
+    """``predictions``: class names or numbers, one per row; ``probabilities``: rows x classes.
+
+    ``parts``, of a row that was to be explained: what each model that was asked said, unchecked,
+    and how much it weighs.
+    """
 
     predictions: list[Any]
     probabilities: list[list[float]] | None
     classes: list[str] | None
     ms: dict[str, float]
     node: str
+    parts: tuple[tuple[Any, float], ...] = ()
 
     @property
     def by_class(self) -> list[dict[str, float]] | None:
@@ -231,13 +236,19 @@ def _few_at_once(asks: Callable[P, Answer]) -> Callable[P, Answer]:
 
 
 @_few_at_once
-def ask(model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
+def ask(
+    model: TrainedModel,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    background: Sequence[Sequence[Any]] | None = None,
+) -> Answer:
     """Predict checked ``rows`` (values in the order of ``columns``) with a model that can.
 
-    Members of an ensemble are asked side by side, each where its engine is. Raises Invalid when
-    the model refuses the rows, Unavailable when no node can answer.
+    Members of an ensemble are asked side by side, each where its engine is. With a ``background``
+    of rows to compare with, the one row is explained as well. Raises Invalid when the model refuses
+    the rows, Unavailable when no node can answer.
     """
-    asking = _asking(model, columns, rows)
+    asking = _asking(model, columns, rows, background)
     with rls.waiting():
         return asking()
 
@@ -276,10 +287,16 @@ def _counted(_: TrainedModel, asking: Callable[[], Answer]) -> Answer:
 
 
 def _asking(
-    model: TrainedModel, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    model: TrainedModel,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    background: Sequence[Sequence[Any]] | None = None,
 ) -> Callable[[], Answer]:
     """What asks: all that needs the database is done before it is called."""
-    what = json.dumps({"columns": list(columns), "rows": rows}, allow_nan=False)
+    said = {"columns": list(columns), "rows": rows}
+    if background is not None:
+        said["background"] = background
+    what = json.dumps(said, allow_nan=False)
     if not model.is_ensemble:
         return _question(model, what)
     parts = model.parts()
@@ -313,6 +330,11 @@ def together(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
         classes,
         {name: max(one.ms.get(name, 0.0) for one in answers) for name in answers[0].ms},
         ", ".join(dict.fromkeys(one.node for one in answers)),
+        tuple(
+            (told, weight)
+            for one, weight in zip(answers, weights, strict=True)
+            for told, _ in one.parts
+        ),
     )
 
 
@@ -409,6 +431,7 @@ def ask_node(node: Worker, body: bytes, tries: int, within_s: float = ANSWER_S) 
             answer.get("classes"),
             answer.get("ms") or {},
             node.name,
+            ((answer["explanation"], 1.0),) if "explanation" in answer else (),
         )
     answer = answer if isinstance(answer, dict) else {}
     detail = str(answer.get("detail") or f"answered {status}")

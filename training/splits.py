@@ -455,6 +455,11 @@ def ranked_rows(parts: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
     return np.flatnonzero((parts == VALIDATION) | (parts > 0))
 
 
+def training_rows(parts: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """Indices, ascending, of the rows that a model learnt from: with folds, all that rank."""
+    return np.flatnonzero(parts >= 0)
+
+
 def sealed_rows(parts: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
     """Indices, ascending, of the sealed test rows."""
     return np.flatnonzero(parts == TEST)

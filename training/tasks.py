@@ -11,7 +11,7 @@ from uuid import UUID
 from celery import shared_task
 from celery.signals import worker_process_init
 
-from training import finish, general
+from training import background, finish, general
 
 
 @shared_task(name="training.tasks.sweep")
@@ -40,3 +40,9 @@ def draw(model: str, kind: str) -> None:
     from training import pictures
 
     pictures.draw(UUID(model), kind)
+
+
+@shared_task(name="training.tasks.choose_background")
+def choose_background(job: str) -> None:
+    """Choose rows that a job's models learnt from, since somebody wants an answer explained."""
+    background.choose(UUID(job))

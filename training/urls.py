@@ -19,6 +19,7 @@ urlpatterns = [
     path("models", models.models, name="models"),
     path("models/<uuid:model_id>", models.model, name="model"),
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),
+    path("models/<uuid:model_id>/explain", models.explain, name="explain"),
     path("models/<uuid:model_id>/predict-file", models.predict_file, name="predict-file"),
     path("models/<uuid:model_id>/download", models.download, name="download"),
     path("models/versions/<uuid:version_id>/champion", names.champion, name="champion"),

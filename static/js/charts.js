@@ -3,7 +3,7 @@
    <div data-chart="roc" data-source="id-of-a-json-script"></div>
 
    Kinds: roc, curve ({series: [{name, points, figure}]}), calibration, scatter ({points}), bars
-   ({edges, counts}); x and y are the axes' names. Colours come from the page's own tokens, so a
+   ({edges, counts}), waterfall ({start, steps: [{name, from, to}], end}); x and y are the axes' names. Colours come from the page's own tokens, so a
    chart follows the theme. */
 (() => {
   "use strict";
@@ -179,7 +179,65 @@
     };
   }
 
+  function waterfall(data, colors) {
+    // From the top: where it starts, what each step adds, where it ends. Bars float on clear ones.
+    const bars = [
+      { name: data.start.name, from: 0, to: data.start.value, end: true },
+      ...data.steps,
+      { name: data.end.name, from: 0, to: data.end.value, end: true },
+    ];
+    const up = colors.series[0];
+    const down = colors.series[3];
+    const all = bars.filter((b) => !b.end).flatMap((b) => [b.from, b.to])
+      .concat(data.start.value, data.end.value);
+    const room = (Math.max(...all) - Math.min(...all)) * 0.12 || 0.05;
+    const low = Math.min(...all) - room;
+    const high = Math.max(...all) + room;
+    const items = bars.map((b, i) => {
+      const from = b.end ? low : b.from;
+      return [i, Math.min(from, b.to), Math.max(from, b.to)];
+    });
+    return {
+      grid: { left: 8, right: 16, top: 8, bottom: 44, containLabel: true },
+      xAxis: axis(colors, data.x, { min: low, max: high }),
+      yAxis: axis(colors, "", {
+        type: "category",
+        inverse: true,
+        data: bars.map((b) => b.name),
+        splitLine: { show: false },
+        axisLabel: { color: colors.text, width: 130, overflow: "truncate" },
+      }),
+      series: [
+        {
+          type: "custom",
+          encode: { x: [1, 2], y: 0 },
+          data: items,
+          renderItem: (params, api) => {
+            const bar = bars[params.dataIndex];
+            const [left, y] = api.coord([api.value(1), api.value(0)]);
+            const [right] = api.coord([api.value(2), api.value(0)]);
+            const height = api.size([0, 1])[1] * 0.62;
+            const width = Math.max(1, right - left);
+            return {
+              type: "rect",
+              shape: { x: left, y: y - height / 2, width, height },
+              style: { fill: bar.end ? colors.muted : bar.to >= bar.from ? up : down },
+            };
+          },
+        },
+      ],
+      tooltip: tip(colors, (p) => {
+        const bar = bars[p.dataIndex];
+        const change = bar.to - bar.from;
+        return bar.end
+          ? `${bar.name}\n${short(bar.to)}`
+          : `${bar.name}\n${change > 0 ? "+" : ""}${short(change)}, to ${short(bar.to)}`;
+      }),
+    };
+  }
+
   function option(kind, data, colors) {
+    if (kind === "waterfall") return waterfall(data, colors);
     if (kind === "calibration") return calibration(data, colors);
     if (kind === "scatter") return scatter(data, colors);
     if (kind === "bars") return bars(data, colors);

@@ -239,12 +239,26 @@ class FakeServing(socketserver.ThreadingUnixStreamServer):
         self.status = 200
         self.answer: Any = {"predictions": ["kind 1"], "probabilities": None, "classes": None}
         self.close_after_answer = False
+        self.explains = True
         super().__init__(str(self.path), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def address(self) -> str:
         return f"unix:{self.path}"
+
+    def said_to(self, asked: dict[str, Any]) -> Any:
+        """The answer, and where rows to compare with came along, a share for each column."""
+        if "background" not in asked or not self.explains:
+            return self.answer
+        said = self.answer["predictions"]
+        named = [float(said == [kind]) for kind in ("kind 0", "kind 1", "kind 2")]
+        shares = (self.answer.get("probabilities") or [named if any(named) else said])[0]
+        columns, base = len(asked["columns"]), 1 / len(shares)
+        each = [(share - base) / columns for share in shares]
+        told = {"base": [base] * len(shares), "output": shares, "values": [each] * columns}
+        told |= {"errors": None, "exact": True, "evaluations": 40}
+        return self.answer | {"explanation": told | {"background": len(asked["background"])}}
 
     def stop(self) -> None:
         self.shutdown()
@@ -263,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append({"path": self.path, **json.loads(body)})
-        answer = json.dumps(self.server.answer).encode()
+        answer = json.dumps(self.server.said_to(self.server.asked[-1])).encode()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

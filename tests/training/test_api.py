@@ -14,7 +14,7 @@ from django.utils import timezone
 from organizations.models import Role
 from tests.factories import WorkerFactory, bearer
 from tests.training import make
-from training import actions, serving
+from training import actions, background, serving
 from training.api.urls import urlpatterns
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from workers.models import Task, Worker
@@ -62,6 +62,7 @@ ROUTES = {
     "training-leaderboard": ("get", Role.VIEWER, 200),
     "training-model": ("get", Role.VIEWER, 200),
     "training-predict": ("post", Role.DEVELOPER, 200),
+    "training-explain": ("post", Role.DEVELOPER, 200),
     "training-download": ("get", Role.VIEWER, 200),
     "training-batches": ("get", Role.VIEWER, 200),
     "training-batch": ("get", Role.VIEWER, 200),
@@ -82,6 +83,7 @@ def test_the_table_of_routes_is_whole():
 @pytest.fixture
 def world(by, serving_node):
     model = make.scored_model(by)
+    background.choose(model.job_id)
     Worker.objects.update(address=serving_node.address)
     batch = actions.predict_file(by, model, SimpleUploadedFile("rows.csv", b"a\n1\n"))
     job = make.job(by, model.job.dataset_version)
@@ -98,6 +100,8 @@ def call(client, route, membership, world):
         kwargs = {"pk": world["job"].pk}
     elif route in {"training-model", "training-predict", "training-download"}:
         kwargs, body = {"pk": world["model"].pk}, {"rows": [ROW]}
+    elif route == "training-explain":
+        kwargs, body = {"pk": world["model"].pk}, {"row": ROW}
     elif route in {"training-batch", "training-batch-download"}:
         kwargs = {"pk": world["batch"].pk}
     elif route == "training-check":

@@ -358,6 +358,54 @@ class Prediction(serializers.Serializer[Any]):
     ms = serializers.DictField(child=serializers.FloatField())
 
 
+class Explain(serializers.Serializer[Any]):
+    row = serializers.DictField(
+        help_text="An object that names every column of the model's schema, in any order."
+    )
+
+    def get_fields(self) -> dict[str, Any]:
+        wish = serializers.CharField(
+            required=False,
+            allow_null=True,
+            help_text="The class whose probability is explained. Without it, the predicted one.",
+        )
+        return {**super().get_fields(), "class": wish}  # a word of Python's
+
+
+class Contribution(serializers.Serializer[Any]):
+    column = serializers.CharField()
+    value = serializers.JSONField(allow_null=True, help_text="Of the row, as it was understood.")
+    contribution = serializers.FloatField(help_text="What the column adds to the output.")
+    error = serializers.FloatField(
+        allow_null=True, help_text="Its standard error: 0 when exact, null when it can't be told."
+    )
+
+
+class Explanation(serializers.Serializer[Any]):
+    model = serializers.SerializerMethodField()
+    prediction = serializers.JSONField(help_text="A class name or a number.")
+    probabilities = serializers.DictField(child=serializers.FloatField(), allow_null=True)
+    base = serializers.FloatField(help_text="The mean output over rows of the training data.")
+    output = serializers.FloatField(help_text="The base and all contributions together.")
+    contributions = Contribution(many=True, help_text="Each column once, the largest first.")
+    exact = serializers.BooleanField(help_text="Over all combinations of columns, not drawn.")
+    background = serializers.IntegerField(help_text="Rows that were compared with.")
+    evaluations = serializers.IntegerField(help_text="Predictions that it took.")
+    ms = serializers.DictField(child=serializers.FloatField())
+
+    def get_fields(self) -> dict[str, Any]:
+        explained = serializers.CharField(
+            source="of_class",
+            allow_null=True,
+            help_text="The class whose probability the output is; null for a number.",
+        )
+        return {**super().get_fields(), "class": explained}
+
+    @extend_schema_field(ModelName)
+    def get_model(self, _: object) -> dict[str, Any]:
+        return dict(ModelName(self.context["model"]).data)
+
+
 class JobCounts(serializers.Serializer[Any]):
     total = serializers.IntegerField()
     queued = serializers.IntegerField()

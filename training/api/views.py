@@ -20,7 +20,7 @@ from accounts.parsers import JSONParser
 from datasets.uploads import take
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
-from training import actions, serving, stats
+from training import actions, explaining, serving, stats
 from training.api import serializers as said
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 
@@ -161,8 +161,9 @@ class ModelViewSet(OrgViewSet):
         "retrieve": Role.VIEWER,
         "download": Role.VIEWER,
         "predict": Role.DEVELOPER,
+        "explain": Role.DEVELOPER,
     }
-    serves: ClassVar = {"predict": "model"}
+    serves: ClassVar = {"predict": "model", "explain": "model"}
     queryset = TrainedModel.objects.select_related("job", "artifact")
     serializer_class = said.Model
     parser_classes = (JSONParser, MultiPartParser)
@@ -201,6 +202,21 @@ class ModelViewSet(OrgViewSet):
                 "ms": found.ms,
             }
         )
+
+    @extend_schema(request=said.Explain, responses=said.Explanation)
+    def explain(self, request: Request, pk: UUID) -> Response:
+        """What each column adds to the answer to one row.
+
+        Shapley values beside rows of the training data, computed where the model is loaded: the
+        base and all contributions add up to the output. Takes up to a few seconds.
+        """
+        form = said.Explain(data=request.data)
+        form.is_valid(raise_exception=True)
+        models = self.get_queryset().select_related("job__dataset_version")
+        model = get_object_or_404(models.defer("curves", "test", "params"), pk=pk)
+        wish = form.validated_data
+        found = explaining.explain(model, wish["row"], wish.get("class"))
+        return Response(said.Explanation(found, context={"model": model}).data)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     def download(self, request: Request, pk: UUID) -> StreamingHttpResponse:

@@ -18,7 +18,7 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, named, pages
+from training import actions, explaining, named, pages
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from training.names import CHAMPION
@@ -273,9 +273,31 @@ def predict(request: OrgRequest, model_id: UUID) -> HttpResponse:
     return _model_page(request, stored, "try", status, answer=answer, fields=fields)
 
 
+@require_POST
+@org_role(Role.DEVELOPER)
+def explain(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    """Why the model says what it says of the form's row. With htmx that part of the page alone."""
+    stored = _model(request, model_id)
+    row = pages.row_of(stored.schema, request.POST)
+    status, errors, why = 200, {}, {}
+    try:
+        found = explaining.explain(stored, row, request.POST.get("class") or None)
+    except FlowError as error:
+        status = 422 if error.status < 500 else 503
+        errors = {_column(place): texts for place, texts in error.errors.items()}
+        why = {"problem": error.detail}
+    else:
+        why = explaining.on_page(found)
+    if request.headers.get("HX-Request"):
+        return render(request, "training/_why.html", {"why": why, "model": stored})
+    fields = pages.schema_fields(stored.schema, _columns(stored), request.POST.dict(), errors)
+    return _model_page(request, stored, "try", status, why=why, fields=fields)
+
+
 def _column(place: str) -> str:
-    """``rows[0].name`` as the column's name."""
-    return place.split(".", 1)[1] if place.startswith("rows[") and "." in place else place
+    """``rows[0].name`` or ``row.name`` as the column's name."""
+    is_of_row = place.startswith(("rows[", "row.")) and "." in place
+    return place.split(".", 1)[1] if is_of_row else place
 
 
 def _typical_error(stored: TrainedModel) -> str:
