@@ -16,12 +16,11 @@ from django.utils import timezone
 from accounts.errors import Conflict, TooLarge
 from organizations.models import Organization
 from workers import bells, routing
-from workers.claiming import claim
+from workers.claiming import claim, free
 from workers.files import store_artifact
 from workers.keys import task_token
 from workers.models import (
     OWN_NODES,
-    Allocation,
     Artifact,
     IllegalMove,
     Pulse,
@@ -391,7 +390,7 @@ def end_task(
 
 
 def _ended(task: Task) -> None:
-    Allocation.objects.filter(task=task).delete()
+    free(task)
     _hasten("workers.tasks.handle_end", task.pk)
 
 
@@ -418,7 +417,6 @@ def _lose(task: Task, *, reason: str) -> None:
 
 
 def _again(task: Task, *, reason: str, lost: bool) -> None:
-    Allocation.objects.filter(task=task).delete()
     spent = (timezone.now() - task.started_at).total_seconds() if task.started_at else 0.0
     task.move_to(
         State.QUEUED,
@@ -428,6 +426,7 @@ def _again(task: Task, *, reason: str, lost: bool) -> None:
         worker=None,
         lease_expires_at=None,
     )
+    free(task)
     queue = task.queue
     transaction.on_commit(lambda: bells.ring(queue))
 

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from workers.models import Allocation, Task, Turn, Worker
 
 State = Task.State
 
+_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 PREFIX = 16  # lines of a class that are looked at first, in the order of their ranks
 _COLUMNS = """t.id, t.organization_id, t.queue, t.light, t.priority, t.queued_at, t.line_at,
        t.cpu_millis, t.ram_mib, t.gpus, t.gpu_ram_mib, t.held_on_id"""
@@ -30,6 +31,7 @@ _AS_READ = """id::text, organization_id::text, queue, light, priority,
        extract(epoch FROM queued_at)::float8, extract(epoch FROM line_at)::float8,
        cpu_millis, ram_mib, gpus, gpu_ram_mib, held_on_id::text,
        coalesce(extract(epoch FROM since), 0)::float8,
+       coalesce(log_used, 0),
        coalesce(extract(epoch FROM turn_at), 0)::float8"""
 # `Waiting.fits`, less what only it can tell (which GPUs).
 _FITS = """(head.light OR head.ram_mib <= %({0}_ram)s AND CASE WHEN head.gpus > 0
@@ -53,9 +55,10 @@ _HEADS = f"""
 WITH line AS MATERIALIZED (
   SELECT * FROM (
     SELECT organization_id, queue, light, priority, since,
-           max(at) OVER (PARTITION BY organization_id, light) AS turn_at,
+           max(log_used) OVER whole AS log_used,
+           max(at) OVER whole AS turn_at,
            coalesce((%(shares)s::jsonb ->> organization_id::text)::float8, 0) AS share
-      FROM workers_turn
+      FROM workers_turn WINDOW whole AS (PARTITION BY organization_id, light)
   ) one
    WHERE one.queue = ANY(%(queues)s) AND one.light = ANY(%(light)s)
      AND (%(organization)s::uuid IS NULL OR one.organization_id = %(organization)s)
@@ -63,7 +66,7 @@ WITH line AS MATERIALIZED (
      AND NOT {_PAUSED.format("one")}
 )
 SELECT {_AS_READ} FROM unnest(%(light)s::bool[]) AS class(kind) CROSS JOIN LATERAL (
-  (SELECT head.*, line.since, line.turn_at FROM (
+  (SELECT head.*, line.since, line.log_used, line.turn_at FROM (
      SELECT * FROM line WHERE light = class.kind AND since < %(overdue)s ORDER BY since OFFSET 0
    ) line {_HEAD}
     WHERE head.queued_at < %(overdue)s
@@ -71,9 +74,9 @@ SELECT {_AS_READ} FROM unnest(%(light)s::bool[]) AS class(kind) CROSS JOIN LATER
            AND (head.held_on_id IS NULL OR head.held_on_id = %(node)s::uuid))
     LIMIT %(most)s)
   UNION ALL
-  (SELECT head.*, line.since, line.turn_at FROM (
+  (SELECT head.*, line.since, line.log_used, line.turn_at FROM (
      SELECT * FROM line WHERE light = class.kind
-      ORDER BY priority DESC, share, turn_at NULLS FIRST, since OFFSET 0
+      ORDER BY priority DESC, share, log_used NULLS FIRST, turn_at NULLS FIRST, since OFFSET 0
    ) line {_HEAD}
     WHERE {_FITS.format("room")}
     LIMIT %(most)s)
@@ -90,7 +93,7 @@ SELECT DISTINCT ON (t.queue, t.organization_id, t.priority) {_COLUMNS}
  ORDER BY t.queue, t.organization_id, t.priority, t.line_at
 ) head
 LEFT JOIN LATERAL (
-  SELECT max(at) AS turn_at,
+  SELECT max(log_used) AS log_used, max(at) AS turn_at,
          max(since) FILTER (WHERE t.queue = head.queue AND t.priority = head.priority) AS since
     FROM workers_turn t WHERE t.organization_id = head.organization_id AND t.light = head.light
 ) line ON true
@@ -135,6 +138,12 @@ class Running:
     shares: dict[str, float] = field(default_factory=dict)
     jobs: dict[str, set[str]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)  # of the fleet that is shared
+
+    def weight(self, organization: str) -> float:
+        """One that may run twice as many jobs is due twice as much."""
+        usual = settings.MAX_CONCURRENT_JOBS
+        return max(self.limits.get(organization, usual), 1) / usual
 
     @property
     def full(self) -> set[str]:
@@ -151,8 +160,8 @@ def _query(sql: str, **values: Any) -> list[tuple[Any, ...]]:
 
 def running_now() -> Running:
     """The shares in use and the jobs that run, of every organization."""
-    now = Running()
     total = dict(zip(_RESOURCES, _query(_FLEET, alive=Worker.alive_since())[0], strict=True))
+    now = Running(total=total)
     used: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RESOURCES, 0.0))
     for row in _query(_RUNNING, limit=settings.MAX_CONCURRENT_JOBS):
         one, subjects, *takes, limit = row
@@ -161,9 +170,7 @@ def running_now() -> Running:
         for name, amount in zip(_RESOURCES, takes, strict=True):
             used[one][name] += amount
     for one, takes_all in used.items():
-        # An organization that may run twice as many jobs is due twice as much.
-        weight = max(now.limits[one], 1) / settings.MAX_CONCURRENT_JOBS
-        now.shares[one] = fairshare.dominant_share(takes_all, total, weight)
+        now.shares[one] = fairshare.dominant_share(takes_all, total, now.weight(one))
     return now
 
 
@@ -250,7 +257,8 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             _let_go(node, freed)
         at = timezone.now()
         overdue = at - timedelta(seconds=fairshare.PATIENCE_S)
-        found = _take(Snapshot(node, light, room, freed, running_now(), overdue))
+        now = running_now()
+        found = _take(Snapshot(node, light, room, freed, now, overdue))
         if found is None:
             return None
         task, out_of_turn = found
@@ -271,6 +279,7 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             gpus=task.gpus,
             gpu_ram_mib=task.gpu_ram_mib,
             light=task.light,
+            share=_share(task, node, now),
         )
         line = ("organization_id", "queue", "light", "priority")
         Turn.objects.bulk_create(
@@ -287,6 +296,44 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             update_fields=["since", "at", "out_of_turn"],
         )
     return task
+
+
+def _share(task: Task, node: Worker, now: Running) -> float:
+    """What the task takes of the fleet, for its organization's weight; 0 of a node of its own."""
+    if node.organization_id is not None:
+        return 0.0
+    weight = now.weight(str(task.organization_id))
+    if task.light:
+        return 1 / weight
+    takes = {name: getattr(task, name) for name in _RESOURCES}
+    return fairshare.dominant_share(takes, now.total, weight)
+
+
+def seconds_of(at: datetime) -> float:
+    """The time as `fairshare.log_use` has it."""
+    return (at - _YEAR).total_seconds()
+
+
+def free(task: Task) -> None:
+    """Give back what ``task`` takes of its node, and note that its organization has used it.
+
+    After `Task.move_to`, as in a claim: the stream's row is locked before that of the line.
+    """
+    [*gone] = _query("DELETE FROM workers_allocation WHERE task_id = %(task)s"
+                     " RETURNING light, share", task=task.pk)  # fmt: skip
+    for light, share in gone:
+        if share <= 0 or task.started_at is None:
+            continue
+        now = timezone.now()
+        more = fairshare.log_use(share, (now - task.started_at).total_seconds(), seconds_of(now))
+        lines = Turn.objects.filter(organization=task.organization_id, light=light)
+        # Its own row has the sum of all of them: the largest of the organization's is the latest.
+        own = lines.filter(queue=task.queue, priority=task.priority)
+        sums = (
+            lines.select_for_update(no_key=True).order_by("pk").values_list("log_used", flat=True)
+        )
+        before = max((one for one in sums if one is not None), default=None)
+        own.update(log_used=more if before is None else fairshare.added(before, more))
 
 
 def _let_go(node: Worker, freed: fairshare.Room) -> None:

@@ -2,8 +2,8 @@
 
 Urgency goes first; among equals the organization that uses least of what is scarce to it, for its
 weight (its weighted dominant share: Ghodsi et al., Dominant Resource Fairness, NSDI 2011); where
-those are equal they take turns; then age. Two rules keep everybody's wait finite, whatever others
-send:
+those are equal, the one that used least lately; where that is equal, too, they take turns; then
+age. Two rules keep everybody's wait finite, whatever others send:
 
 * a line that has waited for longer than `PATIENCE_S`, counted from its last start (of a new line
   from its first task), goes before all of that, the longest wait first, whatever its urgency and
@@ -16,6 +16,7 @@ the fleet makes two starts for each line that has waited longer (once each: afte
 waits anew), and empties a node for each that needs a whole one.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -27,6 +28,8 @@ LIGHT_SLOTS = 2
 USABLE_RAM = 0.9  # the rest is the operating system's and the node's own
 FORGIVEN = 0.95  # a card sold as 8 GB reports a little less than 8 GiB
 MILLIS_PER_GPU = 1000  # kept free of other work for each idle GPU: it needs feeding
+HALF_LIFE_S = 3600.0  # after which what was used counts half
+LEAST_S = 0.1  # what a task counts at least, so that those that take no time go in turn
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Waiting(NamedTuple, Generic[K]):
     gpu_ram_mib: int = 0
     held_on: K | None = None  # the live node that is held for it
     since: float = 0.0  # since when its line waits: its last start, or its first task before that
+    used: float = 0.0  # what the organization used lately in its class (`log_use`); 0: nothing
     turn_at: float = 0.0  # the organization's last start of its class; 0: not lately
 
     @property
@@ -219,6 +223,26 @@ def dominant_share(
     return most / weight
 
 
+def log_use(share: float, seconds: float, at: float) -> float:
+    """What a task counts that ended ``at`` (s since 2026), of those `added` to: see there.
+
+    ``share`` is its dominant share of the fleet, for its organization's weight; of light work that
+    of one slot, 1. Raises ValueError where it is 0 or less.
+    """
+    return math.log2(share * max(seconds, LEAST_S)) + at / HALF_LIFE_S
+
+
+def added(log_used: float, log_more: float) -> float:
+    """Use and more use together.
+
+    Each second of a share counts half after `HALF_LIFE_S`. Weights that grow with time say the same
+    as weights that shrink, and need no renewing: forward decay (Cormode et al., ICDE 2009). They
+    grow beyond any number, so their logarithms (base 2) are kept.
+    """
+    low, high = sorted((log_used, log_more))
+    return high + math.log2(1 + 2 ** (low - high))
+
+
 def choose(
     waiting: Iterable[Waiting[K]],
     shares: Mapping[K, float],
@@ -251,10 +275,10 @@ def choose(
     if rescue is not None and not in_turn:
         return Choice(rescue, hold, True)
     best: Waiting[K] | None = None
-    best_rank: tuple[int, float, float, float] | None = None
+    best_rank: tuple[int, float, float, float, float] | None = None
     for head in heads:  # a loop and not min(): a thousand heads are looked at in a millisecond
         share = shares.get(head.organization, 0.0)
-        rank = (-head.priority, share, head.turn_at, head.since)
+        rank = (-head.priority, share, head.used, head.turn_at, head.since)
         if best_rank is not None and rank >= best_rank:
             continue
         if (hold is None or head.light) and head.fits(room):

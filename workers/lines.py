@@ -11,7 +11,8 @@ from accounts.errors import Conflict
 from organizations.audit import record
 from organizations.models import Organization
 from workers import bells
-from workers.fairshare import PATIENCE_S
+from workers.claiming import seconds_of
+from workers.fairshare import PATIENCE_S, log_use
 from workers.models import Pause, Task, emit
 
 State = Task.State
@@ -77,23 +78,30 @@ def resume(*, queue: str = "", organization: Organization | None = None, by: str
 
 
 def forget_idle() -> int:
-    """Forget lines in which nothing waits and nothing was started lately; returns how many.
+    """Forget lines in which nothing waits, runs or was used lately; returns how many.
 
     Nobody queues meanwhile (the trigger of `Turn` holds the lock together with others), so that no
     line goes to which somebody has just added.
     """
+    long_ago = timezone.now() - timedelta(seconds=PATIENCE_S)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('workers_turn'))")
         if not cursor.fetchone()[0]:
             return 0
         cursor.execute(
             """
-            DELETE FROM workers_turn line WHERE (at IS NULL OR at < %s) AND NOT EXISTS (
-              SELECT 1 FROM workers_task t
-               WHERE t.state = 'queued' AND t.queue = line.queue AND t.light = line.light
-                 AND t.organization_id = line.organization_id AND t.priority = line.priority)
+            DELETE FROM workers_turn line
+             WHERE (at IS NULL OR at < %s) AND (log_used IS NULL OR log_used < %s)
+               AND NOT EXISTS (
+                SELECT 1 FROM workers_task t
+                 WHERE t.state = 'queued' AND t.queue = line.queue AND t.light = line.light
+                   AND t.organization_id = line.organization_id AND t.priority = line.priority)
+               AND NOT EXISTS (
+                SELECT 1 FROM workers_allocation a JOIN workers_task t ON t.id = a.task_id
+                 WHERE a.organization_id = line.organization_id AND t.queue = line.queue
+                   AND t.light = line.light AND t.priority = line.priority)
             """,
-            [timezone.now() - timedelta(seconds=PATIENCE_S)],
+            [long_ago, log_use(1, 1, seconds_of(long_ago))],
         )
         return cursor.rowcount
 

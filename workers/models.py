@@ -417,6 +417,9 @@ class Allocation(models.Model):
     gpus = models.PositiveSmallIntegerField(default=0)
     gpu_ram_mib = models.PositiveIntegerField(default=0)
     light = models.BooleanField(default=False)
+    share = models.FloatField(
+        default=0, help_text="Of the shared fleet, for its organization's weight. A light slot: 1."
+    )
     since = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
@@ -471,6 +474,9 @@ class Turn(models.Model):
     )
     at = models.DateTimeField(null=True, help_text="When something of it was last started.")
     out_of_turn = models.BooleanField(default=False, help_text="It went first, having waited long.")
+    log_used = models.FloatField(
+        null=True, help_text="What its organization used lately (`fairshare.added`)."
+    )
 
     class Meta:
         constraints: ClassVar = [

@@ -2,20 +2,27 @@
 divisible work; tasks come whole, so each is held to within the size of a few tasks, as said there.
 """
 
+import functools
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.fairshare import (
+    HALF_LIFE_S,
+    LEAST_S,
     LIGHT_SLOTS,
     PATIENCE_S,
     Choice,
     Room,
     Taken,
     Waiting,
+    added,
     choose,
     dominant_share,
     full_organizations,
+    log_use,
     room_once_freed,
 )
 
@@ -290,6 +297,43 @@ def test_who_uses_the_same_takes_turns(slots):
         turns[best.organization] = T0 + step
         running.append((T0 + step, best))
     assert max(served.values()) - min(served.values()) <= 2, served
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.001, 1), st.floats(0, 86_400), st.floats(0, 40_000)), min_size=1
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_use_is_the_sum_of_what_was_used_each_halved_for_its_age(tasks, random):
+    logs = [log_use(*task) for task in tasks]
+    random.shuffle(logs)
+    exact = sum(share * max(s, LEAST_S) * 2 ** (at / HALF_LIFE_S) for share, s, at in tasks)
+    assert functools.reduce(added, logs) == pytest.approx(math.log2(exact), abs=1e-9)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_who_has_long_tasks_gets_no_more_than_who_has_short_ones(slots):
+    """Where slots are few, shares are mostly 0: what was used lately decides."""
+    lasts = dict(zip("abcde", (1, 2, 5, 10, 30), strict=True))
+    room = Room(slots=1, light_slots=0, cpu_millis=1000, ram_mib=1024)
+    running: list[tuple[float, Waiting]] = []
+    used, logs, now = dict.fromkeys(lasts, 0.0), dict.fromkeys(lasts, 0.0), 0.0
+    while now < 6000:
+        if len(running) == slots:
+            running.sort(key=lambda one: one[0])
+            now, ended = running.pop(0)
+            one = ended.organization
+            used[one] += lasts[one]
+            more = log_use(1 / slots, lasts[one], now)
+            logs[one] = added(logs[one], more) if logs[one] else more
+        shares = {o: sum(one.organization == o for _, one in running) / slots for o in lasts}
+        line = [head((o, now), o, used=logs[o]) for o in lasts]
+        best = choose(line, shares, room).start
+        assert best is not None
+        running.append((now + lasts[best.organization], best))
+    fair = sum(used.values()) / len(used)
+    assert max(abs(one - fair) for one in used.values()) < 0.05 * fair, used
 
 
 # --- Nobody waits forever ---

@@ -4,6 +4,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 
 from organizations import rls
@@ -27,6 +28,57 @@ def test_who_queued_a_hundred_first_does_not_go_a_hundred_times_first():
         served.append(task.organization)
         actions.end_task(task.pk, task.attempt, outcome="succeeded", result={})
     assert served == [early, late] * 3
+
+
+def ends_after(task, seconds):
+    began = timezone.now() - timedelta(seconds=seconds)
+    Task.objects.filter(pk=task.pk).update(started_at=began)
+    actions.end_task(task.pk, task.attempt, outcome="succeeded", result={})
+
+
+def test_who_used_more_waits_until_the_others_have_used_as_much():
+    """Turns alone would give twice as much to whose tasks take twice as long."""
+    long, short = OrganizationFactory(), OrganizationFactory()
+    for organization, count in ((long, 3), (short, 8)):
+        for _ in range(count):
+            make_task(organization)
+    node, served = WorkerFactory(), []
+    for _ in range(9):
+        task = actions.claim(node, ROOM)
+        served.append("long" if task.organization == long else "short")
+        ends_after(task, 60 if task.organization == long else 20)
+    assert served == ["long", "short", "short", "short"] * 2 + ["long"]
+
+
+def test_what_was_used_long_ago_counts_little_and_on_a_node_of_ones_own_nothing():
+    much, little, own = (OrganizationFactory() for _ in range(3))
+    for organization in (much, little, own):
+        make_task(organization)
+    ends_after(actions.claim(WorkerFactory(organization=own), ROOM), 3600)
+    node = WorkerFactory()
+    ends_after(actions.claim(node, ROOM), 600)
+    Turn.objects.filter(organization=much).update(log_used=F("log_used") - 12)
+    ends_after(actions.claim(node, ROOM), 1)
+    for organization in (little, own, much):
+        make_task(organization)
+    served = []
+    for _ in range(3):
+        task = actions.claim(node, ROOM)
+        served.append(task.organization)
+        ends_after(task, 1)
+    assert served == [own, much, little]
+
+
+def test_the_end_of_what_ran_long_finds_its_line():
+    ours = OrganizationFactory()
+    make_task(ours)
+    task = actions.claim(WorkerFactory(), ROOM)
+    Turn.objects.all().update(at=timezone.now() - timedelta(hours=1))
+    assert lines.forget_idle() == 0, "it runs"
+    ends_after(task, 3600)
+    assert lines.forget_idle() == 0, "much was used of it"
+    Turn.objects.all().update(log_used=F("log_used") - 40)
+    assert lines.forget_idle() == 1
 
 
 def waiting_for_hours(organization, count):
