@@ -5,6 +5,7 @@ class PipelinesConfig(AppConfig):
     name = "pipelines"
 
     def ready(self) -> None:
-        from pipelines import reactions
+        from pipelines import handing, reactions
 
         reactions.connect()
+        handing.connect()

@@ -34,6 +34,12 @@ class Warehouse(Protocol):
         """
         ...
 
+    def append(
+        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+    ) -> int:
+        """Add these rows to ``table``, once for each ``run_id``. Returns how many they are."""
+        ...
+
     def close(self) -> None: ...
 
 

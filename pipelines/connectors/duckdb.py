@@ -124,6 +124,16 @@ class DuckDB:
         staging.rename(target)
         return found
 
+    def append(
+        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+    ) -> int:
+        """Raises WorkError: what is written here is a data set's new version as a whole."""
+        raise WorkError(
+            f"{table} is a data set here, which gets a new version as a whole: use the mode "
+            "replace.",
+            code="mode",
+        )
+
     def close(self) -> None:
         self._db.close()
 

@@ -24,6 +24,7 @@ from workers.node.channel import WorkError
 
 CONNECT_S = 10
 LOCK_S = 60  # how long a write waits for those who hold the table
+LEDGER = "flowml_writes"
 BATCH_BYTES = 16 << 20
 SSL_MODES = ("prefer", "require", "verify-full", "disable")
 # PostgreSQL's own numbers of types (pg_type.dat). Anything else comes as text.
@@ -91,45 +92,41 @@ class Postgres:
     ) -> int:
         """A table that is there keeps its columns, keys, indexes, grants and views, and gets other
         rows; one that is not is made. All in one transaction."""
-        parts = table_parts(table)
-        target = sql.Identifier(*parts)
-        names = sql.SQL(", ").join(map(sql.Identifier, schema.names))
-        with self._transaction(read_only=False) as cursor:
-            name = f"flowml {run_id}"[:63]  # to be seen in pg_stat_activity
-            cursor.execute("SELECT set_config('application_name', %s, true)", [name])
-            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_S}s"])
-            key = ".".join(parts)
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [key])
-            found = self._columns_of(cursor, target)
-            if found is None:
-                cursor.execute(_create(target, schema))
-                into = target
-            else:
-                _compare(table, found, schema.names)
-                into = sql.Identifier("flowml_staging")
-                cursor.execute(
-                    sql.SQL(
-                        "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
-                    ).format(into, names, target)
-                )
-            sent = 0
-            options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="all_valid")
-            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, ENCODING 'UTF8')")
-            with cursor.copy(copy_in.format(into, names)) as copy:
-                for batch in batches:
-                    text = io.BytesIO()
-                    pyarrow.csv.write_csv(_plain(batch), text, options)
-                    copy.write(text.getbuffer())
-                    sent += batch.num_rows
-            if found is not None:
-                # Those who read meanwhile see the old rows until the commit, and wait for nothing.
-                cursor.execute(sql.SQL("DELETE FROM {}").format(target))
-                move = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}")
-                cursor.execute(move.format(target, names, names, into))
+        with self._writing(table, run_id) as (cursor, target):
+            staging, sent = self._staged(cursor, table, target, schema, batches)
+            # Those who read meanwhile see the old rows until the commit, and wait for nothing.
+            cursor.execute(sql.SQL("DELETE FROM {}").format(target))
+            _move(cursor, staging, target, schema)
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(target))
             [arrived] = cursor.fetchone() or (0,)
             if arrived != sent:
                 raise RowsLost(sent, arrived)
+        return sent
+
+    def append(
+        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+    ) -> int:
+        """Beside the table stands ``flowml_writes``, which remembers what was added to it by whom:
+        a run that is tried again adds nothing twice."""
+        with self._writing(table, run_id) as (cursor, target):
+            ledger = sql.Identifier(*table_parts(table)[:-1], LEDGER)
+            cursor.execute(
+                sql.SQL(
+                    "CREATE TABLE IF NOT EXISTS {} (table_name text, run_id text, rows bigint, "
+                    "at timestamptz DEFAULT now(), PRIMARY KEY (table_name, run_id))"
+                ).format(ledger)
+            )
+            name = table_parts(table)[-1]
+            before = "SELECT rows FROM {} WHERE table_name = %s AND run_id = %s"
+            cursor.execute(sql.SQL(before).format(ledger), [name, run_id])
+            if found := cursor.fetchone():
+                return int(found[0])
+            staging, sent = self._staged(cursor, table, target, schema, batches)
+            _move(cursor, staging, target, schema)
+            if cursor.rowcount != sent:
+                raise RowsLost(sent, cursor.rowcount)
+            note = "INSERT INTO {} (table_name, run_id, rows) VALUES (%s, %s, %s)"
+            cursor.execute(sql.SQL(note).format(ledger), [name, run_id, sent])
         return sent
 
     def close(self) -> None:
@@ -188,6 +185,55 @@ class Postgres:
                 limit = f"{max(1, int(self._time_s * 1000))}ms"
                 cursor.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
                 yield cursor
+
+    @contextlib.contextmanager
+    def _writing(
+        self, table: str, run_id: str
+    ) -> Iterator[tuple[psycopg.Cursor[Any], sql.Identifier]]:
+        """A transaction that alone of FlowML's writes to ``table``."""
+        parts = table_parts(table)
+        with self._transaction(read_only=False) as cursor:
+            name = f"flowml {run_id}"[:63]  # to be seen in pg_stat_activity
+            cursor.execute("SELECT set_config('application_name', %s, true)", [name])
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_S}s"])
+            key = ".".join(parts)
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [key])
+            yield cursor, sql.Identifier(*parts)
+
+    def _staged(
+        self,
+        cursor: psycopg.Cursor[Any],
+        table: str,
+        target: sql.Identifier,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+    ) -> tuple[sql.Identifier, int]:
+        """The rows in a temporary table with the types of ``target``, which is made if need be.
+
+        Returns its name and how many they are. Meanwhile nobody is kept from the target.
+        """
+        found = self._columns_of(cursor, target)
+        if found is None:
+            cursor.execute(_create(target, schema))
+        else:
+            _compare(table, found, schema.names)
+        staging, names = sql.Identifier("pg_temp", "flowml_staging"), _names(schema)
+        cursor.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE flowml_staging ON COMMIT DROP AS "
+                "SELECT {} FROM {} WITH NO DATA"
+            ).format(names, target)
+        )
+        sent = 0
+        options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="all_valid")
+        copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, ENCODING 'UTF8')")
+        with cursor.copy(copy_in.format(staging, names)) as copy:
+            for batch in batches:
+                text = io.BytesIO()
+                pyarrow.csv.write_csv(_plain(batch), text, options)
+                copy.write(text.getbuffer())
+                sent += batch.num_rows
+        return staging, sent
 
     def _columns_of(self, cursor: psycopg.Cursor[Any], target: sql.Identifier) -> list[str] | None:
         """The columns of a table, or None where there is none. Raises WorkError for a view."""
@@ -301,6 +347,18 @@ def _said(error: psycopg.Error) -> str:
     text = told.message_primary or str(error)
     parts = [text, told.message_detail, told.message_hint]
     return " ".join(part.rstrip(".") + "." for part in parts if part)
+
+
+def _names(schema: pa.Schema) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, schema.names))
+
+
+def _move(
+    cursor: psycopg.Cursor[Any], staging: sql.Identifier, target: sql.Identifier, schema: pa.Schema
+) -> None:
+    names = _names(schema)
+    move = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}")
+    cursor.execute(move.format(target, names, names, staging))
 
 
 def _compare(table: str, there: Sequence[str], ours: Sequence[str]) -> None:

@@ -228,6 +228,27 @@ def test_a_table_that_is_there_keeps_all_but_its_rows(warehouse, server):
         assert server.run("SELECT id FROM scores ORDER BY 1") == [(1,), (2,)]
 
 
+def test_rows_are_added_once_for_each_run(warehouse, server):
+    one, two = batch(id=[1, 2]), batch(id=[3])
+    assert warehouse.append("public.log", one.schema, [one], "run-1") == 2
+    assert warehouse.append("public.log", two.schema, [two], "run-2") == 1
+    assert warehouse.append("public.log", one.schema, [one], "run-1") == 2  # tried again
+    assert server.run("SELECT id FROM log ORDER BY id") == [(1,), (2,), (3,)]
+    assert warehouse.append("other", one.schema, [one], "run-1") == 2  # another table of that run
+
+    def breaks():
+        yield two
+        raise RuntimeError("the source went away")
+
+    with pytest.raises(RuntimeError):
+        warehouse.append("log", two.schema, breaks(), "run-3")
+    assert warehouse.append("public.log", two.schema, [two], "run-3") == 1
+    assert server.run("SELECT count(*) FROM log") == [(4,)]
+    wrong = batch(id=[1], more=["x"])
+    with pytest.raises(WorkError, match="it lacks more"):
+        warehouse.append("log", wrong.schema, [wrong], "run-4")
+
+
 def test_a_write_that_breaks_off_changes_nothing(warehouse, server):
     one = batch(id=[1])
     warehouse.replace("scores", one.schema, [one], "run-1")

@@ -34,8 +34,14 @@ TABLE: dict[str, Way] = {
     "training.train": Way("training.engines.harness:train", "engine", keeps=True),
     "training.refit": Way("training.engines.refit:refit", "engine"),
     "training.learning_curve": Way("training.engines.curve:learning_curve", "engine"),
+    "training.importance": Way(
+        "training.engines.importance:importance", "engine", light=True, network=False
+    ),
     "training.check": Way("training.gate:run", "node", light=True, network=False),
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
+    "pipeline.sql": Way("pipelines.stages.sql:run", "node"),
+    "pipeline.write-back": Way("pipelines.stages.write_back:run", "node"),
+    "pipeline.test": Way("pipelines.stages.check:run", "node", light=True),
 }
 PREDICTOR = "training.engines.harness:load_predictor"
 NOT_ENGINES = frozenset({"base", "harness", "__init__"})

@@ -1,0 +1,69 @@
+"""The warehouse that a task names, with what its node was told in confidence. No Django."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import reach
+from workers.node import procs
+from workers.node.channel import WorkError
+
+if TYPE_CHECKING:
+    from pipelines.connectors.base import Warehouse
+
+MARGIN_S = 30  # of a task's time, for what comes after the query
+MOST_SPILL_MIB = 16 * 1024
+
+
+@contextmanager
+def opened(task: Mapping[str, Any]) -> Iterator["Warehouse"]:
+    """The warehouse of ``task``, closed again at the end. Raises WorkError where there is none.
+
+    ``payload["tables"]`` maps names in SQL to names of inputs. Must be called before anything has
+    started a thread: the embedded warehouse leaves the network first.
+    """
+    told = task.get("confidential") or {}
+    if problem := told.get("problem"):
+        raise WorkError(str(problem), code="connection")
+    kind = str(told.get("kind") or "")
+    limits = task.get("limits") or {}
+    time_s = max(1.0, float(limits.get("time_s") or 600) - MARGIN_S)
+    if kind == "duckdb":
+        warehouse = _duckdb(task, int(limits.get("ram_mib") or 2048), time_s)
+    elif kind == "postgres":
+        from pipelines.connectors.postgres import Postgres
+
+        settings, secrets = told.get("settings") or {}, told.get("secrets") or {}
+        rules = reach.parse(str(told.get("reach") or ""))
+        warehouse = Postgres(settings, secrets, rules, time_s=time_s)
+    else:
+        raise WorkError(
+            f'A connection of the kind "{kind}" is no warehouse that FlowML can use yet.',
+            code="connection",
+        )
+    try:
+        yield warehouse
+    finally:
+        warehouse.close()
+
+
+def _duckdb(task: Mapping[str, Any], ram_mib: int, time_s: float) -> "Warehouse":
+    if why := procs.leave_network():
+        print(f"This machine does not allow work without network ({why}); going on with it.")  # noqa: T201
+    from pipelines.connectors.duckdb import DuckDB
+
+    inputs = task.get("inputs") or {}
+    names = (task.get("payload") or {}).get("tables") or {}
+    tables = {str(name): Path(inputs[given]) for name, given in names.items()}
+    work = Path.cwd() / "duckdb"
+    free_mib = shutil.disk_usage(Path.cwd()).free // 2**20
+    return DuckDB(
+        tables,
+        work,
+        # The rest is for what comes in and goes out: the process as a whole is limited, too.
+        ram_mib=max(128, ram_mib * 6 // 10),
+        time_s=time_s,
+        disk_mib=max(64, min(MOST_SPILL_MIB, free_mib // 2)),
+    )
