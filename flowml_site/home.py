@@ -6,6 +6,7 @@ from django.views.decorators.http import require_GET
 
 from datasets.models import Dataset
 from datasets.views import max_bytes, samples
+from flowml_site import attention
 from organizations.access import OrgRequest, org_role
 from organizations.actions import awaits_operator
 from organizations.models import Role
@@ -13,6 +14,7 @@ from training.models import TrainingJob
 from training.views.common import job_facts
 
 SHOWN = 5
+QUOTAS = 4
 
 
 @require_GET
@@ -34,6 +36,8 @@ def overview(request: OrgRequest) -> HttpResponse:
     )
     context = {
         "section": "home",
+        "findings": attention.findings(organization),
+        "quotas": attention.limited(organization)[:QUOTAS],
         "running": running,
         "moving": bool(running) or any(d.state == Dataset.State.INGESTING for d in datasets),
         "recent": recent,

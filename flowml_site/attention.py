@@ -1,0 +1,75 @@
+"""What the members of an organization should look at: for their first page."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.core.cache import caches
+from django.db.models import Q
+from django.urls import reverse
+from django.utils import timezone
+
+from clusters import words
+from clusters.models import Deployment
+from organizations import quotas
+from organizations.models import Organization
+
+WAITS_S = 60  # a deployment waits a moment each time that it starts
+NEARLY = 0.9  # of a quota
+MOST = 5
+QUOTAS_KEPT_S = 60  # each is a sum over tables
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence about one thing, and where to do something about it."""
+
+    name: str
+    text: str
+    url: str
+    is_broken: bool = False  # and not only waiting
+
+
+def findings(home: Organization) -> list[Finding]:
+    """What is broken first, then what waits or is nearly used up. Two queries, and the quotas'."""
+    found = [*_deployments(home), *_quotas(home)]
+    return sorted(found, key=lambda one: not one.is_broken)
+
+
+def _deployments(home: Organization) -> list[Finding]:
+    long_ago = timezone.now() - timedelta(seconds=WAITS_S)
+    broken = Q(state=Deployment.State.FAILED)
+    waits = Q(waiting_since__lt=long_ago, is_started=True)
+    stuck = Deployment.objects.of(home).there().filter(broken | waits)
+    return [
+        Finding(
+            name=one.name,
+            text=one.error if one.failures and one.error else words.reason(one.wait),
+            url=one.get_absolute_url(),
+            is_broken=one.state == Deployment.State.FAILED,
+        )
+        for one in stuck.order_by("-priority", "waiting_since")[:MOST]
+    ]
+
+
+def limited(home: Organization) -> list[dict[str, object]]:
+    """The quotas that have a limit, those nearest to it first; at most a minute old."""
+    rows: list[dict[str, object]] = caches["process"].get_or_set(
+        f"quotas:{home.pk}", lambda: quotas.report(home), QUOTAS_KEPT_S
+    )
+    return sorted(
+        (row for row in rows if row["share"] is not None), key=lambda row: -float(str(row["share"]))
+    )
+
+
+def _quotas(home: Organization) -> list[Finding]:
+    return [
+        Finding(
+            name=str(row["title"]),
+            text=f"{float(str(row['share'])):.0%} of the quota is used. {row['frees']}",
+            url=f"{reverse('organizations:detail')}?tab=usage",
+            is_broken=row["share"] == 1.0,
+        )
+        for row in limited(home)
+        # How many trainings there are at once changes by itself, in minutes.
+        if row["unit"] != "count" and float(str(row["share"])) >= NEARLY
+    ]
