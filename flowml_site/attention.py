@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.core.cache import caches
 from django.db.models import Q
@@ -51,25 +52,23 @@ def _deployments(home: Organization) -> list[Finding]:
     ]
 
 
-def limited(home: Organization) -> list[dict[str, object]]:
+def limited(home: Organization) -> list[dict[str, Any]]:
     """The quotas that have a limit, those nearest to it first; at most a minute old."""
-    rows: list[dict[str, object]] = caches["process"].get_or_set(
-        f"quotas:{home.pk}", lambda: quotas.report(home), QUOTAS_KEPT_S
-    )
-    return sorted(
-        (row for row in rows if row["share"] is not None), key=lambda row: -float(str(row["share"]))
-    )
+    kept = caches["process"]
+    rows: Any = kept.get_or_set(f"quotas:{home.pk}", lambda: quotas.report(home), QUOTAS_KEPT_S)
+    with_limit = [row for row in rows if row["share"] is not None]
+    return sorted(with_limit, key=lambda row: row["share"], reverse=True)
 
 
 def _quotas(home: Organization) -> list[Finding]:
     return [
         Finding(
-            name=str(row["title"]),
-            text=f"{float(str(row['share'])):.0%} of the quota is used. {row['frees']}",
+            name=row["title"],
+            text=f"{row['share']:.0%} of the quota is used. {row['frees']}",
             url=f"{reverse('organizations:detail')}?tab=usage",
             is_broken=row["share"] == 1.0,
         )
         for row in limited(home)
         # How many trainings there are at once changes by itself, in minutes.
-        if row["unit"] != "count" and float(str(row["share"])) >= NEARLY
+        if row["unit"] != "count" and row["share"] >= NEARLY
     ]
