@@ -236,6 +236,8 @@ def deploy(
     spread: bool = False,
     timeout_s: int = 30,
     max_in_flight: int = 64,
+    samples: bool = True,
+    drift_threshold: float = 0.2,
     env: Mapping[str, str] | None = None,
     port: int = 8080,
     health_path: str = "/health",
@@ -250,7 +252,7 @@ def deploy(
         organization=home, cluster=where, name=name, ram_mib=needs.ram_mib,
         cpu_millis=needs.cpu_millis, gpus=needs.gpus, priority=priority, preemptible=preemptible,
         spread=spread, replicas=replicas, timeout_s=timeout_s, max_in_flight=max_in_flight,
-        created_by=by.author,
+        samples=samples, drift_threshold=drift_threshold, created_by=by.author,
     )  # fmt: skip
     revision = _revision(by, model, docker_image, env or {}, port, health_path)
     refuse_impossible(where, needs, revision.labels)
@@ -434,6 +436,8 @@ def change(
     spread: bool | None = None,
     timeout_s: int | None = None,
     max_in_flight: int | None = None,
+    samples: bool | None = None,
+    drift_threshold: float | None = None,
     needs: Resources | None = None,
     depends_on: Sequence[UUID] | None = None,
     **revision: Any,
@@ -446,7 +450,8 @@ def change(
     with _held(one) as stored:
         plain = {"replicas": replicas, "priority": priority, "preemptible": preemptible,
                  "spread": spread, "timeout_s": timeout_s,
-                 "max_in_flight": max_in_flight}  # fmt: skip
+                 "max_in_flight": max_in_flight, "samples": samples,
+                 "drift_threshold": drift_threshold}  # fmt: skip
         changes: dict[str, Any] = {
             key: value
             for key, value in plain.items()
@@ -465,6 +470,8 @@ def change(
             setattr(stored, key, value)
         if changes:
             stored.save(update_fields=list(changes))
+        if changes.get("samples") is False:
+            stored.sampled.all().delete()
         if depends_on is not None:
             needed = _dependencies(stored.organization, depends_on, of=stored)
             stored.dependencies.exclude(needs__in=needed).delete()

@@ -8,7 +8,17 @@ from unfold.decorators import display
 
 from accounts.console import ReadOnly, acts, operator
 from clusters import actions, totals, words
-from clusters.models import Cluster, ClusterNode, Dependency, Deployment, Replica, Revision
+from clusters.models import (
+    Cluster,
+    ClusterNode,
+    Dependency,
+    Deployment,
+    DriftReport,
+    Replica,
+    Revision,
+    Sample,
+    ServedMinute,
+)
 from workers.admin import STATES
 
 LABELS = {
@@ -119,3 +129,30 @@ class ReplicaAdmin(ReadOnly):
     @display(description="State", ordering="state", label=LABELS)
     def is_now(self, one: Replica) -> str:
         return str(one.state)
+
+
+@admin.register(ServedMinute)
+class ServedMinuteAdmin(ReadOnly):
+    list_display = ("deployment", "minute", "revision", "requests", "refused", "errors", "rows")
+    list_select_related = ("deployment",)
+    search_fields = ("deployment__name",)
+    date_hierarchy = "minute"
+
+
+@admin.register(Sample)
+class SampleAdmin(ReadOnly):
+    """Without the rows themselves: they are the tenant's."""
+
+    list_display = ("deployment", "prediction", "row", "revision", "at")
+    list_select_related = ("deployment",)
+    search_fields = ("deployment__name",)
+    date_hierarchy = "at"
+    exclude = ("values", "predicted")
+
+
+@admin.register(DriftReport)
+class DriftReportAdmin(ReadOnly):
+    list_display = ("deployment", "revision", "at", "rows", "drifted")
+    list_select_related = ("deployment",)
+    search_fields = ("deployment__name",)
+    date_hierarchy = "at"

@@ -116,6 +116,12 @@ class Deployment(OrgOwned):
     max_in_flight = models.PositiveSmallIntegerField(
         default=64, help_text="Requests that may wait for an answer at a time."
     )
+    samples = models.BooleanField(
+        default=True, help_text="Keep some of what it is asked and answers, to watch for drift."
+    )
+    drift_threshold = models.FloatField(
+        default=0.2, help_text="A column whose PSI is past it has drifted: see clusters/drift.py."
+    )
     deleted_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
@@ -312,3 +318,71 @@ class Replica(OrgOwned):
 
     def __str__(self) -> str:
         return f"{self.deployment} #{self.number}, placement {self.generation}"
+
+
+class ServedMinute(models.Model):
+    """What a deployment was asked in one minute, by revision; 0: when none answered."""
+
+    deployment = models.ForeignKey(Deployment, models.CASCADE, related_name="minutes")
+    revision = models.PositiveIntegerField()
+    minute = models.DateTimeField(help_text="When it began.")
+    requests = models.PositiveIntegerField(help_text="All of them.")
+    refused = models.PositiveIntegerField(default=0, help_text="Of these with a status of 4xx.")
+    errors = models.PositiveIntegerField(default=0, help_text="Of these with a status of 5xx.")
+    rows = models.PositiveBigIntegerField(default=0, help_text="Predicted.")
+    latency = models.JSONField(
+        default=dict, help_text="How many were answered in the time of each bucket: watch.upper_ms."
+    )
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "minute", "revision"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["deployment", "minute", "revision"], name="served_minute_unique"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.deployment} at {self.minute:%Y-%m-%d %H:%M}"
+
+
+class Sample(models.Model):
+    """A row that a deployment was asked about, and what it said."""
+
+    deployment = models.ForeignKey(Deployment, models.CASCADE, related_name="sampled")
+    prediction = models.UUIDField(help_text="The id of the answer.")
+    row = models.PositiveIntegerField(help_text="Of the request, from 0.")
+    revision = models.PositiveIntegerField()
+    at = models.DateTimeField()
+    values = models.JSONField(help_text="By column.")
+    predicted = models.JSONField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["deployment", "prediction", "row"], name="sample_unique"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["deployment", "-id"], name="sample_newest")]
+
+    def __str__(self) -> str:
+        return f"row {self.row} of {self.prediction}"
+
+
+class DriftReport(models.Model):
+    """How far what a deployment was asked lately is from what its model was trained on."""
+
+    deployment = models.ForeignKey(Deployment, models.CASCADE, related_name="drift_reports")
+    revision = models.PositiveIntegerField()
+    at = models.DateTimeField(auto_now_add=True)
+    rows = models.PositiveIntegerField(help_text="That were looked at.")
+    columns = models.JSONField(help_text="clusters.drift.Drift of each, the farthest first.")
+    drifted = models.JSONField(default=list, help_text="Names of columns past the threshold.")
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "-at"]
+        indexes: ClassVar = [models.Index(fields=["deployment", "-at"], name="drift_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.deployment}, {self.rows} rows"

@@ -3,7 +3,17 @@
 from uuid import UUID
 
 from clusters import actions, nodes
-from clusters.models import Cluster, ClusterNode, Dependency, Deployment, Replica, Revision
+from clusters.models import (
+    Cluster,
+    ClusterNode,
+    Dependency,
+    Deployment,
+    DriftReport,
+    Replica,
+    Revision,
+    Sample,
+    ServedMinute,
+)
 from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
@@ -32,6 +42,12 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     )
     bundle.add_table("dependencies", Dependency.objects.filter(deployment__in=mine.values("pk")))
     bundle.add_table("replicas", Replica.objects.of(home))
+    for name, model in (
+        ("served_minutes", ServedMinute),
+        ("samples", Sample),
+        ("drift_reports", DriftReport),
+    ):
+        bundle.add_table(name, model.objects.filter(deployment__in=mine.values("pk")))  # type: ignore[attr-defined]
 
 
 def _stop(home: Organization) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from django.http import Http404
 
 from accounts.errors import FlowError, Unavailable
-from clusters import inflight, words
+from clusters import inflight, watch, words
 from clusters.models import Deployment, Replica
 from clusters.nodes import what_is
 from organizations import rls
@@ -40,8 +40,9 @@ class Place:
     revision: int
     model: UUID
     node: Worker
-    timeout_s: int  # of its deployment, as is the next
+    timeout_s: int  # of its deployment, as are the others
     max_in_flight: int
+    samples: bool
 
 
 class TooSlow(FlowError):
@@ -79,6 +80,7 @@ def places_of(home: Organization, deployment: UUID) -> list[Place]:
                 one.node,
                 one.deployment.timeout_s,
                 one.deployment.max_in_flight,
+                one.deployment.samples,
             )
             for one in rows
             if one.node is not None and one.revision.model_id is not None
@@ -93,17 +95,29 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
     Raises Http404 where there is none such, Invalid when the model refuses the rows, Unavailable
     when no replica answers, Busy when too many wait already, TooSlow when the time is over.
     """
-    places = places_of(home, deployment)
-    if not places:
-        _refuse(home, deployment, {})
+    began = time.perf_counter()
+    status, revision, count = 500, 0, 0
     try:
+        places = places_of(home, deployment)
+        if not places:
+            _refuse(home, deployment, {})
         with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s):
-            return _predict(home, deployment, places[0].timeout_s, rows)
+            answer = _predict(home, deployment, places[0].timeout_s, rows)
+        status, revision, count = 200, answer["revision"], len(answer["predictions"])
+        return answer
     except FlowError as error:
-        if error.status >= 429:
+        status = error.status
+        if status >= 429:
             told = {"deployment": str(deployment), "code": error.code, "why": error.detail}
             log.warning("a deployment did not answer", extra=told)
         raise
+    except Http404:
+        status = 0
+        raise
+    finally:
+        if status:
+            ms = 1000 * (time.perf_counter() - began)
+            watch.note(deployment, revision, status, ms, count)
 
 
 def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) -> dict[str, Any]:
@@ -148,7 +162,7 @@ def _ask(
         raise serving.NodeSlow("the time is over")
     with rls.waiting():
         answer = _answer(model, place, checked, left_s)
-    return {
+    told = {
         "id": str(uuid4()),
         "deployment": str(deployment),
         "revision": place.revision,
@@ -159,6 +173,9 @@ def _ask(
         "classes": answer.classes,
         "ms": answer.ms,
     }
+    if place.samples and len(answer.predictions) == len(checked):
+        watch.sample(deployment, told, [column["name"] for column in model.schema], checked)
+    return told
 
 
 def _answer(

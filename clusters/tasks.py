@@ -8,7 +8,7 @@ from celery import shared_task
 from django.db.models import F
 from django.utils import timezone
 
-from clusters import cycle
+from clusters import cycle, watch
 from clusters.models import Cluster, Replica
 
 log = logging.getLogger(__name__)
@@ -31,3 +31,9 @@ def sweep() -> None:
     Replica.objects.filter(
         ended_at__lt=old, generation__lte=F("deployment__generation") - cycle.KEPT_ENDED
     ).delete()
+
+
+@shared_task(name="clusters.tasks.watch")
+def flush_watch() -> None:
+    """What deployments were asked, and whether it is what they were trained on."""
+    watch.flush()

@@ -178,13 +178,13 @@ def outputs_for(request: Mapping[str, Any], answer: Mapping[str, Any]) -> list[d
     if not wanted:
         return list(there.values())
     names = [
-        one.get("name") if isinstance(one, Mapping) else None
+        str(one.get("name")) if isinstance(one, Mapping) else ""
         for one in (wanted if isinstance(wanted, list) else [wanted])
     ]
     for name in names:
         if name not in there:
             told = ", ".join(there)
-            raise BadTensors(f"There is no output {str(name)[:100]!r}: there are {told}.")
+            raise BadTensors(f"There is no output {name[:100]!r}: there are {told}.")
     return [there[name] for name in dict.fromkeys(names)]
 
 

@@ -14,6 +14,7 @@ urlpatterns = [
     path("deployments/new", views.new_deployment, name="new-deployment"),
     path("deployments/<uuid:deployment>", views.deployment, name="deployment"),
     path("deployments/<uuid:deployment>/live", views.deployment_live, name="live"),
+    path("deployments/<uuid:deployment>/watch", views.watched, name="watch"),
     path("deployments/<uuid:deployment>/change", views.change, name="change"),
     *(
         path(f"deployments/<uuid:deployment>/{action}", views.act, {"action": action}, name=action)

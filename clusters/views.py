@@ -12,12 +12,14 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.dateformat import format as date_format
 from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
-from clusters import actions, queue, totals, words
+from clusters import actions, drift, queue, totals, watch, words
 from clusters.api import serializers as said
+from clusters.api.views import HOURS
 from clusters.models import Cluster, ClusterNode, Deployment, Priority
 from clusters.scheduling import Resources
 from clusters.world import total_of
@@ -379,6 +381,12 @@ def _told(event: Event) -> dict[str, Any]:
         text = f"{data.get('by', '')} changed " + ", ".join(
             f"{key.replace('_', ' ')} to {value}" for key, value in changes.items()
         )
+    elif what == "drift":
+        text = "It is asked about other values than it was trained on: " + ", ".join(
+            data.get("columns") or []
+        )
+    elif what == "no-drift":
+        text = "It is asked about values as it was trained on again"
     elif what == "stop-asked":
         text = f"{data.get('by', '')} asked it to stop"
     else:
@@ -413,6 +421,57 @@ def deployment_live(request: OrgRequest, deployment: UUID) -> HttpResponse:
     return render(request, "clusters/_deployment_live.html", _shown(request, one))
 
 
+@require_GET
+@org_role(Role.VIEWER)
+def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    """What it was asked lately, how quickly it answered, and how far that is from training."""
+    one = _deployment(request, deployment)
+    text = request.GET.get("hours", "")
+    hours = int(text) if text.isdecimal() and len(text) < 4 and int(text) in HOURS else 1
+    steps = watch.served(one, hours, HOURS[hours])
+    shape = "H:i" if hours == 1 else "D H:i"
+    labels = [date_format(step["at"], shape) for step in steps]
+
+    def chart(id: str, title: str, text: str, y: str, **series: str) -> dict[str, Any]:
+        return {
+            "id": id,
+            "json_id": f"{id}-data",
+            "title": title,
+            "text": text,
+            "data": {
+                "labels": labels,
+                "x": "UTC",
+                "y": y,
+                "series": [
+                    {"name": name.replace("_", " "), "values": [step[key] for step in steps]}
+                    for name, key in series.items()
+                ],
+            },
+        }
+
+    context = {
+        "one": _row(one),
+        "hours": hours,
+        "choices": [(1, "Last hour"), (24, "Last day"), (168, "Last week")],
+        "requests": sum(step["requests"] for step in steps),
+        "charts": [
+            chart("requests", "Requests", f"In steps of {HOURS[hours]} min.", "requests",
+                  All="requests", Refused="refused", Errors="errors"),
+            chart("latency", "Time to answer", "Percentiles, to within 19%.", "ms",
+                  Median="p50_ms", p95="p95_ms", p99="p99_ms"),
+        ],
+        "steps": [step for step in reversed(steps) if step["requests"]],
+        "revisions": watch.together(one, hours),
+        "kept": one.sampled.count(),
+        "samples": one.samples,
+        "threshold": one.drift_threshold,
+        "report": one.drift_reports.order_by("-at").first(),
+        "least": drift.LEAST_ROWS,
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }  # fmt: skip
+    return render(request, "clusters/_watch.html", context)
+
+
 def _snippet(one: Deployment) -> str:
     """A line of curl that asks it, with a row of the model's columns."""
     model = one.revision.model if one.revision else None
@@ -428,9 +487,10 @@ def _snippet(one: Deployment) -> str:
 @require_POST
 @org_role(Role.DEVELOPER)
 def change(request: OrgRequest, deployment: UUID) -> HttpResponse:
-    """Scale it, or change its urgency."""
+    """Scale it, change its urgency, or whether samples are kept."""
     one = _deployment(request, deployment)
-    sent = {key: request.POST[key] for key in ("replicas", "priority") if request.POST.get(key)}
+    known = ("replicas", "priority", "samples")
+    sent = {key: request.POST[key] for key in known if request.POST.get(key)}
     form = said.DeploymentChange(data=sent)
     if not form.is_valid():
         messages.error(request, f"Choose 1 to {actions.MOST_REPLICAS} replicas, and a priority.")

@@ -36,7 +36,7 @@ urlpatterns = [
     path("health/live", health.live, name="health-live"),
     path("metrics", metrics, name="metrics"),
     path("api/", include(api)),
-    path("v2", include("clusters.api.protocol_urls")),  # where the protocol has it
+    path("", include("clusters.api.protocol_urls")),  # where the protocol has it: /v2
     path("admin/", admin.site.urls),
 ]
 

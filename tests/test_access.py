@@ -173,6 +173,7 @@ GET     /deployments/{deployment}/live                          sign    200     
 POST    /deployments/{deployment}/change                        sign    403     302     302     404
 POST    /deployments/{deployment}/stop                          sign    403     302     302     404
 POST    /deployments/{deployment}/start                         sign    403     302     302     404
+GET     /deployments/{deployment}/watch                         sign    200     200     200     404
 POST    /deployments/{deployment}/rollback                      sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
 
@@ -320,6 +321,8 @@ GET     /v2                                                      200    200     
 GET     /v2/health/live                                          200    200     200     200     200
 GET     /v2/health/ready                                         200    200     200     200     200
 GET     /v2/models/{served}                                      401    200     200     200     404
+GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
+GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
 GET     /v2/models/{served}/ready                                401    200     200     200     404
 POST    /v2/models/{served}/infer                                401    403     200     200     404
 """

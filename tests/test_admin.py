@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.apps import apps
@@ -72,6 +73,10 @@ def a_row_of_each() -> None:
     first = deploying.deploy(member, model, "first", cluster=home.pk)
     deploying.deploy(member, model, "second", cluster=home.pk, depends_on=[first.pk])
     cycle.run(home.pk)
+    now = timezone.now()
+    first.minutes.create(minute=now, revision=1, requests=1)
+    first.sampled.create(prediction=uuid4(), row=0, revision=1, at=now, values={}, predicted="x")
+    first.drift_reports.create(revision=1, rows=100, columns=[])
 
     piping.connection(member)
     piping.run(member)

@@ -5,7 +5,15 @@ from rest_framework import serializers
 
 from clusters import queue, words
 from clusters.actions import MOST_REPLICAS
-from clusters.models import NAME, Cluster, Deployment, Priority, Replica, Revision
+from clusters.models import (
+    NAME,
+    Cluster,
+    Deployment,
+    DriftReport,
+    Priority,
+    Replica,
+    Revision,
+)
 from clusters.scheduling import Resources
 
 GB = 1024  # MiB
@@ -211,6 +219,15 @@ class _How(serializers.Serializer[Any]):
         help_text="So many requests may wait for an answer at a time; the next gets 429. "
         "Usually 64.",
     )  # fmt: skip
+    samples = serializers.BooleanField(
+        required=False,
+        help_text="Keep some of the rows and answers, to watch for drift. On unless it is turned "
+        "off, which deletes those that were kept.",
+    )
+    drift_threshold = serializers.FloatField(
+        required=False, min_value=0.01, max_value=10,
+        help_text="A column whose PSI is past it has drifted, which makes an event. Usually 0.2.",
+    )  # fmt: skip
 
     def needs(self, ram_mib: int, cpu_millis: int, gpus: int) -> Resources:
         """What was sent, and these where nothing was."""
@@ -326,8 +343,8 @@ class DeploymentFull(DeploymentRow):
     class Meta(DeploymentRow.Meta):
         fields = (  # type: ignore[assignment]
             *DeploymentRow.Meta.fields, "model", "docker_image", "env", "port", "health_path",
-            "timeout_s", "max_in_flight", "depends_on", "dependents", "placed", "queue_position",
-            "failures", "error", "not_before",
+            "timeout_s", "max_in_flight", "samples", "drift_threshold", "depends_on",
+            "dependents", "placed", "queue_position", "failures", "error", "not_before",
         )  # fmt: skip
 
     @extend_schema_field(serializers.ListField(child=serializers.UUIDField()))
@@ -368,6 +385,48 @@ class EventShown(serializers.Serializer[Any]):
     at = serializers.DateTimeField()
     type = serializers.CharField()
     data = serializers.DictField()  # type: ignore[assignment]
+
+
+class Served(serializers.Serializer[Any]):
+    """Requests, and how long they took: percentiles in steps of 19%."""
+
+    requests = serializers.IntegerField()
+    refused = serializers.IntegerField(help_text="Of these, answered with 4xx.")
+    errors = serializers.IntegerField(help_text="Of these, answered with 5xx.")  # type: ignore[assignment]
+    p50_ms = serializers.FloatField(allow_null=True)
+    p95_ms = serializers.FloatField(allow_null=True)
+    p99_ms = serializers.FloatField(allow_null=True)
+
+
+class ServedStep(Served):
+    at = serializers.DateTimeField()
+    rows = serializers.IntegerField()
+
+
+class ServedRevision(Served):
+    revision = serializers.IntegerField(help_text="0: no replica answered.")
+
+
+class Metrics(serializers.Serializer[Any]):
+    step_s = serializers.IntegerField()
+    steps = ServedStep(many=True, help_text="Oldest first.")
+    revisions = ServedRevision(many=True)
+
+
+class DriftShown(serializers.ModelSerializer[DriftReport]):
+    """``columns``: psi, Jensen-Shannon distance, the PSI that chance alone may give, and the share
+    of each bin in training and now."""
+
+    class Meta:
+        model = DriftReport
+        fields = ("at", "revision", "rows", "drifted", "columns")
+
+
+class Drift(serializers.Serializer[Any]):
+    samples = serializers.BooleanField(help_text="Whether rows are kept.")
+    kept = serializers.IntegerField(help_text="Rows that are kept now.")
+    threshold = serializers.FloatField()
+    latest = DriftShown(allow_null=True)
 
 
 class Answer(serializers.Serializer[Any]):

@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.errors import Invalid
-from clusters import actions, serving, totals
+from clusters import actions, serving, totals, watch
 from clusters.api import serializers as said
 from clusters.models import Cluster, Deployment
 from clusters.nodes import what_to_run
@@ -124,6 +124,8 @@ class DeploymentFilter(filters.FilterSet):
         fields: ClassVar = ["preemptible"]
 
 
+HOURS = {1: 1, 24: 15, 168: 120}  # and how many minutes a step of their charts is
+_HOURS = OpenApiParameter("hours", int, description="1, 24 or 168.")
 _AFTER = OpenApiParameter("after", int, description="Only events of a higher number.")
 
 
@@ -136,6 +138,8 @@ class DeploymentViewSet(OrgViewSet):
         "retrieve": Role.VIEWER,
         "revisions": Role.VIEWER,
         "events": Role.VIEWER,
+        "metrics": Role.VIEWER,
+        "drift": Role.VIEWER,
         "create": Role.DEVELOPER,
         "partial_update": Role.DEVELOPER,
         "destroy": Role.DEVELOPER,
@@ -239,6 +243,34 @@ class DeploymentViewSet(OrgViewSet):
         events = Event.objects.filter(stream=self._one().topic, seq__gt=int(after)).order_by("seq")
         page = self.paginate_queryset(events)
         return self.get_paginated_response(said.EventShown(page, many=True).data)
+
+    @extend_schema(parameters=[_HOURS], responses=said.Metrics, filters=False)
+    def metrics(self, request: Request, pk: UUID) -> Response:
+        """Requests, errors and latencies: of the last hour by minute, or longer in larger steps."""
+        text = request.query_params.get("hours", "1")
+        if not text.isdecimal() or len(text) > 3 or int(text) not in HOURS:
+            known = ", ".join(map(str, HOURS))
+            raise Invalid(f"hours is one of {known}.", errors={"hours": [f"Choose of {known}."]})
+        hours, step_min = int(text), HOURS[int(text)]
+        one = self._one()
+        told = {
+            "step_s": step_min * 60,
+            "steps": watch.served(one, hours, step_min),
+            "revisions": watch.together(one, hours),
+        }
+        return Response(said.Metrics(told).data)
+
+    @extend_schema(responses=said.Drift)
+    def drift(self, request: Request, pk: UUID) -> Response:
+        """How far what it is asked lately is from what its model was trained on, by column."""
+        one = self._one()
+        told = {
+            "samples": one.samples,
+            "kept": one.sampled.count(),
+            "threshold": one.drift_threshold,
+            "latest": one.drift_reports.order_by("-at").first(),
+        }
+        return Response(said.Drift(told).data)
 
     @extend_schema(request=Rows, responses=said.Answer)
     def predict(self, request: Request, pk: UUID) -> Response:

@@ -264,6 +264,7 @@
       },
       true,
     );
+    if (kind === "steps") return steps(data, colors);
   }
 
   function drawAll(root = document) {
