@@ -407,7 +407,7 @@ class ServedRevision(Served):
     revision = serializers.IntegerField(help_text="0: no replica answered.")
 
 
-class Metrics(serializers.Serializer[Any]):
+class DeploymentMetrics(serializers.Serializer[Any]):
     step_s = serializers.IntegerField()
     steps = ServedStep(many=True, help_text="Oldest first.")
     revisions = ServedRevision(many=True)
@@ -422,7 +422,7 @@ class DriftShown(serializers.ModelSerializer[DriftReport]):
         fields = ("at", "revision", "rows", "drifted", "columns")
 
 
-class Drift(serializers.Serializer[Any]):
+class DeploymentDrift(serializers.Serializer[Any]):
     samples = serializers.BooleanField(help_text="Whether rows are kept.")
     kept = serializers.IntegerField(help_text="Rows that are kept now.")
     threshold = serializers.FloatField()

@@ -244,7 +244,7 @@ class DeploymentViewSet(OrgViewSet):
         page = self.paginate_queryset(events)
         return self.get_paginated_response(said.EventShown(page, many=True).data)
 
-    @extend_schema(parameters=[_HOURS], responses=said.Metrics, filters=False)
+    @extend_schema(parameters=[_HOURS], responses=said.DeploymentMetrics, filters=False)
     def metrics(self, request: Request, pk: UUID) -> Response:
         """Requests, errors and latencies: of the last hour by minute, or longer in larger steps."""
         text = request.query_params.get("hours", "1")
@@ -258,9 +258,9 @@ class DeploymentViewSet(OrgViewSet):
             "steps": watch.served(one, hours, step_min),
             "revisions": watch.together(one, hours),
         }
-        return Response(said.Metrics(told).data)
+        return Response(said.DeploymentMetrics(told).data)
 
-    @extend_schema(responses=said.Drift)
+    @extend_schema(responses=said.DeploymentDrift)
     def drift(self, request: Request, pk: UUID) -> Response:
         """How far what it is asked lately is from what its model was trained on, by column."""
         one = self._one()
@@ -270,7 +270,7 @@ class DeploymentViewSet(OrgViewSet):
             "threshold": one.drift_threshold,
             "latest": one.drift_reports.order_by("-at").first(),
         }
-        return Response(said.Drift(told).data)
+        return Response(said.DeploymentDrift(told).data)
 
     @extend_schema(request=Rows, responses=said.Answer)
     def predict(self, request: Request, pk: UUID) -> Response:

@@ -233,6 +233,71 @@
           ? `${bar.name}\n${short(bar.to)}`
           : `${bar.name}\n${change > 0 ? "+" : ""}${short(change)}, to ${short(bar.to)}`;
       }),
+  function drops(data, colors) {
+    // A bar for the mean, and a dot for each time: their spread is what the mean may be off by.
+    return {
+      grid: { left: 8, right: 24, top: 8, bottom: 44, containLabel: true },
+      xAxis: axis(colors, data.x),
+      yAxis: sideways(data.rows.map((row) => row.name), colors),
+      series: [
+        {
+          type: "bar",
+          data: data.rows.map((row) => row.mean),
+          barCategoryGap: "30%",
+          color: colors.series[0],
+        },
+        {
+          type: "scatter",
+          data: data.rows.flatMap((row, i) => row.drops.map((drop) => [drop, i])),
+          symbolSize: 5,
+          color: colors.text,
+          itemStyle: { opacity: 0.7 },
+          animation: false,
+          z: 3,
+        },
+      ],
+      tooltip: tip(colors, (p) => {
+        const row = data.rows[p.seriesType === "bar" ? p.dataIndex : p.value[1]];
+        return `${row.name}\n${short(p.seriesType === "bar" ? row.mean : p.value[0])}`;
+      }),
+    };
+  }
+
+  // Lines over time: {labels, series: [{name, values}]}, null where there is no value.
+  function steps(data, colors) {
+    return {
+      legend: {
+        type: "scroll",
+        top: 0,
+        itemGap: 18,
+        itemWidth: 16,
+        itemHeight: 3,
+        icon: "rect",
+        textStyle: { color: colors.text },
+      },
+      grid: { left: 56, right: 16, top: 36, bottom: 44 },
+      xAxis: axis(colors, data.x, {
+        type: "category",
+        data: data.labels,
+        boundaryGap: false,
+        splitLine: { show: false },
+        axisLabel: { color: colors.muted, hideOverlap: true },
+      }),
+      yAxis: axis(colors, data.y, { nameGap: 42, min: 0 }),
+      series: data.series.map((one, i) => ({
+        type: "line",
+        name: one.name,
+        data: one.values,
+        symbol: "circle",
+        symbolSize: 4,
+        showAllSymbol: true,
+        lineStyle: { width: 2 },
+        color: colors.series[i % colors.series.length],
+      })),
+      tooltip: tip(colors, (p) => `${p.seriesName}\n${p.name}: ${short(p.value)} ${data.y}`),
+    };
+  }
+
     };
   }
 
