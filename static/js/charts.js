@@ -233,33 +233,6 @@
           ? `${bar.name}\n${short(bar.to)}`
           : `${bar.name}\n${change > 0 ? "+" : ""}${short(change)}, to ${short(bar.to)}`;
       }),
-  function drops(data, colors) {
-    // A bar for the mean, and a dot for each time: their spread is what the mean may be off by.
-    return {
-      grid: { left: 8, right: 24, top: 8, bottom: 44, containLabel: true },
-      xAxis: axis(colors, data.x),
-      yAxis: sideways(data.rows.map((row) => row.name), colors),
-      series: [
-        {
-          type: "bar",
-          data: data.rows.map((row) => row.mean),
-          barCategoryGap: "30%",
-          color: colors.series[0],
-        },
-        {
-          type: "scatter",
-          data: data.rows.flatMap((row, i) => row.drops.map((drop) => [drop, i])),
-          symbolSize: 5,
-          color: colors.text,
-          itemStyle: { opacity: 0.7 },
-          animation: false,
-          z: 3,
-        },
-      ],
-      tooltip: tip(colors, (p) => {
-        const row = data.rows[p.seriesType === "bar" ? p.dataIndex : p.value[1]];
-        return `${row.name}\n${short(p.seriesType === "bar" ? row.mean : p.value[0])}`;
-      }),
     };
   }
 
@@ -298,10 +271,8 @@
     };
   }
 
-    };
-  }
-
   function option(kind, data, colors) {
+    if (kind === "steps") return steps(data, colors);
     if (kind === "waterfall") return waterfall(data, colors);
     if (kind === "calibration") return calibration(data, colors);
     if (kind === "scatter") return scatter(data, colors);
@@ -329,7 +300,6 @@
       },
       true,
     );
-    if (kind === "steps") return steps(data, colors);
   }
 
   function drawAll(root = document) {
