@@ -389,6 +389,8 @@ SPECTACULAR_SETTINGS = {
         "DeploymentState": "clusters.models.Deployment.State",
         "DeploymentPriority": "clusters.api.serializers.PRIORITIES",
         "ReplicaState": "clusters.models.Replica.State",
+        "PipelineRunState": "pipelines.models.Run.State",
+        "PipelineStepState": "pipelines.models.Step.State",
         "DatasetState": "datasets.models.DatasetVersion.State",
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",

@@ -13,11 +13,12 @@ from accounts.errors import Conflict, Invalid, NotFound
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from pipelines import doing, driving, graph
+from pipelines import doing, driving, graph, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
 from workers.models import emit
 
+KEEP = object()  # no schedule was given, which is not the same as none
 OVERLAPS = {
     "queue": "wait until it has ended",
     "skip": "leave this one out",
@@ -52,16 +53,31 @@ def _named(name: str) -> Iterator[None]:
 
 
 @transaction.atomic
-def make(by: Membership, *, name: str, definition: Any, description: str = "") -> Pipeline:
+def make(
+    by: Membership,
+    *,
+    name: str,
+    definition: Any,
+    description: str = "",
+    schedule: Any = None,
+    is_enabled: bool = True,
+) -> Pipeline:
     """A pipeline and its first version. Raises Invalid by field, NameTaken."""
-    checked = check(by.organization, definition)
+    when, checked = schedules.check(schedule), check(by.organization, definition)
     if Pipeline.objects.of(by.organization).count() >= MOST_PIPELINES:
         raise Conflict(f"There are {MOST_PIPELINES} pipelines already: delete what nobody needs.")
     with _named(name):
         made = Pipeline.objects.create(
-            organization=by.organization, name=name, description=description, created_by=by.author
+            organization=by.organization,
+            name=name,
+            description=description,
+            created_by=by.author,
+            schedule=when,
+            is_enabled=is_enabled,
         )
     _add_version(by, made, checked)
+    if when:
+        schedules.apply(made)
     record("pipeline.made", made, by=by, changes=_told(checked))
     return made
 
@@ -109,8 +125,11 @@ def change(
     name: str | None = None,
     description: str | None = None,
     definition: Any = None,
+    schedule: Any = KEEP,
+    is_enabled: bool | None = None,
 ) -> Pipeline:
-    """Rename it, or give it another definition, which makes a new version: runs keep theirs.
+    """Rename it, change when it runs, or give it another definition, which makes a new version:
+    runs keep theirs.
 
     Raises Invalid by field, NameTaken, NotFound.
     """
@@ -128,6 +147,13 @@ def change(
             _add_version(by, stored, checked)
             assert stored.version is not None
             changes |= {"version": stored.version.number, **_told(checked)}
+    when = stored.schedule if schedule is KEEP else schedules.check(schedule)
+    enabled = stored.is_enabled if is_enabled is None else is_enabled
+    if (when, enabled) != (stored.schedule, stored.is_enabled):
+        stored.schedule, stored.is_enabled = when, enabled
+        stored.save(update_fields=["schedule", "is_enabled"])
+        schedules.apply(stored)
+        changes |= {"schedule": schedules.in_words(when), "is_enabled": enabled}
     if changes:
         record("pipeline.changed", stored, by=by, changes=changes)
     return stored
@@ -148,6 +174,8 @@ def delete(by: Membership, pipeline: Pipeline) -> None:
     if stored.runs.filter(state__in=Run.ACTIVE).exists():
         raise StillRuns("A run of this pipeline is going or waits: cancel it first.")
     record("pipeline.deleted", stored, by=by)
+    stored.schedule = {}
+    schedules.apply(stored)
     stored.delete()
 
 

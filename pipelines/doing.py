@@ -299,8 +299,7 @@ def _on_node(
     payload: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
 ) -> None:
-    """A task of a node. The secrets of the connection are not in it: a node gets them with its
-    claim (reactions.py), so that they are stored sealed alone."""
+    """A task of a node. What the connection says, secrets too, comes with its claim: handing.py."""
     # The same rows by the same step are the same write, however often it is tried.
     told = f"{work.run.pk} {work.step.key} {work.step.inputs_digest}"
     task = add_task(
@@ -309,11 +308,7 @@ def _on_node(
         subject=work.run.pk,
         topic=work.run.topic,
         payload={
-            "connection": {
-                "id": str(connection.pk),
-                "kind": connection.kind,
-                "settings": connection.settings,
-            },
+            "connection": {"id": str(connection.pk)},
             "run_id": hashlib.sha256(told.encode()).hexdigest()[:32],
             **payload,
         },

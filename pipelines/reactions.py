@@ -5,7 +5,7 @@ from typing import Any
 
 from organizations import parts
 from organizations.models import Organization
-from pipelines import actions, driving
+from pipelines import actions, driving, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.models import Task
 from workers.signals import task_ended
@@ -35,12 +35,14 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
 
 
 def _stop(home: Organization) -> None:
-    Pipeline.objects.of(home).update(is_enabled=False)
     for run in Run.objects.of(home).filter(state__in=Run.ACTIVE).order_by("pk"):
         actions.cancel_run("the organization's deletion", run)
 
 
 def _purge(home: Organization) -> None:
+    for pipeline in Pipeline.objects.of(home).exclude(beat=None).select_related("beat"):
+        pipeline.schedule = {}
+        schedules.apply(pipeline)
     Run.objects.of(home).delete()
     Pipeline.objects.of(home).delete()
     Connection.objects.of(home).delete()

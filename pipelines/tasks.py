@@ -9,8 +9,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts import mail
+from accounts.errors import FlowError
 from pipelines import actions, doing, driving
-from pipelines.models import Run, Step
+from pipelines.models import Pipeline, Run, Step
 
 log = logging.getLogger(__name__)
 TOLD_WITHIN = timedelta(days=1)  # the end of a run that nobody was told of by then is old news
@@ -36,6 +37,19 @@ def sweep() -> None:
     untold = Run.objects.filter(told_at=None, finished_at__gt=timezone.now() - TOLD_WITHIN)
     for run in untold.values_list("pk", flat=True):
         ended(str(run))
+
+
+@shared_task(name="pipelines.tasks.scheduled")
+def scheduled(pipeline: str) -> None:
+    """A pipeline's time has come."""
+    found = Pipeline.objects.filter(pk=pipeline, is_enabled=True).exclude(schedule={}).first()
+    if found is None or found.organization.delete_after is not None:
+        return
+    try:
+        overlap = found.schedule.get("overlap", "skip")
+        actions.start_run(None, found, trigger=Run.Trigger.SCHEDULE, overlap=overlap)
+    except FlowError as refusal:
+        log.warning("no run by schedule", extra={"pipeline": pipeline, "why": refusal.detail})
 
 
 @shared_task(name="pipelines.tasks.ended")

@@ -45,6 +45,7 @@ from tests.factories import (
     WorkerFactory,
     make_task,
 )
+from tests.pipelines import make as piping
 from tests.training import make
 from training import actions, background, general, named, scoring, serving
 from training.models import BatchPrediction
@@ -317,6 +318,17 @@ POST    /api/deployments/{deployment}/rollback                   401    403     
 GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
+GET     /api/pipelines                                           401    200     200     200     200
+POST    /api/pipelines                                           401    403     201     201     201
+GET     /api/pipelines/{pipeline}                                401    200     200     200     404
+PATCH   /api/pipelines/{pipeline}                                401    403     200     200     404
+DELETE  /api/pipelines/{idle}                                    401    403     204     204     404
+GET     /api/pipelines/{pipeline}/runs                           401    200     200     200     404
+POST    /api/pipelines/{pipeline}/runs                           401    403     202     202     404
+GET     /api/pipelines/{pipeline}/runs/{run}                     401    200     200     200     404
+POST    /api/pipelines/{pipeline}/runs/{run}/cancel              401    403     202     202     404
+POST    /api/pipelines/{pipeline}/runs/{ended}/retry             401    403     202     202     404
+GET     /api/pipelines/{pipeline}/runs/{run}/logs                401    200     200     200     404
 GET     /v2                                                      200    200     200     200     200
 GET     /v2/health/live                                          200    200     200     200     200
 GET     /v2/health/ready                                         200    200     200     200     200
@@ -346,6 +358,9 @@ ELSEWHERE = {
     "api/organizations/": "the list of organizations, as some write its address",
     "api/clusters/": "the list of clusters, as some write its address",
     "api/deployments/": "the list of deployments, as some write its address",
+    "api/pipelines/": "the list of pipelines, as some write its address",
+    "api/pipelines/<uuid:pk>/runs/": "the list of runs, as some write its address",
+    "api/pipelines/<uuid:pk>/runs/<uuid:run>/": "a run, as some write its address",
     "admin/login/": "leads to the sign-in page: test_the_console_has_no_way_in_of_its_own",
     "metrics": "for staff and Prometheus: tests/platform/test_metrics.py",
     "api/workers/join.sh": "for a machine with a join token: tests/workers/test_bootstrap.py",
@@ -560,6 +575,8 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/explain": lambda _: {"row": ROW},
     "POST /api/results/model/{model}/predict?as=file": a_file,
+    "POST /api/pipelines": lambda _: {"name": "new", "definition": {"stages": piping.TELLS}},
+    "PATCH /api/pipelines/{pipeline}": lambda _: {"description": "changed"},
     "POST /clusters/new": lambda _: {"name": "new"},
     "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
     "POST /deployments/new": lambda world: {
@@ -619,6 +636,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     Task.objects.filter(pk=batch.task_id).delete()
     cluster = deploying.cluster(admin, own_node, name=f"{MARK}-cluster")
     deployment = deploying.running(admin, model, f"{MARK}-deployment", own_node)
+    chain = piping.pipeline(admin, piping.TRAINS, f"{MARK} pipeline")
+    run, ended = (piping.run_of(chain, state) for state in ("running", "failed"))
     stranger = people["stranger"]
     viewer = people["viewer"]
     assert stranger is not None
@@ -654,6 +673,10 @@ def world(tmp_path: Path) -> Iterator[World]:
             "bare": deploying.cluster(admin, name=f"{MARK}-bare").pk,
             "deployment": deployment.pk,
             "served": deployment.name,
+            "pipeline": chain.pk,
+            "idle": piping.pipeline(admin, piping.TRAINS, f"{MARK} idle").pk,
+            "run": run.pk,
+            "ended": ended.pk,
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
             "session": TokenFamily.objects.get(user=viewer.user).pk,

@@ -34,6 +34,7 @@ ADDRESSES = (
     "/api/stats/overview",
     "/api/clusters",
     "/api/deployments/{deployment}",
+    "/api/pipelines",
 )
 
 

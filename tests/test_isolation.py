@@ -69,6 +69,7 @@ TOPICS = {
     "prediction": "batch",
     "check": "check",
     "deployment": "deployment",
+    "pipeline-run": "run",
 }
 
 

@@ -3,10 +3,22 @@
 from itertools import count
 from typing import Any
 
+from django.utils import timezone
+
 from accounts import sealing
 from organizations.models import Membership
+from pipelines import graph
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
+from workers.actions import open_stream
+from workers.models import emit
 
+TRAINS: list[dict[str, Any]] = [
+    {"key": "train", "stage": "train", "params": {"data": "flowers", "target": "kind"}}
+]
+# What every organization can have: it names nothing but models by name.
+TELLS: list[dict[str, Any]] = [
+    {"key": "promote", "stage": "promote", "params": {"model": "kinds@3", "name": "kinds"}}
+]
 _numbers = count(1)
 
 
@@ -29,22 +41,40 @@ def pipeline(by: Membership, stages: list[dict[str, Any]], name: str = "") -> Pi
         organization=by.organization, name=name or f"nightly-{next(_numbers)}"
     )
     made.version = PipelineVersion.objects.create(
-        pipeline=made, number=1, definition={"stages": stages}, made_by=by.name
+        pipeline=made, number=1, definition=graph.check({"stages": stages}), made_by=by.name
     )
     made.save()
     return made
 
 
-def run(by: Membership, stages: list[dict[str, Any]] | None = None) -> Run:
-    """A run that has not begun, with its steps."""
-    stages = stages or [{"key": "say", "stage": "notify", "params": {"to": ["ann@example.com"]}}]
-    home = pipeline(by, stages)
+def run_of(home: Pipeline, state: str = "queued") -> Run:
+    """A run as if it had come to that state, with its steps, and a first line in its log."""
     assert home.version is not None
+    has_ended = state not in Run.ACTIVE
     made: Run = Run.objects.create(
-        organization=by.organization, pipeline=home, version=home.version, number=1
+        organization=home.organization,
+        pipeline=home,
+        version=home.version,
+        number=home.runs.count() + 1,
+        state=state,
+        finished_at=timezone.now() if has_ended else None,
+        told_at=timezone.now(),
     )
     Step.objects.bulk_create(
-        Step(run=made, key=one["key"], stage=one["stage"], position=n)
-        for n, one in enumerate(stages)
+        Step(
+            run=made,
+            key=one["key"],
+            stage=one["stage"],
+            position=n,
+            state="failed" if has_ended else "pending",
+        )
+        for n, one in enumerate(home.version.definition["stages"])
     )
+    open_stream(made.topic, home.organization)
+    emit(made.topic, "run.running", {"state": state})
     return made
+
+
+def run(by: Membership, stages: list[dict[str, Any]] | None = None) -> Run:
+    """A run that has not begun, with its steps."""
+    return run_of(pipeline(by, stages or TRAINS))
