@@ -93,6 +93,31 @@ class ProfileForm(forms.Form):
     last_name = forms.CharField(max_length=150, required=False, label="Last name")
 
 
+class MailForm(forms.Form):
+    MINUTES = (
+        ("0", "Always"),
+        ("10", "When it took 10 minutes or more"),
+        ("60", "When it took an hour or more"),
+        ("", "Never"),
+    )
+
+    mail_after_min = forms.TypedChoiceField(
+        choices=MINUTES,
+        coerce=int,
+        empty_value=None,
+        required=False,
+        label="When a training of yours ends",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        now = str(self.initial["mail_after_min"])
+        if now not in dict(self.MINUTES):  # by the API it may be any number
+            field = self.fields["mail_after_min"]
+            assert isinstance(field, forms.TypedChoiceField)
+            field.choices = [(now, f"When it took {now} minutes or more"), *self.MINUTES]
+
+
 class EmailForm(forms.Form):
     email = forms.EmailField(label="E-mail")
     password = password_field("Your password")

@@ -21,6 +21,13 @@ class User(AbstractUser):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField()
     email_verified_at = models.DateTimeField(null=True, blank=True, editable=False)
+    mail_after_min = models.PositiveSmallIntegerField(
+        "mail when a training ends",
+        null=True,
+        blank=True,
+        default=10,
+        help_text="One that took at least so many minutes. Empty: never.",
+    )
 
     class Meta:
         constraints: ClassVar = [

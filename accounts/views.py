@@ -27,6 +27,7 @@ from accounts.forms import (
     AddressForm,
     CodeForm,
     EmailForm,
+    MailForm,
     PasswordForm,
     ProfileForm,
     ProofForm,
@@ -266,19 +267,29 @@ def _person(request: HttpRequest) -> User:
 @login_required
 @require_http_methods(["GET", "POST"])
 def profile(request: HttpRequest) -> HttpResponse:
-    """Name and e-mail address."""
+    """Name, e-mail address and what is written to it."""
     user = _person(request)
     names = {"first_name": user.first_name, "last_name": user.last_name}
     data = request.POST if request.method == "POST" else None
-    changes_email = data is not None and "email" in data
-    form = ProfileForm(None if changes_email else data, initial=names)
-    email_form = EmailForm(data if changes_email else None, initial={"email": user.email})
+    changes = next((key for key in ("email", "mail_after_min") if data and key in data), "")
+    form = ProfileForm(None if changes else data, initial=names)
+    email_form = EmailForm(data if changes == "email" else None, initial={"email": user.email})
+    minutes = "" if user.mail_after_min is None else user.mail_after_min
+    mail_form = MailForm(
+        data if changes == "mail_after_min" else None, initial={"mail_after_min": minutes}
+    )
     email_form.fields["email"].widget.attrs["autocomplete"] = "email"
-    problem, status = None, 422 if form.errors or email_form.errors else 200
+    wrong = form.errors or email_form.errors or mail_form.errors
+    problem, status = None, 422 if wrong else 200
     if form.is_valid():
         user.first_name, user.last_name = form.cleaned_data.values()
         user.save(update_fields=["first_name", "last_name"])
         messages.success(request, "Your name is saved.")
+        return redirect("accounts:profile")
+    if mail_form.is_valid():
+        user.mail_after_min = mail_form.cleaned_data["mail_after_min"]
+        user.save(update_fields=["mail_after_min"])
+        messages.success(request, "That is saved.")
         return redirect("accounts:profile")
     if email_form.is_valid():
         try:
@@ -291,7 +302,12 @@ def profile(request: HttpRequest) -> HttpResponse:
             return redirect("accounts:profile")
         except FlowError as error:
             problem, status = error, _refused(email_form, error)
-    context = {"form": form, "email_form": email_form, "verifies": settings.REQUIRE_VERIFIED_EMAIL}
+    context = {
+        "form": form,
+        "email_form": email_form,
+        "mail_form": mail_form,
+        "verifies": settings.REQUIRE_VERIFIED_EMAIL,
+    }
     return _account(request, "profile", context, problem=problem, status=status)
 
 

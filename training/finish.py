@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Min, Q
 from django.utils import timezone
 
-from training import actions, blends, reliance, scoring
+from training import actions, blends, reliance, scoring, telling
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
 from training.models import BEST_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
@@ -84,6 +84,7 @@ def finish_job(task: Task) -> TrainingJob | None:
         started_at=times["first"] or job.started_at,
         finished_at=timezone.now(),
     )
+    telling.ended(job)
     return job
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from celery import shared_task
 from celery.signals import worker_process_init
 
-from training import background, finish, general
+from training import background, finish, general, telling
 
 
 @shared_task(name="training.tasks.sweep")
@@ -46,3 +46,9 @@ def draw(model: str, kind: str) -> None:
 def choose_background(job: str) -> None:
     """Choose rows that a job's models learnt from, since somebody wants an answer explained."""
     background.choose(UUID(job))
+
+
+@shared_task(name="training.tasks.tell")
+def tell(job: str) -> None:
+    """Write to who started a training that has ended, if they want that."""
+    telling.tell(UUID(job))

@@ -217,6 +217,7 @@ class Me(serializers.ModelSerializer[User]):
             "email_verified",
             "is_staff",
             "second_factor",
+            "mail_after_min",
             "date_joined",
             "organizations",
             "notices",

@@ -52,6 +52,23 @@ def test_a_name_is_saved(client: Client) -> None:
     assert (user.get_full_name(), user.is_staff) == ("Ada Lovelace", False)
 
 
+def test_what_is_written_to_one_is_chosen_on_the_page_and_by_the_api(client: Client) -> None:
+    user = UserFactory()
+    client.force_login(user)
+    assert '<option value="10" selected>' in client.get("/account").content.decode()
+    for said, kept in (("60", 60), ("", None), ("0", 0)):
+        assert client.post("/account", {"mail_after_min": said}).status_code == 302
+        user.refresh_from_db()
+        assert user.mail_after_min == kept
+    assert client.post("/account", {"mail_after_min": "7"}).status_code == 422
+    body = {"mail_after_min": 30}
+    answer = client.patch("/api/auth/me", body, content_type="application/json")
+    assert answer.json()["mail_after_min"] == 30
+    assert '<option value="30" selected>' in client.get("/account").content.decode()
+    user.refresh_from_db()
+    assert user.get_full_name() == "", "the other forms of the page changed nothing"
+
+
 def test_the_frame_of_the_account_says_where_one_works(client: Client) -> None:
     member = MembershipFactory(organization__name="The third lab")
     client.force_login(member.user)
