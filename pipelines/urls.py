@@ -1,4 +1,20 @@
 from typing import Any
 
+from django.urls import path
+
+from pipelines import views
+
 app_name = "pipelines"
-urlpatterns: list[Any] = []
+urlpatterns: list[Any] = [
+    path("pipelines", views.pipelines, name="pipelines"),
+    path("pipelines/new", views.new, name="new"),
+    path("pipelines/<uuid:pipeline>", views.pipeline, name="pipeline"),
+    path("pipelines/<uuid:pipeline>/edit", views.edit, name="edit"),
+    path("pipelines/<uuid:pipeline>/run", views.start, name="start"),
+    path("pipelines/<uuid:pipeline>/switch", views.switch, name="switch"),
+    path("pipelines/<uuid:pipeline>/delete", views.delete, name="delete"),
+    path("pipelines/runs/<uuid:run>", views.run, name="run"),
+    path("pipelines/runs/<uuid:run>/live", views.live, name="live"),
+    path("pipelines/runs/<uuid:run>/cancel", views.cancel, name="cancel"),
+    path("pipelines/runs/<uuid:run>/retry", views.retry, name="retry"),
+]

@@ -318,6 +318,19 @@ POST    /api/deployments/{deployment}/rollback                   401    403     
 GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
+GET     /pipelines                                              sign    200     200     200     200
+GET     /pipelines/new                                          sign    403     200     200     200
+POST    /pipelines/new                                          sign    403     302     302     302
+GET     /pipelines/{pipeline}                                   sign    200     200     200     404
+GET     /pipelines/{pipeline}/edit                              sign    403     200     200     404
+POST    /pipelines/{pipeline}/edit                              sign    403     302     302     404
+POST    /pipelines/{pipeline}/run                               sign    403     302     302     404
+POST    /pipelines/{pipeline}/switch                            sign    403     302     302     404
+POST    /pipelines/{idle}/delete                                sign    403     302     302     404
+GET     /pipelines/runs/{run}                                   sign    200     200     200     404
+GET     /pipelines/runs/{run}/live                              sign    200     200     200     404
+POST    /pipelines/runs/{run}/cancel                            sign    403     302     302     404
+POST    /pipelines/runs/{ended}/retry                           sign    403     302     302     404
 GET     /api/pipelines                                           401    200     200     200     200
 POST    /api/pipelines                                           401    403     201     201     201
 GET     /api/pipelines/{pipeline}                                401    200     200     200     404
@@ -577,6 +590,8 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/results/model/{model}/predict?as=file": a_file,
     "POST /api/pipelines": lambda _: {"name": "new", "definition": {"stages": piping.TELLS}},
     "PATCH /api/pipelines/{pipeline}": lambda _: {"description": "changed"},
+    "POST /pipelines/new": lambda _: {"name": "new", "definition": piping.TEXT},
+    "POST /pipelines/{pipeline}/edit": lambda _: {"name": "changed", "definition": piping.TEXT},
     "POST /clusters/new": lambda _: {"name": "new"},
     "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
     "POST /deployments/new": lambda world: {

@@ -1,5 +1,6 @@
 """Connections, pipelines and runs for tests."""
 
+import json
 from itertools import count
 from typing import Any
 
@@ -19,6 +20,7 @@ TRAINS: list[dict[str, Any]] = [
 TELLS: list[dict[str, Any]] = [
     {"key": "promote", "stage": "promote", "params": {"model": "kinds@3", "name": "kinds"}}
 ]
+TEXT = json.dumps({"stages": TELLS})
 _numbers = count(1)
 
 

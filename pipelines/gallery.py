@@ -1,0 +1,78 @@
+"""Pipelines to begin with: what a person fills names into, rather than a blank page."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Template:
+    key: str
+    title: str
+    text: str
+    definition: dict[str, Any]
+    schedule: dict[str, Any]
+
+
+def _stage(key: str, stage: str, /, **params: Any) -> dict[str, Any]:
+    return {"key": key, "stage": stage, "params": params}
+
+
+_TRAIN = {"data": "my data", "target": "my target", "preset": "balanced"}
+
+TEMPLATES = (
+    Template(
+        "retrain",
+        "Retrain every night, promote if better",
+        "Trains on the newest version of a data set. If the best model beats the champion, the "
+        "name means the new one from then on.",
+        {
+            "stages": [
+                _stage("train", "train", **_TRAIN),
+                _stage("promote", "promote", model="$train", name="my_model"),
+            ]
+        },
+        {"cron": "0 3 * * *", "time_zone": "UTC", "overlap": "skip"},
+    ),
+    Template(
+        "score",
+        "Score a data set",
+        "Predicts every row of a data set's newest version by the champion of a name. The answers "
+        "are the next version of another data set.",
+        {
+            "stages": [
+                _stage(
+                    "score", "score", model="my_model@champion", data="my data", dataset="scored"
+                )
+            ]
+        },
+        {},
+    ),
+    Template(
+        "warehouse",
+        "From a query to a table",
+        "A query fetches data; a model is trained and promoted if better; the champion scores the "
+        "same rows; and what it says is written back to a table.",
+        {
+            "stages": [
+                _stage(
+                    "fetch",
+                    "sql",
+                    connection="my connection",
+                    sql="SELECT * FROM my_table",
+                    dataset="fetched",
+                ),
+                _stage("train", "train", **{**_TRAIN, "data": "$fetch"}),
+                _stage("promote", "promote", model="$train", name="my_model"),
+                _stage("score", "score", model="$promote", data="$fetch", dataset="scored"),
+                _stage(
+                    "write",
+                    "write_back",
+                    connection="my connection",
+                    data="$score",
+                    table="predictions",
+                ),
+            ]
+        },
+        {"cron": "0 3 * * *", "time_zone": "UTC", "overlap": "skip"},
+    ),
+)
