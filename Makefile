@@ -18,7 +18,7 @@ PRODUCTION := DEBUG=0 PUBLIC_URL=https://flowml.example.org \
 	SECRET_KEY=only-for-the-check-0123456789-abcdefghijklmnopqrstuvwxyz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up venvs engine dev assets test test-quick test-rest test-all chaos bench lint format typecheck lock clean clean-all
+.PHONY: help demo up venvs engine dev assets test test-quick test-rest test-all screenshots chaos bench lint format typecheck lock clean clean-all
 .NOTPARALLEL:
 
 help:  ## what there is
@@ -56,6 +56,9 @@ test-rest: dev  ## the tests that `make test` leaves out
 	@$(DEV) -m pytest -m "browser or chaos or heavy" $(ARGS)
 
 test-all: test test-rest  ## everything that can be tested
+
+screenshots: dev  ## every page, in three widths, light and dark, into test-artifacts/browser
+	@$(DEV) -m pytest tests/browser/test_every_page.py -k "every_page or signed_out" $(ARGS)
 
 chaos: dev  ## a storm of kills over a fleet, and a report (ARGS="--seed 7" strikes the same again)
 	@$(DEV) -m tests.chaos $(ARGS)
