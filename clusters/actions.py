@@ -33,6 +33,7 @@ from workers.actions import open_stream
 from workers.models import Worker, emit
 
 MOST_REPLICAS = 100
+CANARY_PERCENT = 10  # where no share was said
 MOST_VARIABLES, MOST_ENV_BYTES = 100, 32 * 1024
 # Variables that would change how our own code in the process starts.
 KEPT_NAMES = ("FLOWML", "PYTHON", "LD_", "PATH", "HOME", "TMPDIR")
@@ -54,6 +55,10 @@ class NameTaken(Conflict):
 
 class InUse(Conflict):
     code = "in-use"
+
+
+class NoCanary(Conflict):
+    code = "no-canary"
 
 
 def used(home: Organization) -> float:
@@ -329,10 +334,14 @@ def _check_env(env: Mapping[str, str]) -> None:
         raise Invalid(problem, errors={"env": [problem]})
 
 
-def _add_revision(one: Deployment, revision: Revision) -> None:
+def _number(one: Deployment, revision: Revision) -> None:
     last = one.revisions.order_by("-number").values_list("number", flat=True).first()
     revision.deployment, revision.number = one, (last or 0) + 1
     revision.save(force_insert=True)
+
+
+def _add_revision(one: Deployment, revision: Revision) -> None:
+    _number(one, revision)
     one.revision = revision
     one.save(update_fields=["revision"])
 
@@ -417,7 +426,7 @@ def _held(one: Deployment) -> Iterator[Deployment]:
     """The deployment as it is stored, under its cluster's lock; a cycle follows."""
     with transaction.atomic():
         _lock(one.cluster)
-        found = Deployment.objects.there().select_related("cluster", "revision")
+        found = Deployment.objects.there().select_related("cluster", "revision", "canary")
         stored: Deployment | None = found.filter(pk=one.pk).first()
         if stored is None:
             raise NotFound("There is no such deployment any more.")
@@ -440,9 +449,12 @@ def change(
     drift_threshold: float | None = None,
     needs: Resources | None = None,
     depends_on: Sequence[UUID] | None = None,
+    canary: Mapping[str, Any] | None = None,
     **revision: Any,
 ) -> Deployment:
     """Scale it, change its urgency, or give it a new revision (model, env, port, health_path).
+
+    ``canary`` {model, percent} tries another model beside it, or changes that one's share.
 
     A new revision's replicas come up beside the old ones, which stop as they answer. What it needs
     changes only while it is stopped. Raises as ``deploy`` does.
@@ -482,6 +494,8 @@ def change(
             changes["depends_on"] = [other.name for other in needed]
         if revision:
             changes |= _revise(by, stored, **revision)
+        if canary is not None:
+            changes |= _try_canary(by, stored, **canary)
         if changes:
             assert stored.revision is not None
             refuse_impossible(stored.cluster, stored.needs, stored.revision.labels)
@@ -489,6 +503,68 @@ def change(
             emit(stored.topic, "deployment.changed", told)
             record("deployment.changed", stored, by=by, changes=changes)
     return stored
+
+
+def _try_canary(
+    by: Membership, stored: Deployment, *, model: UUID | None = None, percent: int | None = None
+) -> dict[str, Any]:
+    """Begin one, or change its share. Raises Invalid without a model where there is none yet."""
+    current, tried = stored.revision, stored.canary
+    assert current is not None
+    if tried is None and model is None:
+        sentence = "Say which model to try."
+        raise Invalid(sentence, errors={"canary": [sentence]})
+    if model is not None and (tried is None or tried.model_id != model):
+        if model == current.model_id:
+            sentence = "This model runs already: try another one."
+            raise Invalid(sentence, errors={"canary": [sentence]})
+        tried = _revision(by, model, "", current.env, current.port, current.health_path)
+        refuse_impossible(stored.cluster, stored.needs, tried.labels)
+        _number(stored, tried)
+        stored.canary, stored.canary_is = tried, {}
+        stored.canary_percent = CANARY_PERCENT
+    if percent is not None:
+        stored.canary_percent = percent
+    stored.save(update_fields=["canary", "canary_is", "canary_percent"])
+    assert tried is not None
+    return {"canary": f"revision {tried.number}, {stored.canary_percent}% of the requests"}
+
+
+def promote(by: Membership, one: Deployment) -> Deployment:
+    """The canary takes all requests: its revision is the deployment's from now on, and the replicas
+    of the old one go as it has enough. Raises NoCanary."""
+    with _held(one) as stored:
+        tried = _canary_of(stored)
+        old = stored.revision.number if stored.revision else 0
+        stored.revision = tried
+        _end_canary(stored)
+        _fresh_start(stored)
+        told = {"revision": tried.number, "from": old}
+        emit(stored.topic, "deployment.changed", {"by": by.name, "changes": told})
+        record("deployment.canary-promoted", stored, by=by, changes=told)
+    return stored
+
+
+def abandon(by: Membership, one: Deployment) -> Deployment:
+    """The canary goes, and gets no request any more. Raises NoCanary."""
+    with _held(one) as stored:
+        tried = _canary_of(stored)
+        _end_canary(stored)
+        told = {"canary": f"none: revision {tried.number} was abandoned"}
+        emit(stored.topic, "deployment.changed", {"by": by.name, "changes": told})
+        record("deployment.canary-abandoned", stored, by=by, changes={"revision": tried.number})
+    return stored
+
+
+def _canary_of(stored: Deployment) -> Revision:
+    if stored.canary is None:
+        raise NoCanary(f"{stored} has no canary: begin one with PATCH.")
+    return stored.canary
+
+
+def _end_canary(stored: Deployment) -> None:
+    stored.canary, stored.canary_percent, stored.canary_is = None, 0, {}
+    stored.save(update_fields=["revision", "canary", "canary_percent", "canary_is"])
 
 
 def _revise(by: Membership, stored: Deployment, **new: Any) -> dict[str, Any]:
@@ -529,6 +605,8 @@ def roll_back(by: Membership, one: Deployment, number: int | None = None) -> Dep
         refuse_impossible(stored.cluster, stored.needs, found.labels)
         stored.revision = found
         stored.save(update_fields=["revision"])
+        if stored.canary_id == found.pk:
+            _end_canary(stored)
         _fresh_start(stored)
         told = {"revision": found.number, "from": current}
         emit(stored.topic, "deployment.changed", {"by": by.name, "changes": told})

@@ -90,7 +90,7 @@ def run(cluster: UUID) -> Plan | None:
         _give_room(world, changes)
         _settle(world, changes)
         _write(world, changes, made)
-        waiting = [one for one in world.wanted.values() if _lacks(one)]
+        waiting = [one for one in world.wanted.values() if _lacks(one) and not one.canary_of]
         transaction.on_commit(lambda: queue.rebuild(cluster, waiting))
         for node in changes.nodes:
             transaction.on_commit(partial(relay.tell, UUID(node), {"type": "relay.beat"}))
@@ -201,8 +201,10 @@ def _goodness(one: Placed) -> tuple[int, int]:
 
 
 def _why_leaving(world: World, one: Placed) -> str:
-    if one.revision != world.wanted[one.deployment].revision:
-        return "The new revision answers in its place."
+    wanted = world.wanted[one.deployment].revision
+    if one.revision != wanted:
+        newer = wanted is None or one.revision < wanted
+        return "The new revision answers in its place." if newer else "It is not wanted any more."
     return f"It moved away from {one.node_name}."
 
 
@@ -267,7 +269,7 @@ def _evict(world: World, changes: _Changes, plan: Plan) -> None:
     for eviction in plan.evictions:
         victim = there[eviction.deployment, eviction.number, eviction.node]
         taker = world.wanted[eviction.room_for]
-        victim.room_for = UUID(eviction.room_for)
+        victim.room_for = taker.pk
         urgency = _priority(taker)
         _stop(world, changes, victim, f"It makes room for {taker.name}, which is {urgency}.")
 
@@ -280,11 +282,12 @@ def _place(world: World, changes: _Changes, plan: Plan) -> list[Placed]:
     made = []
     for place in plan.placements:
         wanted, node = world.wanted[place.deployment], world.nodes[place.node]
-        wanted.generation += 1
+        numbered = world.wanted[wanted.canary_of or wanted.id]  # placements are counted together
+        numbered.generation += 1
         wanted.preempted_by = ""
         assert wanted.revision is not None
         one = Placed(
-            uuid4(), wanted.id, place.number, wanted.generation, wanted.revision, node.id,
+            uuid4(), wanted.id, place.number, numbered.generation, wanted.revision, node.id,
             node.name, State.SCHEDULED, False, wanted.needs, None, "", "", None, None,
         )  # fmt: skip
         wanted.placed.append(one)
@@ -327,7 +330,7 @@ def _settle(world: World, changes: _Changes) -> None:
         else:
             one.waiting_since = one.waiting_since or world.now
             waiting.append(one)
-        if one.state != old:
+        if one.state != old and not one.canary_of:
             told = {"state": one.state, "from": old, "ready": one.ready, "of": one.replicas}
             changes.events.append((one.topic, f"deployment.{one.state}", told))
     waiting.sort(key=queue.score)
@@ -432,13 +435,19 @@ def _write(world: World, changes: _Changes, made: list[Placed]) -> None:
                      json.dumps(one.wait), one.preempted_by, one.failures, one.not_before,
                      one.error)
                     for one in world.wanted.values()
+                    if not one.canary_of
                 ),
             )  # fmt: skip
+    for one in world.wanted.values():
+        if one.canary_of and one.canary_is != one.was:
+            Deployment.objects.filter(pk=one.pk).update(canary_is=one.canary_is)
     emit_all(changes.events)
+    there = {placed.deployment for placed in world.placed() if not placed.ended_at}
+    there |= {world.wanted[one].canary_of for one in there}
     done = [
         one.id
         for one in world.wanted.values()
-        if one.is_deleted and all(placed.ended_at for placed in one.placed)
+        if one.is_deleted and one.id not in there and not one.canary_of
     ]
     if done:
         forget(done)
@@ -451,11 +460,12 @@ def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
 def _write_new(world: World, made: list[Placed]) -> None:
     if not made:
         return
-    of = {world.wanted[one.deployment].id: world.wanted[one.deployment] for one in made}
+    of = {one.deployment: world.wanted[one.deployment] for one in made}
     revisions = {
         (str(deployment), number): pk
         for pk, deployment, number in Revision.objects.filter(
-            deployment__in=list(of), number__in={one.revision for one in made}
+            deployment__in={one.pk for one in of.values()},
+            number__in={one.revision for one in made},
         ).values_list("pk", "deployment_id", "number")
     }
     allocations = Allocation.objects.bulk_create(
@@ -472,8 +482,8 @@ def _write_new(world: World, made: list[Placed]) -> None:
         Replica(
             id=one.id,
             organization_id=of[one.deployment].organization,
-            deployment_id=UUID(one.deployment),
-            revision_id=revisions[one.deployment, one.revision],
+            deployment_id=of[one.deployment].pk,
+            revision_id=revisions[str(of[one.deployment].pk), one.revision],
             number=one.number,
             generation=one.generation,
             node_id=UUID(one.node),

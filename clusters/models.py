@@ -1,3 +1,4 @@
+import math
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -17,6 +18,11 @@ NAME = RegexValidator(
     r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z",
     "Use letters, digits, dots, dashes and underscores, and begin with a letter or a digit.",
 )
+
+
+def canary_replicas(replicas: int, percent: int) -> int:
+    """How many replicas a canary with this share of a deployment's requests has."""
+    return max(1, math.ceil(replicas * percent / 100))
 
 
 class Priority(models.IntegerChoices):
@@ -102,6 +108,13 @@ class Deployment(OrgOwned):
         "Revision", models.SET_NULL, null=True, blank=True, related_name="+",
         help_text="The one that should run.",
     )  # fmt: skip
+    canary = models.ForeignKey(
+        "Revision", models.SET_NULL, null=True, blank=True, related_name="+",
+        help_text="One that is tried beside it.",
+    )  # fmt: skip
+    canary_percent = models.PositiveSmallIntegerField(
+        default=0, help_text="Of the requests, that the canary answers."
+    )
     ram_mib = models.PositiveIntegerField(help_text="Per replica.")
     cpu_millis = models.PositiveIntegerField(help_text="Per replica.")
     gpus = models.PositiveSmallIntegerField(default=0, help_text="Whole devices, per replica.")
@@ -140,6 +153,9 @@ class Deployment(OrgOwned):
     failures = models.PositiveSmallIntegerField(default=0, help_text="Crashes in a row.")
     not_before = models.DateTimeField(null=True, blank=True)
     error = models.TextField(blank=True, help_text="Of the last crash.")
+    canary_is = models.JSONField(
+        default=dict, blank=True, help_text="The same of the canary: ready, failures, wait, ..."
+    )
 
     objects: ClassVar[Any] = DeploymentQuerySet.as_manager()
 
@@ -152,6 +168,9 @@ class Deployment(OrgOwned):
                 name="deployment_name_unique",
             ),
             models.CheckConstraint(condition=Q(replicas__gte=1), name="deployment_wants_a_replica"),
+            models.CheckConstraint(
+                condition=Q(canary_percent__lte=100), name="deployment_canary_is_share"
+            ),
         ]
         indexes: ClassVar = [
             models.Index(fields=["cluster", "state"], name="deployment_of_cluster"),
@@ -172,6 +191,11 @@ class Deployment(OrgOwned):
     @property
     def needs(self) -> Resources:
         return Resources(self.ram_mib, self.cpu_millis, self.gpus)
+
+    @property
+    def canary_replicas(self) -> int:
+        """How many the canary's share of the requests takes."""
+        return canary_replicas(self.replicas, self.canary_percent)
 
 
 class Revision(models.Model):

@@ -4,6 +4,7 @@ dies. A prediction changes nothing, so it is simply asked again."""
 import itertools
 import json
 import logging
+import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ class Place:
     timeout_s: int  # of its deployment, as are the others
     max_in_flight: int
     samples: bool
+    is_canary: bool
+    percent: int  # of the requests, that the canary answers
 
 
 class TooSlow(FlowError):
@@ -81,6 +84,8 @@ def places_of(home: Organization, deployment: UUID) -> list[Place]:
                 one.deployment.timeout_s,
                 one.deployment.max_in_flight,
                 one.deployment.samples,
+                one.deployment.canary_id == one.revision_id,
+                one.deployment.canary_percent,
             )
             for one in rows
             if one.node is not None and one.revision.model_id is not None
@@ -134,7 +139,7 @@ def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) ->
                 time.sleep(AGAIN_S)
             _places.clear()
             continue
-        place = places[next(turn) % len(places)]
+        place = _choose(places, next(turn))
         try:
             return _ask(home, deployment, place, rows, until)
         except serving.NodeSlow as slow:  # another would be as slow
@@ -145,6 +150,20 @@ def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) ->
         except serving.NodeFailed as failure:
             tried[place.replica] = str(failure)
             _places.clear()
+
+
+def _choose(places: Sequence[Place], turn: int) -> Place:
+    """Whose turn it is: the canary's by its share, and the others' one after the other.
+
+    Whichever side has no replica left that answers, the other takes its requests.
+    """
+    canary = [one for one in places if one.is_canary]
+    others = [one for one in places if not one.is_canary]
+    if canary and others:
+        chosen = canary if random.random() * 100 < canary[0].percent else others
+    else:
+        chosen = canary or others
+    return chosen[turn % len(chosen)]
 
 
 def _ask(

@@ -41,6 +41,8 @@ DOES = {
     "start": (actions.start, "starts as soon as there is room."),
     "delete": (actions.delete, "is deleted."),
     "rollback": (actions.roll_back, "goes back to the revision before."),
+    "promote": (actions.promote, "gives all requests to what was its canary."),
+    "abandon": (actions.abandon, "has no canary any more."),
 }
 
 
@@ -341,7 +343,7 @@ def _name_for(model: TrainedModel) -> str:
 def _deployment(request: OrgRequest, deployment: UUID) -> Deployment:
     mine = Deployment.objects.of(request.membership.organization).there()
     found: Deployment = get_object_or_404(
-        mine.select_related("cluster", "revision__model__job"), pk=deployment
+        mine.select_related("cluster", "revision__model__job", "canary__model"), pk=deployment
     )
     found.organization = request.membership.organization
     return found
@@ -364,6 +366,7 @@ def _shown(request: OrgRequest, one: Deployment) -> dict[str, Any]:
         "replicas": [*active, *ended],
         "events": [_told(event) for event in events],
         "revisions": list(one.revisions.select_related("model")[:10]),
+        "canary": said.canary(one),
         "may_change": request.membership.may(Role.DEVELOPER),
     }
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from clusters import scheduling
-from clusters.models import Cluster, Dependency, Deployment, Replica
+from clusters.models import Cluster, Dependency, Deployment, Replica, canary_replicas
 from clusters.scheduling import NOTHING, Ending, Resources, Snapshot
 from workers.fairshare import Room
 from workers.models import Allocation, IllegalMove, Pulse, Worker
@@ -149,6 +149,25 @@ class Wanted:
     created_at: datetime
     waits_for: tuple[str, ...] = ()
     placed: list[Placed] = field(default_factory=list)
+    # A canary is planned as if it were a deployment of its own: that of which it is one.
+    canary_of: str = ""
+    was: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pk(self) -> UUID:
+        """Of the deployment's row, a canary's too."""
+        return UUID(self.canary_of or self.id)
+
+    @property
+    def canary_is(self) -> dict[str, Any]:
+        """What is stored of a canary."""
+        return {
+            "ready": self.ready,
+            "failures": self.failures,
+            "not_before": self.not_before.isoformat() if self.not_before else None,
+            "error": self.error,
+            "wait": self.wait,
+        }
 
     @property
     def is_wanted(self) -> bool:
@@ -222,7 +241,8 @@ _DEPLOYMENT = (
     "pk", "name", "organization_id", "ram_mib", "cpu_millis", "gpus", "replicas", "priority",
     "preemptible", "spread", "is_started", "deleted_at", "revision__number", "revision__engines",
     "revision__own_nodes", "state", "ready", "generation", "waiting_since", "wait", "preempted_by",
-    "failures", "not_before", "error", "created_at",
+    "failures", "not_before", "error", "created_at", "canary__number", "canary__engines",
+    "canary__own_nodes", "canary_percent", "canary_is",
 )  # fmt: skip
 _REPLICA = (
     "pk", "deployment_id", "number", "generation", "revision__number", "node_id", "node_name",
@@ -235,7 +255,10 @@ def read(cluster: Cluster) -> World:
     """Six queries, however large the cluster is."""
     now = timezone.now()
     wanted = {one.id: one for one in _deployments(cluster)}
+    canaries = {(one.canary_of, one.revision): one.id for one in wanted.values() if one.canary_of}
     for placed in _replicas(cluster):
+        known = (placed.deployment, placed.revision)
+        placed.deployment = canaries.get(known, placed.deployment)
         wanted[placed.deployment].placed.append(placed)
     nodes = {one.id: one for one in _nodes(cluster, silent_before(now))}
     _take_in_the_ledger(cluster, nodes, now)
@@ -259,12 +282,37 @@ def _deployments(cluster: Cluster) -> Iterable[Wanted]:
     for row in rows.order_by("created_at", "pk").values_list(*_DEPLOYMENT):
         pk, name, organization, ram, cpu, gpus, count, priority, may_go, spread, *more = row
         is_started, deleted_at, revision, engines, own, state, *rest = more
-        labels = frozenset([*(engines or ()), *([OWN_NODE] if own else [])])
-        yield Wanted(
+        *rest, canary, engines_of_canary, own_of_canary, percent, canary_is = rest
+        one = Wanted(
             str(pk), name, f"deployment:{pk}", organization, Resources(ram, cpu, gpus), count,
-            priority, may_go, spread, is_started, deleted_at is not None, revision, labels, state,
-            *rest,
+            priority, may_go, spread, is_started, deleted_at is not None, revision,
+            _labels(engines, own), state, *rest,
         )  # fmt: skip
+        yield one
+        if canary is not None and canary != revision:
+            when = canary_is.get("not_before")
+            yield replace(
+                one,
+                id=f"{pk}~canary",
+                name=f"the canary of {name}",
+                canary_of=one.id,
+                replicas=canary_replicas(count, percent),
+                revision=canary,
+                labels=_labels(engines_of_canary, own_of_canary),
+                ready=0,
+                waiting_since=None,
+                wait=canary_is.get("wait") or {},
+                preempted_by="",
+                failures=canary_is.get("failures") or 0,
+                not_before=datetime.fromisoformat(when) if when else None,
+                error=canary_is.get("error") or "",
+                placed=[],
+                was=canary_is,
+            )
+
+
+def _labels(engines: Iterable[str] | None, own: bool | None) -> frozenset[str]:
+    return frozenset([*(engines or ()), *([OWN_NODE] if own else [])])
 
 
 def _replicas(cluster: Cluster) -> Iterable[Placed]:

@@ -171,11 +171,13 @@ GET     /deployments/new?model={model}                          sign    403     
 POST    /deployments/new                                        sign    403     302     302     404
 GET     /deployments/{deployment}                               sign    200     200     200     404
 GET     /deployments/{deployment}/live                          sign    200     200     200     404
+GET     /deployments/{deployment}/watch                         sign    200     200     200     404
 POST    /deployments/{deployment}/change                        sign    403     302     302     404
 POST    /deployments/{deployment}/stop                          sign    403     302     302     404
 POST    /deployments/{deployment}/start                         sign    403     302     302     404
-GET     /deployments/{deployment}/watch                         sign    200     200     200     404
 POST    /deployments/{deployment}/rollback                      sign    403     302     302     404
+POST    /deployments/{deployment}/promote                       sign    403     302     302     404
+POST    /deployments/{deployment}/abandon                       sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
 
 GET     /api/workers                                             401    200     200     200     200
@@ -315,8 +317,12 @@ DELETE  /api/deployments/{deployment}                            401    403     
 POST    /api/deployments/{deployment}/stop                       401    403     202     202     404
 POST    /api/deployments/{deployment}/start                      401    403     202     202     404
 POST    /api/deployments/{deployment}/rollback                   401    403     202     202     404
+POST    /api/deployments/{deployment}/promote                    401    403     202     202     404
+POST    /api/deployments/{deployment}/abandon                    401    403     202     202     404
 GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
+GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
+GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
 GET     /pipelines                                              sign    200     200     200     200
 GET     /pipelines/new                                          sign    403     200     200     200
@@ -346,8 +352,6 @@ GET     /v2                                                      200    200     
 GET     /v2/health/live                                          200    200     200     200     200
 GET     /v2/health/ready                                         200    200     200     200     200
 GET     /v2/models/{served}                                      401    200     200     200     404
-GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
-GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
 GET     /v2/models/{served}/ready                                401    200     200     200     404
 POST    /v2/models/{served}/infer                                401    403     200     200     404
 """
@@ -651,6 +655,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     Task.objects.filter(pk=batch.task_id).delete()
     cluster = deploying.cluster(admin, own_node, name=f"{MARK}-cluster")
     deployment = deploying.running(admin, model, f"{MARK}-deployment", own_node)
+    tried = deployment.revisions.get(number=1)
+    type(deployment).objects.filter(pk=deployment.pk).update(canary=tried)
     chain = piping.pipeline(admin, piping.TRAINS, f"{MARK} pipeline")
     run, ended = (piping.run_of(chain, state) for state in ("running", "failed"))
     stranger = people["stranger"]

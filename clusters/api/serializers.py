@@ -248,8 +248,48 @@ class NewDeployment(_How, _What):
     )
 
 
+class Canary(serializers.Serializer[Any]):
+    model = serializers.UUIDField(required=False, help_text="The one that is to be tried.")
+    percent = serializers.IntegerField(
+        required=False, min_value=0, max_value=100,
+        help_text="Of the requests, that it answers. 10 unless another share is said.",
+    )  # fmt: skip
+
+
 class DeploymentChange(_How, _What):
-    pass
+    canary = Canary(
+        required=False,
+        help_text="Try another model beside it, or change that one's share of the requests.",
+    )
+
+
+class CanaryShown(serializers.Serializer[Any]):
+    revision = serializers.IntegerField()
+    model = serializers.UUIDField()
+    percent = serializers.IntegerField()
+    ready = serializers.IntegerField(help_text="Its replicas that answer.")
+    replicas = serializers.IntegerField()
+    failures = serializers.IntegerField()
+    error = serializers.CharField()
+    waits = serializers.CharField(help_text="Why one of its replicas has no place.")
+
+
+def canary(one: Deployment) -> dict[str, Any] | None:
+    """What is tried beside it, and how that is."""
+    tried = one.canary
+    if tried is None:
+        return None
+    known = one.canary_is
+    return {
+        "revision": tried.number,
+        "model": tried.model_id,
+        "percent": one.canary_percent,
+        "ready": known.get("ready", 0),
+        "replicas": one.canary_replicas,
+        "failures": known.get("failures", 0),
+        "error": known.get("error", ""),
+        "waits": words.reason(known["wait"]) if known.get("wait") else "",
+    }
 
 
 class Rollback(serializers.Serializer[Any]):
@@ -339,12 +379,13 @@ class DeploymentFull(DeploymentRow):
     health_path = serializers.CharField(source="revision.health_path", default="")
     placed = serializers.SerializerMethodField()
     queue_position = serializers.SerializerMethodField()
+    canary = serializers.SerializerMethodField()
 
     class Meta(DeploymentRow.Meta):
         fields = (  # type: ignore[assignment]
             *DeploymentRow.Meta.fields, "model", "docker_image", "env", "port", "health_path",
             "timeout_s", "max_in_flight", "samples", "drift_threshold", "depends_on",
-            "dependents", "placed", "queue_position", "failures", "error", "not_before",
+            "dependents", "placed", "queue_position", "failures", "error", "not_before", "canary",
         )  # fmt: skip
 
     @extend_schema_field(serializers.ListField(child=serializers.UUIDField()))
@@ -362,6 +403,10 @@ class DeploymentFull(DeploymentRow):
         active = list(last.filter(ended_at__isnull=True))
         ended = list(last.filter(ended_at__isnull=False)[:10])
         return ReplicaShown([*active, *ended], many=True).data
+
+    @extend_schema_field(CanaryShown(allow_null=True))
+    def get_canary(self, one: Deployment) -> dict[str, Any] | None:
+        return canary(one)
 
     def get_queue_position(self, one: Deployment) -> int | None:
         """Its place among those that wait in its cluster, from 1."""

@@ -29,6 +29,8 @@ urlpatterns = [
     path("deployments/<uuid:pk>/stop", deployment({"post": "stop"})),
     path("deployments/<uuid:pk>/start", deployment({"post": "start"})),
     path("deployments/<uuid:pk>/rollback", deployment({"post": "rollback"})),
+    path("deployments/<uuid:pk>/promote", deployment({"post": "promote"})),
+    path("deployments/<uuid:pk>/abandon", deployment({"post": "abandon"})),
     path("deployments/<uuid:pk>/revisions", deployment({"get": "revisions"})),
     path("deployments/<uuid:pk>/events", deployment({"get": "events"})),
     path("deployments/<uuid:pk>/metrics", deployment({"get": "metrics"})),

@@ -146,10 +146,12 @@ class DeploymentViewSet(OrgViewSet):
         "stop": Role.DEVELOPER,
         "start": Role.DEVELOPER,
         "rollback": Role.DEVELOPER,
+        "promote": Role.DEVELOPER,
+        "abandon": Role.DEVELOPER,
         "predict": Role.DEVELOPER,
     }
     serves: ClassVar = {"predict": "deployment"}
-    queryset = Deployment.objects.there().select_related("cluster", "revision")
+    queryset = Deployment.objects.there().select_related("cluster", "revision", "canary")
     serializer_class = said.DeploymentRow
     filterset_class = DeploymentFilter
     search_fields = ("name",)
@@ -186,7 +188,8 @@ class DeploymentViewSet(OrgViewSet):
         """Scale it, change its priority, or let it run something else.
 
         A new model, env, port or health_path makes a new revision: its replicas come up beside the
-        old ones, which stop as the new ones answer.
+        old ones, which stop as the new ones answer. ``canary`` tries a model beside it, with a
+        share of the requests, until it is promoted or abandoned.
         """
         form = said.DeploymentChange(data=request.data)
         form.is_valid(raise_exception=True)
@@ -221,6 +224,18 @@ class DeploymentViewSet(OrgViewSet):
         form = said.Rollback(data=request.data)
         form.is_valid(raise_exception=True)
         actions.roll_back(self.membership, self._one(), form.validated_data.get("revision"))
+        return self._done()
+
+    @extend_schema(request=None, responses={202: said.Done})
+    def promote(self, request: Request, pk: UUID) -> Response:
+        """Give the canary all requests: its revision becomes the deployment's."""
+        actions.promote(self.membership, self._one())
+        return self._done()
+
+    @extend_schema(request=None, responses={202: said.Done})
+    def abandon(self, request: Request, pk: UUID) -> Response:
+        """Let the canary go."""
+        actions.abandon(self.membership, self._one())
         return self._done()
 
     def _done(self, warnings: Any = ()) -> Response:
