@@ -2,7 +2,7 @@ from typing import Any
 
 from django.urls import path
 
-from pipelines import views
+from pipelines import connection_views, views
 
 app_name = "pipelines"
 urlpatterns: list[Any] = [
@@ -17,4 +17,11 @@ urlpatterns: list[Any] = [
     path("pipelines/runs/<uuid:run>/live", views.live, name="live"),
     path("pipelines/runs/<uuid:run>/cancel", views.cancel, name="cancel"),
     path("pipelines/runs/<uuid:run>/retry", views.retry, name="retry"),
+    path("connections", connection_views.connections, name="connections"),
+    path("connections/new", connection_views.new_connection, name="new-connection"),
+    path("connections/<uuid:connection>", connection_views.detail, name="connection"),
+    path("connections/<uuid:connection>/change", connection_views.change, name="change-connection"),
+    path("connections/<uuid:connection>/test", connection_views.test, name="test-connection"),
+    path("connections/<uuid:connection>/tested", connection_views.tested, name="connection-tested"),
+    path("connections/<uuid:connection>/delete", connection_views.delete, name="delete-connection"),
 ]

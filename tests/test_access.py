@@ -36,6 +36,7 @@ from clusters.api import protocol
 from organizations import exports, invites, service
 from organizations.access import SESSION_KEY
 from organizations.models import Membership, Role
+from pipelines import connecting
 from tests.clusters import make as deploying
 from tests.factories import (
     PASSWORD,
@@ -179,6 +180,15 @@ POST    /deployments/{deployment}/rollback                      sign    403     
 POST    /deployments/{deployment}/promote                       sign    403     302     302     404
 POST    /deployments/{deployment}/abandon                       sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
+
+GET     /connections                                            sign    200     200     200     200
+GET     /connections/new                                        sign    403     403     200     200
+POST    /connections/new                                        sign    403     403     302     302
+GET     /connections/{connection}                               sign    200     200     200     404
+GET     /connections/{connection}/tested                        sign    200     200     200     404
+POST    /connections/{connection}/test                          sign    403     302     302     404
+POST    /connections/{connection}/change                        sign    403     403     302     404
+POST    /connections/{connection}/delete                        sign    403     403     302     404
 
 GET     /api/workers                                             401    200     200     200     200
 GET     /api/workers/stats                                       401    200     200     200     200
@@ -324,6 +334,13 @@ GET     /api/deployments/{deployment}/events                     401    200     
 GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
 GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
+GET     /api/connections                                         401    200     200     200     200
+POST    /api/connections                                         401    403     403     201     201
+GET     /api/connections/{connection}                            401    200     200     200     404
+PATCH   /api/connections/{connection}                            401    403     403     200     404
+DELETE  /api/connections/{connection}                            401    403     403     204     404
+GET     /api/connections/{connection}/test                       401    200     200     200     404
+POST    /api/connections/{connection}/test                       401    403     202     202     404
 GET     /pipelines                                              sign    200     200     200     200
 GET     /pipelines/new                                          sign    403     200     200     200
 POST    /pipelines/new                                          sign    403     302     302     302
@@ -374,6 +391,7 @@ ELSEWHERE = {
     "admin/": "Django's admin asks for staff by itself: test_the_admin_is_for_staff",
     "api/organizations/": "the list of organizations, as some write its address",
     "api/clusters/": "the list of clusters, as some write its address",
+    "api/connections/": "the list of connections, as some write its address",
     "api/deployments/": "the list of deployments, as some write its address",
     "api/pipelines/": "the list of pipelines, as some write its address",
     "api/pipelines/<uuid:pk>/runs/": "the list of runs, as some write its address",
@@ -596,6 +614,10 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "PATCH /api/pipelines/{pipeline}": lambda _: {"description": "changed"},
     "POST /pipelines/new": lambda _: {"name": "new", "definition": piping.TEXT},
     "POST /pipelines/{pipeline}/edit": lambda _: {"name": "changed", "definition": piping.TEXT},
+    "POST /connections/new": lambda _: {"kind": "duckdb", "name": "new"},
+    "POST /connections/{connection}/change": lambda _: {"name": "changed"},
+    "POST /api/connections": lambda _: {"kind": "duckdb", "name": "new"},
+    "PATCH /api/connections/{connection}": lambda _: {"name": "changed"},
     "POST /clusters/new": lambda _: {"name": "new"},
     "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
     "POST /deployments/new": lambda world: {
@@ -615,6 +637,14 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
         ]
     },
 }
+
+
+def a_connection(admin: Membership) -> Any:
+    """One that was tested."""
+    made = piping.connection(admin, f"{MARK} connection")
+    tested = connecting.test(admin, made).task
+    Task.objects.filter(pk=tested).update(state="succeeded", finished_at=timezone.now())
+    return made.pk
 
 
 @pytest.fixture
@@ -698,6 +728,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "idle": piping.pipeline(admin, piping.TRAINS, f"{MARK} idle").pk,
             "run": run.pk,
             "ended": ended.pk,
+            "connection": a_connection(admin),
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
             "session": TokenFamily.objects.get(user=viewer.user).pk,

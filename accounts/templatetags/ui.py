@@ -33,6 +33,8 @@ STATES = {
     "starting": ("running", "loader-2", "Starting"),
     "preempted": ("lost", "refresh", "Made room"),
     "halted": ("cancelled", "player-stop", "Stopped"),
+    "works": ("succeeded", "circle-check", "Works"),
+    "fails": ("failed", "alert-triangle", "Does not work"),
     "skipped": ("early", "flag", "Skipped"),
     "not_run": ("cancelled", "ban", "Not run"),
     "expired": ("cancelled", "clock", "Expired"),

@@ -2,7 +2,7 @@ from typing import Any
 
 from django.urls import path
 
-from pipelines.api import views
+from pipelines.api import connections, views
 
 pipeline = views.PipelineViewSet.as_view
 run = views.RunViewSet.as_view
@@ -21,4 +21,5 @@ urlpatterns: list[Any] = [
     path("pipelines/<uuid:pk>/runs/<uuid:run>/cancel", run({"post": "cancel"})),
     path("pipelines/<uuid:pk>/runs/<uuid:run>/retry", run({"post": "retry"})),
     path("pipelines/<uuid:pk>/runs/<uuid:run>/logs", run({"get": "logs"})),
+    *connections.urlpatterns,
 ]

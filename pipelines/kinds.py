@@ -1,0 +1,119 @@
+"""What each kind of connection is made of. Pure.
+
+These fields are the allow-list of what a driver is told: nothing else reaches one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_TEXT, MOST_SECRET = 255, 8 * 1024
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing to fill in. ``kind``: text, port, choice or secret."""
+
+    name: str
+    title: str
+    kind: str = "text"
+    required: bool = False
+    default: Any = None
+    choices: tuple[tuple[str, str], ...] = ()
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    title: str
+    what: str
+    fields: tuple[Field, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Field]:
+        return {field.name: field for field in self.fields if field.kind != "secret"}
+
+    @property
+    def secrets(self) -> dict[str, Field]:
+        return {field.name: field for field in self.fields if field.kind == "secret"}
+
+
+KINDS: Mapping[str, Kind] = {
+    "duckdb": Kind(
+        "DuckDB (your data sets)",
+        "SQL over the data sets of your organization, on a node, with nothing to set up. What is "
+        "written back becomes a data set.",
+    ),
+    "postgres": Kind(
+        "PostgreSQL",
+        "Queries run in a transaction that can only read; a table is written all at once.",
+        (
+            Field("host", "Host", required=True, help="A name or an address."),
+            Field("port", "Port", "port", default=5432),
+            Field("database", "Database", required=True),
+            Field("user", "User", required=True, help="One that may read, and write what it must."),
+            Field("password", "Password", "secret"),
+            Field(
+                "sslmode", "Encryption", "choice", default="prefer",
+                choices=(
+                    ("prefer", "If the server offers it"),
+                    ("require", "Always"),
+                    ("verify-full", "Always, and the certificate must be the host's"),
+                    ("disable", "Never"),
+                ),
+            ),
+        ),
+    ),
+}  # fmt: skip
+
+
+def check_settings(kind: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings as they are stored, and what is wrong with them: a sentence by name."""
+    known, good, errors = KINDS[kind].settings, dict[str, Any](), dict[str, str]()
+    for name in given:
+        if name not in known:
+            errors[name] = f"{KINDS[kind].title} has no such setting."
+    for name, field in known.items():
+        value = given.get(name)
+        value = value.strip() if isinstance(value, str) else value
+        if value in (None, ""):
+            if field.required:
+                errors[name] = "This is needed."
+            elif field.default is not None:
+                good[name] = field.default
+            continue
+        if problem := _problem(field, value):
+            errors[name] = problem
+        else:
+            good[name] = int(value) if field.kind == "port" else value
+    return good, errors
+
+
+def check_secrets(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with secrets: a sentence by name. Null and "" stand for "none any more"."""
+    known, errors = KINDS[kind].secrets, dict[str, str]()
+    for name, value in given.items():
+        if name not in known:
+            errors[name] = f"{KINDS[kind].title} has no such secret."
+        elif value is not None and not isinstance(value, str):
+            errors[name] = "Give a text."
+        elif value and (len(value) > MOST_SECRET or "\0" in value):
+            errors[name] = f"Give a text of at most {MOST_SECRET:,} characters."
+    return errors
+
+
+def leads_elsewhere(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a secret that was entered for ``before`` would be sent to somebody else."""
+    return any(before.get(name) != after.get(name) for name in ("host", "port"))
+
+
+def _problem(field: Field, value: Any) -> str:
+    if field.kind == "port":
+        text = str(value)
+        good = not isinstance(value, bool) and text.isascii() and text.isdecimal()
+        return "" if good and 0 < int(text[:9]) < 65536 else "Give a number from 1 to 65535."
+    if not isinstance(value, str) or len(value) > MOST_TEXT or not value.isprintable():
+        return f"Give a text of at most {MOST_TEXT} characters, in one line."
+    if field.kind == "choice" and value not in dict(field.choices):
+        return f"Use one of: {', '.join(dict(field.choices))}."
+    return ""
