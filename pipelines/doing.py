@@ -19,6 +19,8 @@ from django.db.models import F
 from django.utils import timezone
 
 from accounts.errors import Conflict, FlowError, Invalid, NotFound
+from clusters import actions as deployments
+from clusters.models import Deployment
 from datasets import actions as data_actions
 from datasets.models import Dataset, DatasetVersion
 from organizations.models import Membership, Organization, Role, ServiceToken
@@ -35,7 +37,8 @@ from workers.models import Artifact, Task
 SQL, WRITE_BACK = "pipeline.sql", "pipeline.write-back"
 NODE_TIME_S = 3600
 NODE_RAM_MIB = 2048
-TELL_AGAIN_S = 60  # a message that control did not send by then is asked for once more
+# A message that control did not send by then is asked for once more, and given up at last.
+TELL_AGAIN_S, TELL_WITHIN_S = 60, 300
 State = Step.State
 
 
@@ -181,6 +184,48 @@ def _score(work: Work) -> None:
     work.step.output = {"batch": str(batch.pk), "model": str(model.pk)}
 
 
+def _check(work: Work) -> None:
+    """By what is known of the data already: their rows and columns, and what is missing there."""
+    version = work.data()
+    problems = []
+    least = work.param("min_rows")
+    if least is not None and version.rows < least:
+        problems.append(f"There are {version.rows:,} rows, and {least:,.0f} at least are expected.")
+    wanted = work.param("columns") or version.column_names
+    gone = [name for name in wanted if version.column(name) is None]
+    if gone:
+        problems.append(f"These columns are not there: {', '.join(gone[:20])}.")
+    most = work.param("max_missing")
+    for name in wanted if most is not None else ():
+        missing = (version.column(name) or {}).get("missing") or 0
+        if missing > most * version.rows:
+            share = missing / version.rows
+            problems.append(f"Of {name}, {share:.1%} are missing, and {most:.1%} at most expected.")
+    if problems:
+        raise Conflict(" ".join(problems), code="data-unexpected")
+    work.step.output = {
+        "dataset": str(version.dataset_id),
+        "version": str(version.pk),
+        "name": version.dataset.name,
+        "number": version.number,
+        "rows": version.rows,
+    }
+
+
+def _deploy(work: Work) -> None:
+    """Its replicas come up beside the old ones by themselves: nothing is waited for."""
+    model, name = work.model(), work.param("deployment")
+    found = Deployment.objects.of(work.home).there().filter(name=name).select_related("revision")
+    one = found.first()
+    if one is None:
+        raise NotFound(f"There is no deployment '{name[:63]}'.")
+    changed = one.revision is None or one.revision.model_id != model.pk
+    if changed:
+        deployments.change(work.by, one, model=model.pk)
+    why = "Its replicas are being replaced." if changed else "It runs this model already."
+    work.step.output = {"model": str(model.pk), "deployed": changed, "why": why, "name": name}
+
+
 def _promote(work: Work) -> None:
     """All of it is done at once: what it says is its output already."""
     model, name = work.model(), work.param("name")
@@ -323,7 +368,9 @@ def _on_node(
 _START: Mapping[str, Callable[[Work], None]] = {
     "sql": _sql,
     "train": _train,
+    "check": _check,
     "promote": _promote,
+    "deploy": _deploy,
     "score": _score,
     "write_back": _write_back,
     "notify": _notify,
@@ -376,15 +423,19 @@ def _score_ended(work: Work) -> Said | None:
     return _take_in(work, batch.parquet, work.param("dataset"))
 
 
-def _promote_ended(work: Work) -> Said:
+def _done_at_once(work: Work) -> Said:
     return Said(State.SUCCEEDED, work.step.output)
 
 
 def _notify_ended(work: Work) -> Said | None:
     if "told" in work.step.output:
         return Said(State.SUCCEEDED, work.step.output)
-    asked = work.step.started_at
-    if asked and asked < timezone.now() - timedelta(seconds=TELL_AGAIN_S):
+    if problem := work.step.output.get("problem"):
+        return Said(State.FAILED, error=problem)
+    asked, now = work.step.started_at or timezone.now(), timezone.now()
+    if asked < now - timedelta(seconds=TELL_WITHIN_S):
+        return Said(State.FAILED, error="The message was not sent in time.")
+    if asked < now - timedelta(seconds=TELL_AGAIN_S):
         _notify(work)
     return None
 
@@ -413,7 +464,9 @@ def _node_ended(work: Work) -> Said | None:
 _LOOK: Mapping[str, Callable[[Work], Said | None]] = {
     "sql": _node_ended,
     "train": _train_ended,
-    "promote": _promote_ended,
+    "check": _done_at_once,
+    "promote": _done_at_once,
+    "deploy": _done_at_once,
     "score": _score_ended,
     "write_back": _node_ended,
     "notify": _notify_ended,

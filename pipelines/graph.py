@@ -29,7 +29,7 @@ _SENT = frozenset({"stages", "notify"})
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. ``kind``: text, number, flag, choice, names, emails, object, data, model."""
+    """One parameter. ``kind``: text, number, flag, choice, names, engines, emails, data, model."""
 
     kind: str = "text"
     required: bool = False
@@ -68,13 +68,23 @@ STAGES: Mapping[str, Stage] = {
         gives="data",
         on_node=True,
     ),
+    "check": Stage(
+        "Check data",
+        {
+            "data": _DATA,
+            "min_rows": Param("number", least=1),
+            "columns": Param("names", help="That have to be there."),
+            "max_missing": Param("number", most=1, help="The share of any of these columns."),
+        },
+        gives="data",
+    ),
     "train": Stage(
         "Train",
         {
             "data": _DATA,
             "target": Param(required=True),
             "preset": Param(),
-            "engines": Param("names"),
+            "engines": Param("engines"),
             "time_budget": Param("number", least=1, help="Seconds."),
             "budget_mode": Param(),
             "task_type": Param(),
@@ -93,6 +103,14 @@ STAGES: Mapping[str, Stage] = {
             "name": Param(required=True, help="The name that the model becomes a version of."),
             "alias": Param(help="The alias to move; champion."),
             "min_gain": Param("number", help="By how much the metric has to be better."),
+        },
+        gives="model",
+    ),
+    "deploy": Stage(
+        "Deploy",
+        {
+            "model": _MODEL,
+            "deployment": Param(required=True, help="The name of one that is there."),
         },
         gives="model",
     ),
@@ -237,11 +255,11 @@ def _problem(param: Param, value: Any) -> str:
     if param.kind == "choice":
         good = is_text and value in param.choices
         return "" if good else f"Use one of: {', '.join(param.choices)}."
-    if param.kind == "names":
-        if is_text:
-            return ""
+    if param.kind in {"names", "engines"}:
+        if is_text and param.kind == "engines":
+            return ""  # "all", or one
         good = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        return "" if good and len(value) <= 100 else "Give a list of names."
+        return "" if good and len(value) <= 1000 else "Give a list of names."
     if param.kind == "emails":
         good = isinstance(value, list) and len(value) <= 20
         good = good and all(isinstance(one, str) and EMAIL.fullmatch(one) for one in value)

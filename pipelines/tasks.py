@@ -2,6 +2,7 @@
 
 import logging
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from celery import shared_task
@@ -89,10 +90,15 @@ def tell(step: str) -> None:
     to = stage["params"]["to"]
     done = [f"- {one.key}: {_summary(one)}" for one in run.steps.order_by("position") if one.output]
     text = "\n".join([stage["params"].get("message", ""), "", *done, "", _link(run)]).strip()
-    for address in doing.members(run.organization, to):
-        mail.send_text(address, f"{run} has come to {found.key}", text)
+    output: dict[str, Any] = {"told": len(to)}
+    try:
+        for address in doing.members(run.organization, to):
+            mail.send_text(address, f"{run} has come to {found.key}", text)
+    except Exception as problem:  # whatever the mail server makes of it
+        log.exception("a message was not sent", extra={"run": str(run.pk)})
+        output = {"problem": f"The message was not sent. {doing.refused(problem)}"}
     with transaction.atomic():
-        Step.objects.filter(pk=found.pk, state=Step.State.RUNNING).update(output={"told": len(to)})
+        Step.objects.filter(pk=found.pk, state=Step.State.RUNNING).update(output=output)
         driving.ask(run.pk)
 
 
@@ -105,6 +111,8 @@ _WORDS: dict[str, str] = {
 
 def _summary(step: Step) -> str:
     said = step.output
+    if "deployed" in said:
+        return f"{said['name']}: {said['why']}"
     if "promoted" in said:
         what = "promoted" if said["promoted"] else "not promoted"
         return f"{what}: {said['name']}@{said['alias']} is version {said['number']}. {said['why']}"
@@ -113,4 +121,4 @@ def _summary(step: Step) -> str:
 
 
 def _link(run: Run) -> str:
-    return mail.address(f"/pipelines/runs/{run.pk}")
+    return mail.address(run.get_absolute_url())

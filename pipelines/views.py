@@ -338,6 +338,8 @@ def _step(step: Step) -> dict[str, Any]:
     if "promoted" in made:
         verb = "Promoted" if made["promoted"] else "Not promoted"
         facts = [f"{verb}. {made.get('why', '')}"]
+    if "deployed" in made:
+        facts = [made.get("why", "")]
     took = None
     if step.started_at and step.finished_at:
         took = (step.finished_at - step.started_at).total_seconds()

@@ -88,7 +88,7 @@ def test_every_problem_is_told_at_its_place() -> None:
         "notify.to",
         "notify.on",
     }
-    assert "sql, train" in errors["stages[2].stage"][0]
+    assert "sql, check, train" in errors["stages[2].stage"][0]
     assert errors["stages[4].params.model"] == ["The stage 'a' (notify) does not give a model."]
 
 

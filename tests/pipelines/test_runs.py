@@ -15,6 +15,7 @@ from datasets.models import Dataset
 from organizations.models import Membership
 from pipelines import actions, driving, tasks
 from pipelines.models import Pipeline, Run, Step
+from tests.clusters import make as deploying
 from tests.datasets.nodes import ingest_next
 from tests.pipelines import make as piping
 from tests.training import make
@@ -253,13 +254,50 @@ def test_the_end_of_a_job_asks_for_its_run(
     make.version(by)
     run = begun(by, TRAIN)
     monkeypatch.setattr(
-        "pipelines.driving.bells.send", lambda name, **how: asked.append((name, how["args"]))
+        "pipelines.driving.bells.send", lambda name, **how: asked.append((name, how.get("args")))
     )
     task = node.claim()
     node.candidate(task)
     with django_capture_on_commit_callbacks(execute=True):
         node.end(task)
     assert ("pipelines.tasks.advance", [str(run.pk)]) in asked
+
+
+def test_data_that_are_not_as_expected_stop_the_run_with_every_reason(by: Membership) -> None:
+    make.version(by)
+    check = {"key": "check", "stage": "check", "params": {"data": "flowers", "min_rows": 100}}
+    run = begun(by, check, TRAIN | {"params": TRAIN["params"] | {"data": "$check"}})
+    assert states(run) == {"check": "succeeded", "train": "running"}
+    strict = {"data": "flowers", "min_rows": 1000, "columns": ["kind", "age"], "max_missing": 0.01}
+    actions.change(by, run.pipeline, definition={"stages": [check | {"params": strict}]})
+    actions.cancel_run(by, run)
+    look(run)
+    make.Node().react(Task.objects.get(kind="training.train"))
+    look(run)
+    error = step(look(actions.start_run(by, run.pipeline)), "check").error
+    assert "There are 150 rows, and 1,000 at least are expected." in error
+    assert "These columns are not there: age." in error
+    assert "Of kind, 1.3% are missing" in error
+
+
+def test_a_deployment_gets_the_model_that_won(by: Membership) -> None:
+    first, second = (make.scored_model(by, name=name) for name in ("first", "second"))
+    deploying.cluster(by, deploying.node(by))
+    named.give_name(by, "kinds", second)
+    there = deploying.deploy(by, first, "kinds")
+    params = {"model": "kinds@1", "deployment": "kinds"}
+    run = begun(by, {"key": "go", "stage": "deploy", "params": params})
+    assert run.state == "succeeded"
+    assert step(run, "go").output["deployed"] is True
+    there.refresh_from_db()
+    assert there.revision.model == second
+    again = look(actions.start_run(by, run.pipeline))
+    assert step(again, "go").output["deployed"] is False
+    assert there.revisions.count() == 2
+    gone = {"stages": [{"key": "go", "stage": "deploy", "params": params | {"deployment": "x"}}]}
+    actions.change(by, run.pipeline, definition=gone)
+    failed = look(actions.start_run(by, run.pipeline))
+    assert "no deployment 'x'" in failed.why
 
 
 # --- Several runs --------------------------------------------------------------------------------
@@ -327,6 +365,18 @@ def test_a_message_goes_to_members_and_to_nobody_else(by: Membership) -> None:
     assert message.to == [by.user.email]
     assert "Hi!" in message.body
     assert str(run.pk) in message.body
+
+
+def test_a_message_that_can_not_be_sent_fails_its_step(by: Membership, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no mail server")
+
+    monkeypatch.setattr("accounts.mail.send_text", refuse)
+    run = begun(by, {"key": "tell", "stage": "notify", "params": {"to": [by.user.email]}})
+    tasks.tell(str(step(run, "tell").pk))
+    look(run)
+    assert run.state == "failed"
+    assert "The message was not sent" in step(run, "tell").error
 
 
 def test_the_end_of_a_run_is_told_once_to_who_wants_to_know(by: Membership) -> None:
