@@ -353,14 +353,18 @@ def end_task(
     code: str = "",
     fault: str = "",
     usage: Mapping[str, Any] | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> Task:
     """A node reports how its attempt ended: succeeded, failed, cancelled, or returned (unharmed).
 
-    Saying the same of the same attempt again changes nothing. Raises NotYours from a late writer.
+    ``events`` came before (see `record_events`). Saying the same of the same attempt again changes
+    nothing. Raises NotYours from a late writer.
     """
     stored = Task.objects.select_for_update(no_key=True).filter(pk=task).first()
     if stored is not None and stored.attempt == attempt and stored.has_ended:
         return stored
+    if events:
+        record_events(task, attempt, events)
     held = held_task(task, attempt)
     held.usage = dict(usage or {})
     held.result = dict(result)

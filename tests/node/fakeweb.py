@@ -256,7 +256,11 @@ class FakeWeb:
     async def _take_events(self, request: web.Request) -> web.Response:
         body = await request.json()
         task = self._held(request, body["attempt"])
-        for event in body["events"]:
+        self._take(task, body["events"])
+        return web.json_response({"state": self.wishes.get(task["task"], "ok")})
+
+    def _take(self, task: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        for event in events:
             if event["type"] == "candidate":
                 if self.refuse_candidates:
                     raise problem(400, "no room for models")
@@ -264,7 +268,6 @@ class FakeWeb:
                 if any(e["key"] == event["key"] for e in self.of(task["task"], "candidate")):
                     continue
             self.events[task["task"]].append({**event, "heard_at": time.monotonic()})
-        return web.json_response({"state": self.wishes.get(task["task"], "ok")})
 
     async def _upload(self, request: web.Request) -> web.Response:
         self._held(request, int(request.query["attempt"]))
@@ -290,6 +293,7 @@ class FakeWeb:
         if self.ends[task["task"]] and task["attempt"] == body["attempt"]:
             return web.json_response({})
         self._held(request, body["attempt"])
+        self._take(task, body.get("events", []))
         self.ends[task["task"]].append(body)
         task["state"] = body["outcome"]
         return web.json_response({})

@@ -15,7 +15,7 @@ import types
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.node import cache, gpus, probe, procs, spool
-from workers.node.api import backoff_s
+from workers.node.api import Api, Refused, backoff_s
 from workers.node.cache import NotTrusted, safe_parts, signed_bytes, trim, unpack, verify
+from workers.node.delivery import deliver
 from workers.node.outcome import Seen, judge, should_start_again
 from workers.node.settings import MAX_SOCKET_PATH, read
 from workers.node.spool import BadFile, Spool
@@ -246,6 +247,65 @@ def test_only_files_of_the_work_folder_are_taken(tmp_path: Path) -> None:
 def test_retries_wait_longer_and_longer_but_not_for_ever(failures: int, spread: float) -> None:
     assert 0.1 <= backoff_s(failures, spread) <= 5.0
     assert backoff_s(failures, spread) <= backoff_s(failures + 1, spread) + 1e-9
+
+
+class Listener:
+    """What a web side hears, request by request. It can refuse events of a type."""
+
+    def __init__(self, refuses: str = "") -> None:
+        self.heard: list[tuple[str, list[str]]] = []
+        self.refuses = refuses
+        self.told = asyncio.Event()
+
+    async def events(
+        self, task: str, attempt: int, token: str, events: list[dict[str, Any]]
+    ) -> str:
+        self._hear("events", events)
+        return "ok"
+
+    async def end(self, task: str, token: str, body: dict[str, Any]) -> None:
+        self._hear("end", body.get("events", []))
+
+    def _hear(self, what: str, events: list[dict[str, Any]]) -> None:
+        kinds = [event["type"] for event in events]
+        if self.refuses in kinds:
+            raise Refused(400, "no")
+        self.heard.append((what, kinds))
+        self.told.set()
+
+
+def delivered(out: Spool, listener: Listener) -> list[tuple[str, list[str]]]:
+    asyncio.run(asyncio.wait_for(deliver(out, cast("Api", listener), lambda _: None), 30))
+    return listener.heard
+
+
+def test_what_ended_at_once_is_told_in_one_request(tmp_path: Path) -> None:
+    out = Spool.create(tmp_path / "spool", CLAIM)
+    out.add("started", {"pid": 1})
+    out.add("notice", {"message": "m"})
+    out.finish({"outcome": "succeeded"})
+    assert delivered(out, Listener()) == [("end", ["started", "notice"])]
+
+
+def test_of_what_came_before_an_end_only_what_is_refused_is_lost(tmp_path: Path) -> None:
+    out = Spool.create(tmp_path / "spool", CLAIM)
+    out.add("started", {"pid": 1})
+    out.add("notice", {"message": "m"})
+    out.finish({"outcome": "succeeded"})
+    assert delivered(out, Listener("notice")) == [("events", ["started"]), ("end", [])]
+
+
+def test_what_goes_on_is_told_of_before_its_end(tmp_path: Path) -> None:
+    async def both() -> list[tuple[str, list[str]]]:
+        out, listener = Spool.create(tmp_path / "spool", CLAIM), Listener()
+        telling = asyncio.create_task(deliver(out, cast("Api", listener), lambda _: None))
+        out.add("started", {"pid": 1})
+        await listener.told.wait()
+        out.finish({"outcome": "succeeded"})
+        await telling
+        return listener.heard
+
+    assert asyncio.run(asyncio.wait_for(both(), 30)) == [("events", ["started"]), ("end", [])]
 
 
 # --- the machine ---------------------------------------------------------------------------------

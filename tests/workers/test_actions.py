@@ -212,6 +212,17 @@ def test_an_event_is_dated_within_its_attempt_whatever_the_nodes_clock_says(hour
     assert task.events.get(type="candidate").at == honest
 
 
+def test_an_end_brings_what_came_before_it_once():
+    task = claimed()
+    said = [{"type": "started", "data": {"pid": 1}}, {"type": "notice", "data": {"message": "m"}}]
+    for _ in range(2):
+        ended = actions.end_task(task.pk, 1, outcome="succeeded", result={}, events=said)
+        assert ended.state == State.SUCCEEDED
+    told = list(task.events.order_by("seq").values_list("type", flat=True))
+    assert told[-3:] == ["started", "notice", "task.succeeded"]
+    assert told.count("started") == 1
+
+
 def test_progress_never_goes_back():
     task = claimed()
     for fraction in (0.5, 0.2):

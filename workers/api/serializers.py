@@ -129,3 +129,4 @@ class End(serializers.Serializer[Any]):
     code = serializers.CharField(default="", allow_blank=True, allow_null=True, max_length=60)
     fault = serializers.ChoiceField(["", "work", "platform"], default="", allow_null=True)
     usage = serializers.DictField(default=dict, allow_null=True)
+    events = SaidEvent(many=True, max_length=5000, default=list)  # type: ignore[call-arg]

@@ -118,12 +118,18 @@ class TaskView(NodeView):
         return int(attempt)
 
 
+def _events(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        event | {"files": {name: str(pk) for name, pk in event["files"].items()}}
+        for event in body["events"]
+    ]
+
+
 class EventsView(TaskView):
     def post(self, request: Request, task: UUID) -> Response:
         body = _read(said.Events, request)
-        for event in body["events"]:
-            event["files"] = {name: str(pk) for name, pk in event["files"].items()}
-        word = actions.record_events(task, self.attempt(body["attempt"]), body["events"])
+        events = _events(body)
+        word = actions.record_events(task, self.attempt(body["attempt"]), events)
         return Response({"state": word})
 
 
@@ -143,6 +149,7 @@ class EndView(TaskView):
             code=body["code"] or "",
             fault=body["fault"] or "",
             usage=body["usage"] or {},
+            events=_events(body),
         )
         return Response({"state": ended.state})
 

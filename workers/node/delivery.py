@@ -10,6 +10,7 @@ from workers.node.spool import Entry, Spool
 log = logging.getLogger("flowml.node.delivery")
 
 EVENTS_PAUSE_S = 0.25
+SHORT_S = 0.03  # what has ended within it is told in one request, start and all
 
 
 async def deliver(out: Spool, api: Api, hear: Callable[[str], None]) -> None:
@@ -18,16 +19,18 @@ async def deliver(out: Spool, api: Api, hear: Callable[[str], None]) -> None:
     Waits out any absence of the web side. ``hear`` gets the wishes that its answers carry.
     Raises Gone when the attempt is no longer this node's.
     """
+    await out.wait()
+    await out.wait_for_end(SHORT_S)
     while True:
         await out.wait()
         batch = out.take()
+        if out.is_last(batch) and not any(entry.files for entry in batch):
+            await _send_end(out, api, batch, hear)
+            return
         if batch:
             await _send(out, api, batch, hear)
             out.arrived(batch)
             await out.pause(EVENTS_PAUSE_S)
-        elif out.end is not None:
-            await _send_end(out, api)
-            return
 
 
 async def _send(out: Spool, api: Api, batch: list[Entry], hear: Callable[[str], None]) -> None:
@@ -50,14 +53,22 @@ async def _send(out: Spool, api: Api, batch: list[Entry], hear: Callable[[str], 
             out.add("notice", {"message": text, "level": "error"})
 
 
-async def _send_end(out: Spool, api: Api) -> None:
+async def _send_end(out: Spool, api: Api, batch: list[Entry], hear: Callable[[str], None]) -> None:
+    """Tell the outcome, and with it the last events, which have no files."""
     end = dict(out.end or {})
     files = end.pop("files", {})
     try:
         artifacts = await _upload(out, api, files)
         result = {"data": end.pop("data", {}), "files": artifacts}
-        await api.end(out.task, out.token, {"attempt": out.attempt, "result": result, **end})
+        body = {"attempt": out.attempt, "result": result, **end}
+        if batch:
+            body["events"] = [entry.event({}) for entry in batch]
+        await api.end(out.task, out.token, body)
     except Refused as error:
+        if batch:  # which of them is to blame?
+            await _send(out, api, batch, hear)
+            await _send_end(out, api, [], hear)
+            return
         log.error("task %s: the web side refused its end: %s", out.task, error)
         body = {
             "attempt": out.attempt,

@@ -6,6 +6,7 @@ attempt has its outcome. It outlives the work folder, the web side's absence and
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -57,6 +58,7 @@ class Spool:
         self._count = 0
         self._changed = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._ended = asyncio.Event()
 
     @property
     def task(self) -> str:
@@ -102,6 +104,7 @@ class Spool:
                 spool._pending.append(entry)
         if end.exists():
             spool.end = json.loads(end.read_text())
+            spool._ended.set()
         return spool
 
     def add(
@@ -134,6 +137,7 @@ class Spool:
         self.end = {**end, "files": self._link("end", files or {})}
         self._urgent.set()
         self._changed.set()
+        self._ended.set()
         _write(self.folder / "end.json", self.end)
 
     def take(self, limit: int = 100) -> list[Entry]:
@@ -168,6 +172,15 @@ class Spool:
             await asyncio.wait_for(self._urgent.wait(), seconds)
         except TimeoutError:
             pass
+
+    async def wait_for_end(self, seconds: float) -> None:
+        """Until the outcome is known, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
+
+    def is_last(self, batch: list[Entry]) -> bool:
+        """Whether ``batch`` is all that comes before an outcome that is known."""
+        return self.end is not None and len(batch) == len(self._pending)
 
     def discard(self) -> None:
         """Remove everything: it is delivered, or nobody wants it."""
