@@ -275,12 +275,15 @@ def held_task(task: UUID, attempt: int) -> Task:
 
 
 @transaction.atomic
-def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]]) -> str:
+def record_events(
+    task: UUID, attempt: int, events: Iterable[Mapping[str, Any]], *, hasten: bool = True
+) -> str:
     """Store what a node reports about the attempt that it runs; returns ok, cancel or stop.
 
     A candidate of a key that is stored already is left out, so a repeated report does no harm.
     Where a task has told very much, so are further lines of its log, and anything else raises
-    TooLarge. Raises NotYours from a late writer.
+    TooLarge. Without ``hasten`` the reactions wait for that to the task's end, or for the sweep.
+    Raises NotYours from a late writer.
     """
     held = held_task(task, attempt)
     for said in events:
@@ -302,7 +305,7 @@ def record_events(task: UUID, attempt: int, events: Iterable[Mapping[str, Any]])
             key=key,
             at=_at(held, said.get("at")),
         )
-        if event.handled_at is None:
+        if event.handled_at is None and hasten:
             _hasten("workers.tasks.handle_event", event.pk)
     # Whoever reports lives, even where its heartbeats don't come through.
     assert held.lease_expires_at is not None
@@ -364,7 +367,8 @@ def end_task(
     if stored is not None and stored.attempt == attempt and stored.has_ended:
         return stored
     if events:
-        record_events(task, attempt, events)
+        ends = outcome != "returned" and fault != Task.Fault.PLATFORM
+        record_events(task, attempt, events, hasten=not ends)
     held = held_task(task, attempt)
     held.usage = dict(usage or {})
     held.result = dict(result)

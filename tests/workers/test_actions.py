@@ -9,7 +9,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from tests.factories import OrganizationFactory, WorkerFactory, make_task
-from workers import actions, tasks
+from workers import actions, bells, tasks
 from workers.beats import Beat, renew
 from workers.fairshare import Room
 from workers.models import Allocation, Event, IllegalMove, StaleWrite, Task
@@ -221,6 +221,25 @@ def test_an_end_brings_what_came_before_it_once():
     told = list(task.events.order_by("seq").values_list("type", flat=True))
     assert told[-3:] == ["started", "notice", "task.succeeded"]
     assert told.count("started") == 1
+
+
+def test_control_is_called_once_for_an_end_and_what_came_with_it(
+    monkeypatch, django_capture_on_commit_callbacks
+):
+    calls = []
+    monkeypatch.setattr(bells, "send", lambda name, **how: calls.append(name))
+    said = [{"type": "started", "data": {"pid": 1}}]
+    for outcome, expected in (
+        ("succeeded", ["workers.tasks.handle_end"]),
+        ("returned", ["workers.tasks.handle_event"]),  # it goes on, elsewhere
+    ):
+        task, calls[:] = claimed(), []
+        with django_capture_on_commit_callbacks(execute=True):
+            actions.end_task(task.pk, 1, outcome=outcome, result={}, events=said)
+        assert [one for one in calls if "handle" in one] == expected
+    tasks.handle_end(str(Task.objects.get(state=State.SUCCEEDED).pk))
+    handled = Event.objects.filter(type="started", task__state=State.SUCCEEDED)
+    assert handled.get().handled_at is not None
 
 
 def test_progress_never_goes_back():
