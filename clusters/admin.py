@@ -14,6 +14,7 @@ from clusters.models import (
     Dependency,
     Deployment,
     DriftReport,
+    Outcome,
     Replica,
     Revision,
     Sample,
@@ -156,3 +157,14 @@ class DriftReportAdmin(ReadOnly):
     list_select_related = ("deployment",)
     search_fields = ("deployment__name",)
     date_hierarchy = "at"
+
+
+@admin.register(Outcome)
+class OutcomeAdmin(ReadOnly):
+    """Without what was predicted and true: that is the tenant's."""
+
+    list_display = ("deployment", "prediction", "row", "revision", "at")
+    list_select_related = ("deployment",)
+    search_fields = ("deployment__name",)
+    date_hierarchy = "at"
+    exclude = ("predicted", "truth")

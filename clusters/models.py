@@ -410,3 +410,27 @@ class DriftReport(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment}, {self.rows} rows"
+
+
+class Outcome(models.Model):
+    """What became true of a sampled prediction, and what was predicted: it outlives the sample."""
+
+    deployment = models.ForeignKey(Deployment, models.CASCADE, related_name="outcomes")
+    prediction = models.UUIDField(help_text="The id of the answer.")
+    row = models.PositiveIntegerField()
+    revision = models.PositiveIntegerField()
+    at = models.DateTimeField(help_text="When it was predicted.")
+    predicted = models.JSONField(null=True)
+    truth = models.JSONField()
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["deployment", "prediction", "row"], name="outcome_unique"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["deployment", "-at"], name="outcome_newest")]
+
+    def __str__(self) -> str:
+        return f"row {self.row} of {self.prediction}"

@@ -9,6 +9,7 @@ from clusters.models import (
     Dependency,
     Deployment,
     DriftReport,
+    Outcome,
     Replica,
     Revision,
     Sample,
@@ -46,6 +47,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
         ("served_minutes", ServedMinute),
         ("samples", Sample),
         ("drift_reports", DriftReport),
+        ("outcomes", Outcome),
     ):
         bundle.add_table(name, model.objects.filter(deployment__in=mine.values("pk")))  # type: ignore[attr-defined]
 

@@ -17,9 +17,9 @@ from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
-from clusters import actions, drift, queue, totals, watch, words
+from clusters import actions, drift, outcomes, queue, totals, watch, words
 from clusters.api import serializers as said
-from clusters.api.views import HOURS
+from clusters.api.views import DAYS, HOURS
 from clusters.models import Cluster, ClusterNode, Deployment, Priority
 from clusters.scheduling import Resources
 from clusters.world import total_of
@@ -470,6 +470,7 @@ def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
         "threshold": one.drift_threshold,
         "report": one.drift_reports.order_by("-at").first(),
         "least": drift.LEAST_ROWS,
+        "right": outcomes.by_day(one, DAYS),
         "may_change": request.membership.may(Role.DEVELOPER),
     }  # fmt: skip
     return render(request, "clusters/_watch.html", context)

@@ -22,7 +22,7 @@ import redis
 from django.db import transaction
 from django.utils import timezone
 
-from clusters import drift
+from clusters import drift, outcomes
 from clusters.models import Deployment, DriftReport, Sample, ServedMinute
 from clusters.queue import valkey
 from training.models import TrainedModel
@@ -34,7 +34,7 @@ MOST_BUCKET = 68  # 131 s: longer than a request may take
 MINUTES, SAMPLED = "flowml:watch:minutes", "flowml:watch:sampled"
 KEPT_S = 3600  # in Valkey
 MOST_KEYS = 5000  # copied at a time
-KEPT = timedelta(days=7)  # of minutes; of samples and reports as well
+KEPT, KEPT_SAMPLES = timedelta(days=7), timedelta(days=30)
 REQUESTS_A_MINUTE = 60  # of a deployment are sampled, in each web process
 ROWS_OF_ONE = 20  # of a request
 MOST_BYTES = 64 * 1024  # of a request's sampled rows
@@ -162,8 +162,10 @@ def flush() -> None:
             log.exception("drift was not looked for", extra={"deployment": str(deployment)})
     old = timezone.now() - KEPT
     ServedMinute.objects.filter(minute__lt=old).delete()
+    old = timezone.now() - KEPT_SAMPLES
     Sample.objects.filter(at__lt=old).delete()
     DriftReport.objects.filter(at__lt=old).delete()
+    outcomes.forget_old()
 
 
 def _copy_minutes() -> None:

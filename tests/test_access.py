@@ -333,6 +333,8 @@ GET     /api/deployments/{deployment}/revisions                  401    200     
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
 GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
 GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
+GET     /api/deployments/{deployment}/feedback                   401    200     200     200     404
+POST    /api/deployments/{deployment}/feedback                   401    403     200     200     404
 POST    /api/deployments/{deployment}/predict                    401    403     200     200     404
 GET     /api/connections                                         401    200     200     200     200
 POST    /api/connections                                         401    403     403     201     201
@@ -630,6 +632,9 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/deployments": a_deployment,
     "PATCH /api/deployments/{deployment}": lambda _: {"replicas": 2},
     "POST /api/deployments/{deployment}/predict": lambda _: {"rows": [ROW]},
+    "POST /api/deployments/{deployment}/feedback": lambda _: {
+        "outcomes": [{"id": "00000000-0000-4000-8000-000000000000", "truth": "kind 1"}]
+    },
     "POST /v2/models/{served}/infer": lambda _: {
         "inputs": [
             {"name": name, "shape": [1], "datatype": kind, "data": [ROW[name]]}

@@ -77,6 +77,7 @@ def a_row_of_each() -> None:
     first.minutes.create(minute=now, revision=1, requests=1)
     first.sampled.create(prediction=uuid4(), row=0, revision=1, at=now, values={}, predicted="x")
     first.drift_reports.create(revision=1, rows=100, columns=[])
+    first.outcomes.create(prediction=uuid4(), row=0, revision=1, at=now, predicted="x", truth="y")
 
     piping.connection(member)
     piping.run(member)

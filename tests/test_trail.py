@@ -28,6 +28,9 @@ UNTOLD = {
         "POST /training/new/check",
         "POST /api/live-ticket",
     },
+    "tells what became true, as often as there are predictions": {
+        "POST /api/deployments/{deployment}/feedback",
+    },
     "sends a link, and has done nothing until that is opened": {
         "POST /password/forgotten",
         "POST /email/resend",

@@ -14,6 +14,7 @@ from clusters.models import (
     Replica,
     Revision,
 )
+from clusters.outcomes import MOST
 from clusters.scheduling import Resources
 
 GB = 1024  # MiB
@@ -472,6 +473,55 @@ class DeploymentDrift(serializers.Serializer[Any]):
     kept = serializers.IntegerField(help_text="Rows that are kept now.")
     threshold = serializers.FloatField()
     latest = DriftShown(allow_null=True)
+
+
+class _AnyValue(serializers.JSONField):
+    """A text, a number, true or false."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if data is None or isinstance(data, list | dict):
+            raise serializers.ValidationError("Give one value: a text, a number, true or false.")
+        return data
+
+
+class OutcomeSent(serializers.Serializer[Any]):
+    id = serializers.UUIDField(help_text="Of the answer.")
+    row = serializers.IntegerField(
+        default=0, min_value=0, max_value=10**6, help_text="Of the request, from 0."
+    )
+    truth = _AnyValue(help_text="What became true.")
+
+
+class Outcomes(serializers.Serializer[Any]):
+    outcomes = OutcomeSent(many=True, allow_empty=False)
+
+    def validate_outcomes(self, value: list[Any]) -> list[Any]:
+        if len(value) > MOST:
+            raise serializers.ValidationError(f"At most {MOST:,} at a time.")
+        return value
+
+
+class OutcomesTaken(serializers.Serializer[Any]):
+    taken = serializers.IntegerField()
+    unknown = serializers.IntegerField(help_text="Not sampled, or too long ago.")
+    unknown_ids = serializers.ListField(child=serializers.CharField(), help_text="Up to 20.")
+
+
+class _Right(serializers.Serializer[Any]):
+    count = serializers.IntegerField()
+    accuracy = serializers.FloatField(allow_null=True, help_text="Of classes.")
+    mae = serializers.FloatField(allow_null=True, help_text="Of numbers: mean absolute error.")
+    rmse = serializers.FloatField(allow_null=True)
+
+
+class RightOnDay(_Right):
+    day = serializers.DateField()
+
+
+class HowRight(serializers.Serializer[Any]):
+    task = serializers.CharField()
+    days = RightOnDay(many=True, help_text="By the day of the prediction, oldest first.")
+    total = _Right()
 
 
 class Answer(serializers.Serializer[Any]):

@@ -35,6 +35,7 @@ urlpatterns = [
     path("deployments/<uuid:pk>/events", deployment({"get": "events"})),
     path("deployments/<uuid:pk>/metrics", deployment({"get": "metrics"})),
     path("deployments/<uuid:pk>/drift", deployment({"get": "drift"})),
+    path("deployments/<uuid:pk>/feedback", deployment({"get": "outcomes", "post": "feedback"})),
     path("deployments/<uuid:pk>/predict", deployment({"post": "predict"}), name="predict"),
     path("workers/replicas/<uuid:replica>", views.ReplicaView.as_view()),
 ]

@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.errors import Invalid
-from clusters import actions, serving, totals, watch
+from clusters import actions, outcomes, serving, totals, watch
 from clusters.api import serializers as said
 from clusters.models import Cluster, Deployment
 from clusters.nodes import what_to_run
@@ -125,6 +125,7 @@ class DeploymentFilter(filters.FilterSet):
 
 
 HOURS = {1: 1, 24: 15, 168: 120}  # and how many minutes a step of their charts is
+DAYS = 30
 _HOURS = OpenApiParameter("hours", int, description="1, 24 or 168.")
 _AFTER = OpenApiParameter("after", int, description="Only events of a higher number.")
 
@@ -140,6 +141,8 @@ class DeploymentViewSet(OrgViewSet):
         "events": Role.VIEWER,
         "metrics": Role.VIEWER,
         "drift": Role.VIEWER,
+        "outcomes": Role.VIEWER,
+        "feedback": Role.DEVELOPER,
         "create": Role.DEVELOPER,
         "partial_update": Role.DEVELOPER,
         "destroy": Role.DEVELOPER,
@@ -150,7 +153,7 @@ class DeploymentViewSet(OrgViewSet):
         "abandon": Role.DEVELOPER,
         "predict": Role.DEVELOPER,
     }
-    serves: ClassVar = {"predict": "deployment"}
+    serves: ClassVar = {"predict": "deployment", "feedback": "deployment"}
     queryset = Deployment.objects.there().select_related("cluster", "revision", "canary")
     serializer_class = said.DeploymentRow
     filterset_class = DeploymentFilter
@@ -286,6 +289,21 @@ class DeploymentViewSet(OrgViewSet):
             "latest": one.drift_reports.order_by("-at").first(),
         }
         return Response(said.DeploymentDrift(told).data)
+
+    @extend_schema(responses=said.HowRight, filters=False)
+    def outcomes(self, request: Request, pk: UUID) -> Response:
+        """How right it was on each of the last 30 days, by what was sent back."""
+        return Response(said.HowRight(outcomes.by_day(self._one(), DAYS)).data)
+
+    @extend_schema(request=said.Outcomes, responses=said.OutcomesTaken)
+    def feedback(self, request: Request, pk: UUID) -> Response:
+        """Tell what became true of predictions: by the id of the answer, and the row in it.
+
+        Of those that were sampled; the same again replaces what was sent before.
+        """
+        form = said.Outcomes(data=request.data)
+        form.is_valid(raise_exception=True)
+        return Response(outcomes.take(self._one(), form.validated_data["outcomes"]))
 
     @extend_schema(request=Rows, responses=said.Answer)
     def predict(self, request: Request, pk: UUID) -> Response:

@@ -35,7 +35,7 @@ class Site:
         data = owner.dataset("penguins")
         job = owner.train(data["id"], "species", time_budget=5)
         assert owner.ended(job)["state"] == "succeeded", self.log("first")
-        self.model = owner.leaderboard(job)[0]["id"]
+        self.model, self.other = [one["id"] for one in owner.leaderboard(job)][:2]
         rows = owner.ok("GET", f"/api/datasets/{data['id']}/preview")["rows"][:2]
         self.rows = [{k: v for k, v in row.items() if k != "species"} for row in rows]
         ids = [node["id"] for node in owner.ok("GET", "/api/workers")["results"]]
@@ -158,6 +158,39 @@ def test_no_request_fails_while_replicas_are_killed_and_replaced(site: Site) -> 
     )
     site.owner.ok("DELETE", path)
     assert site.owner.get(path).status_code == 404
+
+
+def test_no_request_fails_while_a_canary_comes_answers_and_is_promoted(site: Site) -> None:
+    path = site.deploy("tried")
+    site.running(path)
+    with site.load(path) as answers:
+        site.owner.ok("PATCH", path, json={"canary": {"model": site.other, "percent": 40}})
+        site.owner.until(path, lambda one: one["canary"]["ready"] == 1)
+        until(lambda: {body.get("revision") for _, body in answers[-50:]} == {1, 2})
+        site.owner.ok("POST", f"{path}/promote")
+        site.owner.until(
+            path,
+            lambda one: [r["revision"] for r in one["placed"] if not r["ended_at"]] == [2],
+        )
+        until(lambda: {body.get("revision") for _, body in answers[-5:]} == {2})
+    names = list(site.rows[0])
+    told = site.owner.ok("GET", "/v2/models/tried")
+    assert [one["name"] for one in told["inputs"]] == names
+    inputs = [
+        {**one, "shape": [len(site.rows)], "data": [row[one["name"]] for row in site.rows]}
+        for one in told["inputs"]
+    ]
+    answer = site.owner.ok("POST", "/v2/models/tried/infer", json={"id": "7", "inputs": inputs})
+    same = site.owner.ok("POST", f"{path}/predict", json={"rows": site.rows})
+    assert (answer["id"], answer["outputs"][0]["data"]) == ("7", same["predictions"])
+    counted = site.owner.until(
+        f"{path}/metrics",
+        lambda found: sum(one["requests"] for one in found["revisions"]) >= len(answers) + 2,
+    )
+    assert {one["revision"] for one in counted["revisions"]} == {1, 2}
+    assert all(one["errors"] == 0 and one["p50_ms"] > 0 for one in counted["revisions"])
+    assert site.owner.ok("GET", f"{path}/drift")["kept"] >= 2
+    site.owner.ok("DELETE", path)
 
 
 def test_the_urgent_evicts_and_its_victim_comes_back(site: Site) -> None:
