@@ -7,7 +7,7 @@ takes long is theirs, or a node's task; ``step.subject`` remembers which.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.core.files.base import File
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.errors import Conflict, FlowError, Invalid, NotFound
@@ -33,6 +33,7 @@ from training.names import CHAMPION, NamedAlias
 from workers import bells
 from workers.actions import add_task, cancel_task
 from workers.models import Artifact, Task
+from workers.waiting import waits_for
 
 SQL, WRITE_BACK = "pipeline.sql", "pipeline.write-back"
 NODE_TIME_S = 3600
@@ -510,6 +511,15 @@ def _read(work: Work) -> Said | None:
         why = (version.error or {}).get("detail", "")
         return Said(State.FAILED, error=f"What it made could not be read. {why}".strip())
     return Said(State.SUCCEEDED, {**work.step.output, "rows": version.rows})
+
+
+def waits(run: Run, steps: Iterable[Step]) -> str:
+    """Why what runs of it does not get on, in a sentence; "" where it does."""
+    subjects = [one.subject for one in steps if one.state == State.RUNNING and one.subject]
+    if not subjects or run.has_ended:
+        return ""
+    tasks = Task.objects.filter(Q(subject__in=subjects) | Q(pk__in=subjects))
+    return waits_for(list(tasks.filter(organization=run.organization)), run.organization)
 
 
 # --- Cancelling ----------------------------------------------------------------------------------

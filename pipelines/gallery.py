@@ -7,6 +7,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Template:
     key: str
+    name: str
     title: str
     text: str
     definition: dict[str, Any]
@@ -22,6 +23,7 @@ _TRAIN = {"data": "my data", "target": "my target", "preset": "balanced"}
 TEMPLATES = (
     Template(
         "retrain",
+        "nightly retrain",
         "Retrain every night, promote if better",
         "Trains on the newest version of a data set. If the best model beats the champion, the "
         "name means the new one from then on.",
@@ -35,6 +37,7 @@ TEMPLATES = (
     ),
     Template(
         "score",
+        "batch score",
         "Score a data set",
         "Predicts every row of a data set's newest version by the champion of a name. The answers "
         "are the next version of another data set.",
@@ -49,6 +52,7 @@ TEMPLATES = (
     ),
     Template(
         "warehouse",
+        "query to table",
         "From a query to a table",
         "A query fetches data; a model is trained and promoted if better; the champion scores the "
         "same rows; and what it says is written back to a table.",

@@ -56,6 +56,13 @@ def lines(run: Run, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
         }
 
 
+def text(run: Run, events: Iterable[Event]) -> Iterator[str]:
+    """The same as lines of a file."""
+    for line in lines(run, events):
+        at = f"{line['at']:%Y-%m-%d %H:%M:%S}Z"
+        yield f"{at} {line['level'].upper():7} {line['step'] or '-':12} {line['message']}\n"
+
+
 def _message(type: str, data: dict[str, Any]) -> str:
     if type in _SAYS:
         more = data.get("error") or data.get("skipped_because") or data.get("why") or ""

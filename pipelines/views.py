@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,12 +11,13 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from pipelines import actions, gallery, graph, logs, schedules
+from pipelines import actions, doing, gallery, graph, logs, schedules
 from pipelines.api import serializers as said
 from pipelines.api.views import with_last_run
 from pipelines.models import Connection, Pipeline, Run, Step
@@ -117,7 +119,7 @@ def new(request: OrgRequest) -> HttpResponse:
         (one for one in gallery.TEMPLATES if one.key == request.GET.get("template")), None
     )
     values: dict[str, Any] = {
-        "name": chosen.title if chosen else "",
+        "name": chosen.name if chosen else "",
         "definition": _text(chosen.definition if chosen else {"stages": []}),
         **_schedule_values(chosen.schedule if chosen else {}),
     }
@@ -320,21 +322,44 @@ def _shown(request: OrgRequest, one: Run) -> dict[str, Any]:
         "one": one,
         "state": state,
         "graph": drawn(stages, {step.key: step.state for step in steps}),
-        "steps": [_step(step) for step in steps],
+        "steps": [_step(step, _span(steps)) for step in steps],
+        "waits": doing.waits(one, steps),
         "lines": list(logs.lines(one, events)),
         "chosen": chosen,
         "may_change": request.membership.may(Role.DEVELOPER),
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _span(steps: list[Step]) -> tuple[datetime, datetime]:
+    """From the first start to the last end, or now."""
+    now = timezone.now()
+    begun = [step.started_at for step in steps if step.started_at]
+    ends = [step.finished_at or now for step in steps if step.started_at]
+    return min(begun, default=now), max(ends, default=now)
+
+
+def _bar(step: Step, span: tuple[datetime, datetime]) -> dict[str, Any] | None:
+    """When it ran, as a bar in a picture 100 wide."""
+    if step.started_at is None:
+        return None
+    first, last = span
+    whole = max(1e-6, (last - first).total_seconds())
+    begins = (step.started_at - first).total_seconds()
+    ends = ((step.finished_at or last) - first).total_seconds()
+    left = min(98.0, 100 * begins / whole)
+    return {
+        "x": f"{left:.1f}",
+        "width": f"{max(2.0, min(100 - left, 100 * (ends - begins) / whole)):.1f}",
+        "look": LOOKS[step.state][0],
+    }
+
+
+def _step(step: Step, span: tuple[datetime, datetime]) -> dict[str, Any]:
     made = step.output
     known = graph.STAGES.get(step.stage)
-    facts = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name in ("metric", "score", "rows", "number")
-        if (value := made.get(name)) is not None
-    ]
+    facts = [f"{made['rows']:,} rows"] if isinstance(made.get("rows"), int) else []
+    if made.get("score") is not None:
+        facts.append(f"{made.get('metric', 'score')} {made['score']:.4g}")
     if "promoted" in made:
         verb = "Promoted" if made["promoted"] else "Not promoted"
         facts = [f"{verb}. {made.get('why', '')}"]
@@ -350,6 +375,7 @@ def _step(step: Step) -> dict[str, Any]:
         "attempt": step.attempt,
         "started_at": step.started_at,
         "took": took,
+        "bar": _bar(step, span),
         "why": step.error or step.skipped_because,
         "not_before": step.not_before if step.state == Step.State.PENDING else None,
         "facts": ", ".join(facts),

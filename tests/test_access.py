@@ -367,6 +367,7 @@ GET     /api/pipelines/{pipeline}/runs/{run}                     401    200     
 POST    /api/pipelines/{pipeline}/runs/{run}/cancel              401    403     202     202     404
 POST    /api/pipelines/{pipeline}/runs/{ended}/retry             401    403     202     202     404
 GET     /api/pipelines/{pipeline}/runs/{run}/logs                401    200     200     200     404
+GET     /api/pipelines/{pipeline}/runs/{run}/log.txt             401    200     200     200     404
 GET     /v2                                                      200    200     200     200     200
 GET     /v2/health/live                                          200    200     200     200     200
 GET     /v2/health/ready                                         200    200     200     200     200

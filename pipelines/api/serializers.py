@@ -3,7 +3,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from pipelines import graph, schedules
+from pipelines import doing, graph, schedules
 from pipelines.actions import OVERLAPS
 from pipelines.models import NAME, Pipeline, Run, Step
 
@@ -131,10 +131,15 @@ class StepShown(serializers.ModelSerializer[Step]):
 
 class RunFull(RunRow):
     steps = serializers.SerializerMethodField()
+    waits = serializers.SerializerMethodField()
     topic = serializers.CharField(help_text="Of /ws, where its events appear as they happen.")
 
     class Meta(RunRow.Meta):
-        fields = (*RunRow.Meta.fields, "topic", "steps")  # type: ignore[assignment]
+        fields = (*RunRow.Meta.fields, "topic", "waits", "steps")  # type: ignore[assignment]
+
+    def get_waits(self, run: Run) -> str:
+        """Why what runs of it does not get on; empty where it does."""
+        return doing.waits(run, run.steps.all())
 
     @extend_schema_field(StepShown(many=True))
     def get_steps(self, run: Run) -> Any:

@@ -21,5 +21,10 @@ urlpatterns: list[Any] = [
     path("pipelines/<uuid:pk>/runs/<uuid:run>/cancel", run({"post": "cancel"})),
     path("pipelines/<uuid:pk>/runs/<uuid:run>/retry", run({"post": "retry"})),
     path("pipelines/<uuid:pk>/runs/<uuid:run>/logs", run({"get": "logs"})),
+    path(
+        "pipelines/<uuid:pk>/runs/<uuid:run>/log.txt",
+        run({"get": "log_file"}),
+        name="pipeline-run-log",
+    ),
     *connections.urlpatterns,
 ]

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.db.models.functions import JSONObject
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django_filters import rest_framework as filters
@@ -18,6 +19,8 @@ from organizations.models import Role
 from pipelines import actions, logs
 from pipelines.api import serializers as said
 from pipelines.models import Pipeline, Run
+
+MOST_LINES = 100_000  # of one file
 
 
 def with_last_run(found: QuerySet[Pipeline]) -> QuerySet[Pipeline]:
@@ -100,6 +103,7 @@ class RunViewSet(OrgViewSet):
         "list": Role.VIEWER,
         "retrieve": Role.VIEWER,
         "logs": Role.VIEWER,
+        "log_file": Role.VIEWER,
         "create": Role.DEVELOPER,
         "cancel": Role.DEVELOPER,
         "retry": Role.DEVELOPER,
@@ -170,3 +174,12 @@ class RunViewSet(OrgViewSet):
         step = request.query_params.get("step", "")[:40].replace("\0", "")
         page: Any = self.paginate_queryset(logs.events_of(found, step=step, after=int(after)))
         return self.get_paginated_response(said.LogLine(logs.lines(found, page), many=True).data)
+
+    @extend_schema(responses={(200, "text/plain"): str}, filters=False)
+    def log_file(self, request: Request, pk: UUID, run: UUID) -> HttpResponse:
+        """The whole log as a text file."""
+        found: Run = self.get_object()
+        text = "".join(logs.text(found, logs.events_of(found)[:MOST_LINES]))
+        answer = HttpResponse(text, content_type="text/plain; charset=utf-8")
+        answer["Content-Disposition"] = f'attachment; filename="run-{found.number}.log"'
+        return answer

@@ -53,7 +53,10 @@ def test_make_it_run_it_watch_it_and_let_it_go(api: Api, by: Membership) -> None
     )  # fmt: skip
     tasks.sweep()
     one = f"{runs}/{run['id']}"
-    steps = api("get", one)["steps"]
+    make.Task.objects.update(queued_at="2020-01-01T00:00:00Z")
+    waiting = api("get", one)
+    assert "Waits for a node" in waiting["waits"]
+    steps = waiting["steps"]
     assert [step["state"] for step in steps] == ["running", "pending"]
     assert steps[1]["after"] == ["train"]
     assert api("get", "pipelines")["results"][0]["last_run"]["state"] == "running"
@@ -72,6 +75,11 @@ def test_make_it_run_it_watch_it_and_let_it_go(api: Api, by: Membership) -> None
     assert lines[-1] | {"at": ""} == {
         "seq": len(lines), "at": "", "step": "", "level": "warning", "message": "Cancelled.",
     }  # fmt: skip
+    file = api.client.get(f"/api/{one}/log.txt")
+    text = file.content.decode()
+    assert "run-1.log" in file["Content-Disposition"]
+    assert len(text.splitlines()) == len(lines)
+    assert "WARNING promote      Does not run." in text
     mine = api("get", f"{one}/logs?step=train&after=1")["results"]
     assert {line["step"] for line in mine} == {"train"}
     assert api("post", f"{one}/retry", {"step": "train"}, 202)["state"] == "running"

@@ -7,8 +7,8 @@ import pytest
 from django.test import Client
 
 from organizations.models import Membership, Role
-from pipelines import gallery, graph, views
-from pipelines.models import Pipeline, Run
+from pipelines import gallery, graph, schedules, views
+from pipelines.models import NAME, Pipeline, Run
 from tests.factories import MembershipFactory
 from tests.pipelines import make as piping
 from tests.pipelines.test_runs import PROMOTE, TRAIN, begun, look, step, trained
@@ -38,6 +38,8 @@ def page(by: Membership) -> Any:
 @pytest.mark.parametrize("template", gallery.TEMPLATES, ids=lambda one: one.key)
 def test_what_the_gallery_has_is_a_pipeline(template: gallery.Template) -> None:
     graph.check(template.definition)
+    schedules.check(template.schedule)
+    NAME(template.name)
 
 
 def test_the_list_shows_what_to_begin_with_and_then_what_there_is(page: Any, by: Any) -> None:
@@ -67,7 +69,7 @@ def test_who_only_looks_is_offered_nothing_else(by: Membership) -> None:
 
 def test_making_and_editing_by_the_form(page: Any) -> None:
     form = page("/pipelines/new?template=retrain")
-    assert "Retrain every night" in form
+    assert "nightly retrain" in form
     sent = {
         "name": "nightly",
         "definition": json.dumps({"stages": [TRAIN, PROMOTE]}),
