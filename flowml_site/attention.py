@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.cache import caches
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.urls import reverse
 from django.utils import timezone
 
@@ -13,6 +13,7 @@ from clusters import words
 from clusters.models import Deployment
 from organizations import quotas
 from organizations.models import Organization
+from pipelines.models import Run
 
 WAITS_S = 60  # a deployment waits a moment each time that it starts
 NEARLY = 0.9  # of a quota
@@ -32,7 +33,7 @@ class Finding:
 
 def findings(home: Organization) -> list[Finding]:
     """What is broken first, then what waits or is nearly used up. Two queries, and the quotas'."""
-    found = [*_deployments(home), *_quotas(home)]
+    found = [*_deployments(home), *_pipelines(home), *_quotas(home)]
     return sorted(found, key=lambda one: not one.is_broken)
 
 
@@ -49,6 +50,19 @@ def _deployments(home: Organization) -> list[Finding]:
             is_broken=one.state == Deployment.State.FAILED,
         )
         for one in stuck.order_by("-priority", "waiting_since")[:MOST]
+    ]
+
+
+def _pipelines(home: Organization) -> list[Finding]:
+    """Those whose newest run has failed."""
+    newer = Run.objects.filter(pipeline=OuterRef("pipeline"), number__gt=OuterRef("number"))
+    counts = newer.exclude(state__in=(Run.State.CANCELLED, Run.State.SKIPPED))
+    failed = Run.objects.of(home).filter(~Exists(counts), state=Run.State.FAILED)
+    return [
+        Finding(
+            one.pipeline.name, f"The newest run has failed. {one.why}", one.get_absolute_url(), True
+        )
+        for one in failed.select_related("pipeline").order_by("-finished_at")[:MOST]
     ]
 
 

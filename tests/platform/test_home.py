@@ -12,6 +12,7 @@ from organizations.models import Role
 from tests.clusters import make
 from tests.clusters.make import Node, deploy, settle
 from tests.factories import MembershipFactory
+from tests.pipelines import make as piping
 from workers.models import Artifact
 
 pytestmark = pytest.mark.django_db
@@ -81,6 +82,15 @@ def test_a_quota_that_is_nearly_used_up_is_named(client, by, settings):
     assert "/organization?tab=usage" in shown
 
 
+def test_a_pipeline_is_named_until_a_newer_run_goes_well(client, by):
+    home_of = piping.pipeline(by, piping.TRAINS)
+    failed = piping.run_of(home_of, "failed")
+    piping.run_of(home_of, "cancelled")
+    assert f'href="/pipelines/runs/{failed.pk}"' in home(client)
+    piping.run_of(home_of, "running")
+    assert "Needs attention" not in home(client)
+
+
 def test_nobody_sees_what_is_wrong_elsewhere(client, by):
     node = Node(make.node(by, ram_gb=8))
     make.cluster(by, node.worker)
@@ -91,7 +101,7 @@ def test_nobody_sees_what_is_wrong_elsewhere(client, by):
     assert "It broke." not in home(client)
 
 
-def test_what_needs_attention_costs_one_query(client, by, django_assert_num_queries):
+def test_what_needs_attention_costs_two_queries(client, by, django_assert_num_queries):
     node = Node(make.node(by, ram_gb=8))
     make.cluster(by, node.worker)
     model = make.model(by)
@@ -99,5 +109,5 @@ def test_what_needs_attention_costs_one_query(client, by, django_assert_num_quer
         deploy(by, model, f"d{number}", ram_gb=1)
     Deployment.objects.update(state="failed", failures=1, error="It broke.")
     home(client)
-    with django_assert_num_queries(7):
+    with django_assert_num_queries(8):
         assert home(client).count("It broke.") == 4
