@@ -179,6 +179,13 @@ def _train(work: Work) -> None:
 def _score(work: Work) -> None:
     version, model = work.data(), work.model()
     assert version.data is not None
+    gone = [one["name"] for one in model.schema if version.column(one["name"]) is None]
+    if gone:
+        raise Conflict(
+            f"'{version.dataset}' (version {version.number}) lacks columns that the model was "
+            f"trained with: {', '.join(gone[:20])}.",
+            code="columns-gone",
+        )
     stem = offers.label_of(version.dataset.name)
     batch = training.queue_file(work.by, model, version.data, f"{stem}.parquet", keep=True)
     work.step.subject = batch.pk

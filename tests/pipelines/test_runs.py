@@ -280,6 +280,15 @@ def test_data_that_are_not_as_expected_stop_the_run_with_every_reason(by: Member
     assert "Of kind, 1.3% are missing" in error
 
 
+def test_rows_that_lack_what_the_model_was_trained_with_are_not_scored(by: Membership) -> None:
+    model = make.scored_model(by)
+    make.version(by, make.flowers().drop("petal_cm", "colour"), name="narrow")
+    params = {"model": str(model.pk), "data": "narrow", "dataset": "scored"}
+    run = begun(by, {"key": "score", "stage": "score", "params": params})
+    assert run.state == "failed"
+    assert "trained with: petal_cm, colour." in run.why
+
+
 def test_a_deployment_gets_the_model_that_won(by: Membership) -> None:
     first, second = (make.scored_model(by, name=name) for name in ("first", "second"))
     deploying.cluster(by, deploying.node(by))
