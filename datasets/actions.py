@@ -64,10 +64,12 @@ def upload(
     name: str = "",
     description: str = "",
     options: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A new data set from an uploaded file, to be read by a node.
 
-    ``options`` say what the file itself leaves open: {"delimiter", "header", "encoding",
+    ``origin`` says what made the file, where nobody uploaded it: {"text", "url", ...}. ``options``
+    say what the file itself leaves open: {"delimiter", "header", "encoding",
     "columns": {name: dtype}}. Raises Invalid without a file, TooLarge past MAX_UPLOAD_SIZE_MB,
     QuotaReached past what the organization may store or upload at once, TooManyUploads.
     """
@@ -80,6 +82,7 @@ def upload(
         name=name or PurePath(filename).name,
         description=description,
         options=options,
+        origin=origin,
     )
 
 
@@ -98,6 +101,7 @@ def add_version(
     file: UploadedFile | None,
     *,
     options: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> DatasetVersion:
     """The next version of a data set.
 
@@ -124,7 +128,10 @@ def add_version(
         filename = file.name or "table"
         told = {"file": filename, "bytes": artifact.size, "version": newest + 1}
         record("dataset.version-added", stored, by=by, changes=told)
-        return _ingest(by, stored, artifact, filename=filename, number=newest + 1, options=options)
+        number = newest + 1
+        return _ingest(
+            by, stored, artifact, filename=filename, number=number, options=options, origin=origin
+        )
 
 
 def _refuse_while_reading(dataset: Dataset) -> None:
@@ -165,6 +172,7 @@ def _new_dataset(
     name: str,
     description: str = "",
     options: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Dataset:
     _refuse_too_many(by)
     artifact = work.store_artifact(by.organization, "upload", file)
@@ -175,7 +183,7 @@ def _new_dataset(
             description=description,
             created_by=by.author,
         )
-        _ingest(by, dataset, artifact, filename=filename, number=1, options=options)
+        _ingest(by, dataset, artifact, filename=filename, number=1, options=options, origin=origin)
         told = {"file": filename, "bytes": artifact.size}
         record("dataset.created", dataset, by=by, changes=told)
     return dataset
@@ -203,6 +211,7 @@ def _ingest(
     filename: str,
     number: int,
     options: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> DatasetVersion:
     version = DatasetVersion.objects.create(
         organization=by.organization,
@@ -210,6 +219,7 @@ def _ingest(
         number=number,
         filename=filename[:255],
         options=dict(options or {}),
+        origin=dict(origin or {}),
         upload=artifact,
         upload_size=artifact.size,
         created_by=by.author,

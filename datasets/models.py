@@ -64,6 +64,10 @@ class DatasetVersion(OrgOwned):
     )
     filename = models.CharField(max_length=255, help_text="As it was called where it came from.")
     options = models.JSONField(default=dict, blank=True, help_text="What the upload asked for.")
+    origin = models.JSONField(
+        default=dict, blank=True,
+        help_text='What made it, where nobody uploaded it: {"text", "url", ...}.',
+    )  # fmt: skip
     upload_size = models.PositiveBigIntegerField(help_text="Bytes.")
     source = models.JSONField(
         default=dict, blank=True, help_text="Format, encoding, delimiter and header, as found."

@@ -492,10 +492,10 @@ def _take_in(work: Work, rows: Artifact, name: str) -> Said | None:
     with transaction.atomic(), rows.file.open("rb") as file:
         shown = cast("Any", File(file, name=f"{offers.label_of(name)}.parquet"))
         if dataset is None:
-            dataset = data_actions.upload(work.by, shown, name=name)
+            dataset = data_actions.upload(work.by, shown, name=name, origin=_origin(work))
             version = dataset.versions.get()
         else:
-            version = data_actions.add_version(work.by, dataset, shown)
+            version = data_actions.add_version(work.by, dataset, shown, origin=_origin(work))
     work.step.subject = version.pk
     work.step.output = {
         **work.step.output,
@@ -505,6 +505,22 @@ def _take_in(work: Work, rows: Artifact, name: str) -> Said | None:
         "number": version.number,
     }
     return None
+
+
+def _origin(work: Work) -> dict[str, Any]:
+    """Where the version of a data set comes from: the step, and what it was made of."""
+    made_of = {key: work.param(key) for key in ("connection", "sql") if work.param(key)}
+    for name, what in (("data", "version"), ("model", "model")):
+        if said := work.param(name):
+            by_step = said.startswith("$")
+            made_of[name] = work.steps[said[1:]].output[what] if by_step else said
+    return {
+        "text": f"the run {work.run}, step {work.step.key}"[:200],
+        "url": work.run.get_absolute_url(),
+        "run": str(work.run.pk),
+        "step": work.step.key,
+        **made_of,
+    }
 
 
 def _read(work: Work) -> Said | None:

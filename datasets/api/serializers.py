@@ -16,7 +16,7 @@ class VersionBrief(serializers.ModelSerializer[DatasetVersion]):
     class Meta:
         model = DatasetVersion
         fields = (
-            "id", "number", "state", "error", "filename", "upload_size", "source", "rows",
+            "id", "number", "state", "error", "filename", "upload_size", "origin", "source", "rows",
             "column_count", "sha256", "size_bytes", "rejected", "has_rejects", "notices",
             "created_at", "ready_at",
         )  # fmt: skip

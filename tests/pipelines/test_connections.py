@@ -1,15 +1,19 @@
 """Connections, as people and programs make, change, test and delete them."""
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from datasets.models import DatasetVersion
 from organizations.models import AuditEntry, Role
+from pipelines import doing
 from pipelines.models import Connection
 from tests.factories import MembershipFactory, WorkerFactory, bearer
 from tests.pipelines import make
 from tests.training.make import Node
+from workers.files import store_artifact
 from workers.models import Task
 
 pytestmark = pytest.mark.django_db
@@ -273,3 +277,29 @@ def test_deleting_is_refused_while_a_pipeline_uses_it(page, admin):
     gone = page.post(f"/connections/{one.pk}/delete", follow=True)
     assert "is deleted" in gone.content.decode()
     assert not Connection.objects.exists()
+
+
+# --- What comes of them ---
+
+
+def test_a_data_set_says_which_run_made_it_of_what(page, admin):
+    run = make.run(admin, [QUERY])
+    file = SimpleUploadedFile("result.parquet", b"PAR1 and so on")
+    rows = store_artifact(admin.organization, "data", file)
+    work = doing.Work(run, run.steps.get(), QUERY, {}, admin)
+    for number in (1, 2):
+        doing._take_in(work, rows, "one")
+        version = DatasetVersion.objects.get(number=number)
+        assert version.origin == {
+            "text": f"the run {run}, step q",
+            "url": run.get_absolute_url(),
+            "run": str(run.pk),
+            "step": "q",
+            "connection": "warehouse",
+            "sql": "SELECT 1",
+        }
+        DatasetVersion.objects.update(state="failed", error={"detail": "", "code": "x"})
+    shown = page.get(f"/data/{version.dataset_id}").content.decode()
+    assert f'<a href="{run.get_absolute_url()}">the run {run}, step q</a>' in shown
+    told = page.get(f"/api/datasets/{version.dataset_id}").json()["newest"]["origin"]
+    assert told["sql"] == "SELECT 1"
