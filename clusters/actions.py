@@ -567,6 +567,11 @@ def _end_canary(stored: Deployment) -> None:
     stored.save(update_fields=["revision", "canary", "canary_percent", "canary_is"])
 
 
+def keep_no_samples(by: Membership, one: Deployment) -> Deployment:
+    """Keep none from now on, and delete those that there are."""
+    return change(by, one, samples=False)
+
+
 def _revise(by: Membership, stored: Deployment, **new: Any) -> dict[str, Any]:
     old = stored.revision
     assert old is not None

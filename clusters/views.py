@@ -43,6 +43,7 @@ DOES = {
     "rollback": (actions.roll_back, "goes back to the revision before."),
     "promote": (actions.promote, "gives all requests to what was its canary."),
     "abandon": (actions.abandon, "has no canary any more."),
+    "forget": (actions.keep_no_samples, "keeps no samples any more."),
 }
 
 
@@ -441,15 +442,17 @@ def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
             "json_id": f"{id}-data",
             "title": title,
             "text": text,
-            "data": {
-                "labels": labels,
-                "x": "UTC",
-                "y": y,
-                "series": [
-                    {"name": name.replace("_", " "), "values": [step[key] for step in steps]}
-                    for name, key in series.items()
-                ],
-            },
+            "data": json.dumps(
+                {
+                    "labels": labels,
+                    "x": "UTC",
+                    "y": y,
+                    "series": [
+                        {"name": name, "values": [step[key] for step in steps]}
+                        for name, key in series.items()
+                    ],
+                }
+            ),
         }
 
     context = {

@@ -179,6 +179,7 @@ POST    /deployments/{deployment}/start                         sign    403     
 POST    /deployments/{deployment}/rollback                      sign    403     302     302     404
 POST    /deployments/{deployment}/promote                       sign    403     302     302     404
 POST    /deployments/{deployment}/abandon                       sign    403     302     302     404
+POST    /deployments/{deployment}/forget                        sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
 
 GET     /connections                                            sign    200     200     200     200

@@ -1,5 +1,8 @@
 """What a deployment is asked is counted, kept, shown and compared with training; and no more."""
 
+import html
+import json
+import re
 import time
 from datetime import timedelta
 from uuid import uuid4
@@ -107,6 +110,10 @@ def test_requests_are_counted_by_how_they_ended_and_shown(by, served):
     page = client.get(f"/deployments/{one.pk}/watch").content.decode()
     assert 'data-chart="steps"' in page
     assert "none answered" in page
+    assert "<script" not in page, "htmx takes scripts out of what it swaps in, data too"
+    [data] = re.findall(r'<span id="requests-data" hidden>(.*?)</span>', page)
+    everyone = json.loads(html.unescape(data))["series"][0]
+    assert (everyone["name"], sum(everyone["values"])) == ("All", 4)
     # An hour that is over is not looked at again, and a week later it is gone.
     ServedMinute.objects.update(minute=F("minute") - timedelta(hours=2))
     queue.valkey().delete(watch.MINUTES)
@@ -152,7 +159,9 @@ def test_samples_are_kept_up_to_a_bound_and_none_where_they_are_turned_off(by, s
     assert Sample.objects.filter(deployment=one).count() == 30
     monkeypatch.setattr(watch, "REQUESTS_A_MINUTE", 1000)
     ask(by, one, *[ROW] * 50)  # not copied yet when it is turned off
-    actions.change(by, one, samples=False)
+    client = Client()
+    client.force_login(by.user)
+    client.post(f"/deployments/{one.pk}/forget")
     assert not Sample.objects.exists()
     serving._places.clear()
     ask(by, one, *[ROW] * 50)
