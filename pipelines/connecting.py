@@ -95,7 +95,7 @@ def change(
             sentence = "For another host or port, enter this again: it was meant for the old one."
             raise Invalid(sentence, errors={f"secrets.{one}": [sentence] for one in again})
     if name is not None and name != stored.name:
-        if used := users_of(stored):
+        if used := [one.name for one in users_of(stored)]:
             raise InUse(
                 f"Pipelines know it by its name: {_list(used)}. Change them first.",
                 errors={"name": ["Pipelines know it by its name."]},
@@ -120,7 +120,7 @@ def change(
 def delete(by: Membership, connection: Connection) -> None:
     """Forget it, with its secrets. Raises InUse while a pipeline uses it."""
     stored = _locked(connection)
-    if used := users_of(stored):
+    if used := [one.name for one in users_of(stored)]:
         raise InUse(f"It is used by {_list(used)}. Change or delete that first.", pipelines=used)
     record("connection.deleted", stored, by=by, changes={"kind": stored.kind})
     topic = _topic(stored)
@@ -154,11 +154,11 @@ def last_tests(connections: Iterable[Connection]) -> dict[UUID, Tested]:
     return {pk: _how(task) for pk, task in _tests(connections).items()}
 
 
-def users_of(connection: Connection) -> list[str]:
-    """The names of the pipelines that use it."""
+def users_of(connection: Connection) -> list[Pipeline]:
+    """The pipelines that use it, as they are now."""
     pipelines = Pipeline.objects.of(connection.organization).select_related("version")
     return [
-        pipeline.name
+        pipeline
         for pipeline in pipelines.order_by("name")
         if any(
             stage.get("params", {}).get("connection") == connection.name

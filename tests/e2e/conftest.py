@@ -1,5 +1,6 @@
 """A whole platform with real processes: PostgreSQL, Valkey, web, control, beat and one node."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ def free_port() -> int:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Started once; a test that hurts it must leave it able to heal."""
     var = tmp_path_factory.mktemp("e2e") / "var"
+    os.environ.setdefault("FLOWML_REACH", "localhost:*")  # the warehouses of tests are here
     running = Platform(var, port=free_port())
     running.start()
     yield running

@@ -270,7 +270,8 @@ def test_a_form_that_leaves_a_secret_empty_keeps_it(page, admin):
 def test_deleting_is_refused_while_a_pipeline_uses_it(page, admin):
     one = make.connection(admin, "warehouse")
     pipeline = make.pipeline(admin, [QUERY], "nightly")
-    assert "nightly" in page.get(f"/connections/{one.pk}").content.decode()
+    link = f'<a href="/pipelines/{pipeline.pk}">nightly</a>'
+    assert link in page.get(f"/connections/{one.pk}").content.decode()
     refused = page.post(f"/connections/{one.pk}/delete", follow=True)
     assert "It is used by the pipeline nightly" in refused.content.decode()
     pipeline.delete()
