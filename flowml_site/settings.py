@@ -394,6 +394,7 @@ SPECTACULAR_SETTINGS = {
         "DatasetState": "datasets.models.DatasetVersion.State",
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",
+        "ImportanceState": "training.learned.Importance.State",
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

@@ -49,6 +49,7 @@ from tests.factories import (
 from tests.pipelines import make as piping
 from tests.training import make
 from training import actions, background, general, named, scoring, serving
+from training.learned import Importance
 from training.models import BatchPrediction
 from workers import joining
 from workers.files import store_artifact
@@ -144,6 +145,8 @@ GET     /models/{model}                                         sign    200     
 GET     /models/{model}?tab=try                                 sign    200     200     200     404
 POST    /models/{model}/predict                                 sign    403     200     200     404
 POST    /models/{model}/explain                                 sign    403     200     200     404
+GET     /models/{model}/importance                              sign    200     200     200     404
+POST    /models/{model}/importance/ask                          sign    403     302     302     404
 POST    /models/{model}/predict-file                            sign    403     302     302     404
 GET     /models/{model}/download                                sign    200     200     200     404
 POST    /models/versions/{name_version}/champion                sign    403     302     302     404
@@ -285,6 +288,8 @@ GET     /api/results/job/{job}/leaderboard                       401    200     
 GET     /api/results/model/{model}                               401    200     200     200     404
 POST    /api/results/model/{model}/predict                       401    403     200     200     404
 POST    /api/results/model/{model}/explain                       401    403     200     200     404
+GET     /api/results/model/{model}/importance                    401    200     200     200     404
+POST    /api/results/model/{model}/importance                    401    403     202     202     404
 POST    /api/results/model/{model}/predict?as=file               401    403     202     202     404
 GET     /api/results/model/{model}/download                      401    200     200     200     404
 GET     /api/results/predictions                                 401    200     200     200     200
@@ -357,6 +362,9 @@ GET     /pipelines/runs/{run}                                   sign    200     
 GET     /pipelines/runs/{run}/live                              sign    200     200     200     404
 POST    /pipelines/runs/{run}/cancel                            sign    403     302     302     404
 POST    /pipelines/runs/{ended}/retry                           sign    403     302     302     404
+GET     /api/workflow/tasks                                      401    200     200     200     200
+POST    /api/workflow/tasks                                      401    403     202     202     404
+GET     /api/workflow/tasks/{workflow}                           401    200     200     200     404
 GET     /api/pipelines                                           401    200     200     200     200
 POST    /api/pipelines                                           401    403     201     201     201
 GET     /api/pipelines/{pipeline}                                401    200     200     200     404
@@ -541,6 +549,10 @@ def a_wish(world: World) -> dict[str, Any]:
     return {"dataset": str(world.ids["dataset"]), "target": "kind"}
 
 
+def a_workflow(world: World) -> dict[str, Any]:
+    return {"name": "new", "experiment_id": str(world.ids["job"]), **piping.SIX}
+
+
 NEW_PASSWORD = "another way home 8"
 ROW = {"petal_cm": 1.0, "colour": "red", "weight_g": 50.0}
 BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
@@ -614,6 +626,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /api/results/model/{model}/predict": lambda _: {"rows": [ROW]},
     "POST /api/results/model/{model}/explain": lambda _: {"row": ROW},
     "POST /api/results/model/{model}/predict?as=file": a_file,
+    "POST /api/workflow/tasks": a_workflow,
     "POST /api/pipelines": lambda _: {"name": "new", "definition": {"stages": piping.TELLS}},
     "PATCH /api/pipelines/{pipeline}": lambda _: {"description": "changed"},
     "POST /pipelines/new": lambda _: {"name": "new", "definition": piping.TEXT},
@@ -682,6 +695,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
     background.choose(model.job_id)
+    Importance.objects.update(state="failed")  # so that asking for it changes something
     name_version = named.give_name(admin, f"{MARK}-tree", model)
     name = name_version.named.name
     named.move_alias(admin, name, f"{MARK}-alias", 1)
@@ -732,6 +746,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "deployment": deployment.pk,
             "served": deployment.name,
             "pipeline": chain.pk,
+            "workflow": piping.workflow_of(admin, model.job_id, f"{MARK} six").pk,
             "idle": piping.pipeline(admin, piping.TRAINS, f"{MARK} idle").pk,
             "run": run.pk,
             "ended": ended.pk,

@@ -9,7 +9,7 @@ from unfold.decorators import display
 from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.jobrequests import JobRequest
-from training.learned import LearningCurve
+from training.learned import Importance, LearningCurve
 from training.models import (
     BatchPrediction,
     DataCheck,
@@ -153,6 +153,19 @@ class LearningCurveAdmin(ReadOnly):
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, curve: LearningCurve) -> str:
         return str(curve.state)
+
+
+@admin.register(Importance)
+class ImportanceAdmin(ReadOnly):
+    list_display = ("model", "organization", "is_now", "rows", "created_at", "finished_at")
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
+    list_select_related = ("model", "organization")
+    search_fields = ("id", "model__name", "organization__name", "error")
+    date_hierarchy = "created_at"
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, found: Importance) -> str:
+        return str(found.state)
 
 
 @admin.register(NamedModel)

@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Min, Q
 from django.utils import timezone
 
-from training import actions, blends, reliance, scoring, telling
+from training import actions, blends, importances, reliance, scoring, telling
 from training.actions import MOST_NOTICES
 from training.evaluation import METRICS, Evaluation, InvalidCandidate
 from training.models import BEST_ORDER, ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
@@ -85,6 +85,8 @@ def finish_job(task: Task) -> TrainingJob | None:
         finished_at=timezone.now(),
     )
     telling.ended(job)
+    if best is not None and outcome == TrainingJob.State.SUCCEEDED:
+        importances.ask_for_winner(best)
     return job
 
 

@@ -31,3 +31,36 @@ class LearningCurve(OrgOwned):
 
     def __str__(self) -> str:
         return f"learning curve {str(self.model_id)[:8]}"
+
+
+class Importance(OrgOwned):
+    """What a model loses when a column is shuffled; ``columns``: [{"column", "drops"}, ...].
+
+    ``drops``: by how much the job's metric became worse, each time. What is done with it:
+    importances.py.
+    """
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+
+    model = models.OneToOneField("TrainedModel", models.CASCADE, related_name="importance")
+    state = models.CharField(max_length=12, choices=State, default=State.RUNNING)
+    asked_at = models.DateTimeField(help_text="Tasks that were queued before are not looked at.")
+    columns = models.JSONField(default=list)
+    score = models.FloatField(null=True, blank=True, help_text="Of the rows as they are.")
+    rows = models.PositiveIntegerField(default=0)
+    unseen = models.BooleanField(default=True, help_text="Whether the model had not seen them.")
+    error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+
+    def __str__(self) -> str:
+        return f"importance {str(self.model_id)[:8]}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state != self.State.RUNNING

@@ -3,7 +3,8 @@
    <div data-chart="roc" data-source="id-of-a-json-script"></div>
 
    Kinds: roc, curve ({series: [{name, points, figure}]}), calibration, scatter ({points}), bars
-   ({edges, counts}), waterfall ({start, steps: [{name, from, to}], end}); x and y are the axes' names. Colours come from the page's own tokens, so a
+   ({edges, counts}), waterfall ({start, steps: [{name, from, to}], end}), drops ({rows: [{name,
+   mean, drops}]}); x and y are the axes' names. Colours come from the page's own tokens, so a
    chart follows the theme. */
 (() => {
   "use strict";
@@ -179,52 +180,48 @@
     };
   }
 
+  function sideways(names, colors, more) {
+    // Bars that lie, the first on top, with room for the names.
+    return axis(colors, "", {
+      type: "category",
+      inverse: true,
+      data: names,
+      splitLine: { show: false },
+      axisLabel: { color: colors.text, width: 130, overflow: "truncate" },
+      ...more,
+    });
+  }
+
   function waterfall(data, colors) {
-    // From the top: where it starts, what each step adds, where it ends. Bars float on clear ones.
+    // From the top: where it starts, what each step adds, where it ends. Each bar stands on one
+    // that is not seen; both begin at a round number, which the axis then adds again.
     const bars = [
-      { name: data.start.name, from: 0, to: data.start.value, end: true },
+      { name: data.start.name, to: data.start.value, end: true },
       ...data.steps,
-      { name: data.end.name, from: 0, to: data.end.value, end: true },
+      { name: data.end.name, to: data.end.value, end: true },
     ];
+    const all = bars.flatMap((b) => (b.end ? [b.to] : [b.from, b.to]));
+    const range = Math.max(...all) - Math.min(...all) || Math.abs(all[0]) || 1;
+    const step = 10 ** Math.floor(Math.log10(range));
+    const low = (Math.floor(Math.min(...all) / step) - 1) * step;
     const up = colors.series[0];
     const down = colors.series[3];
-    const all = bars.filter((b) => !b.end).flatMap((b) => [b.from, b.to])
-      .concat(data.start.value, data.end.value);
-    const room = (Math.max(...all) - Math.min(...all)) * 0.12 || 0.05;
-    const low = Math.min(...all) - room;
-    const high = Math.max(...all) + room;
-    const items = bars.map((b, i) => {
-      const from = b.end ? low : b.from;
-      return [i, Math.min(from, b.to), Math.max(from, b.to)];
-    });
+    const hidden = bars.map((b) => (b.end ? 0 : Math.min(b.from, b.to) - low));
+    const shown = bars.map((b) => ({
+      value: b.end ? b.to - low : Math.abs(b.to - b.from),
+      itemStyle: { color: b.end ? colors.muted : b.to >= b.from ? up : down },
+    }));
+    const name = (value) => tick(Number((value + low).toPrecision(12)));
     return {
-      grid: { left: 8, right: 16, top: 8, bottom: 44, containLabel: true },
-      xAxis: axis(colors, data.x, { min: low, max: high }),
-      yAxis: axis(colors, "", {
-        type: "category",
-        inverse: true,
-        data: bars.map((b) => b.name),
-        splitLine: { show: false },
-        axisLabel: { color: colors.text, width: 130, overflow: "truncate" },
+      grid: { left: 8, right: 24, top: 8, bottom: 44, containLabel: true },
+      xAxis: axis(colors, data.x, {
+        min: 0,
+        axisLabel: { color: colors.muted, formatter: name, hideOverlap: true },
       }),
+      yAxis: sideways(bars.map((b) => b.name), colors),
       series: [
-        {
-          type: "custom",
-          encode: { x: [1, 2], y: 0 },
-          data: items,
-          renderItem: (params, api) => {
-            const bar = bars[params.dataIndex];
-            const [left, y] = api.coord([api.value(1), api.value(0)]);
-            const [right] = api.coord([api.value(2), api.value(0)]);
-            const height = api.size([0, 1])[1] * 0.62;
-            const width = Math.max(1, right - left);
-            return {
-              type: "rect",
-              shape: { x: left, y: y - height / 2, width, height },
-              style: { fill: bar.end ? colors.muted : bar.to >= bar.from ? up : down },
-            };
-          },
-        },
+        { type: "bar", stack: "all", data: hidden, silent: true, color: "transparent" },
+        { type: "bar", stack: "all", data: shown, barCategoryGap: "30%", barMinHeight: 1 },
       ],
       tooltip: tip(colors, (p) => {
         const bar = bars[p.dataIndex];
@@ -232,6 +229,36 @@
         return bar.end
           ? `${bar.name}\n${short(bar.to)}`
           : `${bar.name}\n${change > 0 ? "+" : ""}${short(change)}, to ${short(bar.to)}`;
+      }),
+    };
+  }
+
+  function drops(data, colors) {
+    // A bar for the mean, and a dot for each time: their spread is what the mean may be off by.
+    return {
+      grid: { left: 8, right: 24, top: 8, bottom: 44, containLabel: true },
+      xAxis: axis(colors, data.x),
+      yAxis: sideways(data.rows.map((row) => row.name), colors),
+      series: [
+        {
+          type: "bar",
+          data: data.rows.map((row) => row.mean),
+          barCategoryGap: "30%",
+          color: colors.series[0],
+        },
+        {
+          type: "scatter",
+          data: data.rows.flatMap((row, i) => row.drops.map((drop) => [drop, i])),
+          symbolSize: 5,
+          color: colors.text,
+          itemStyle: { opacity: 0.7 },
+          animation: false,
+          z: 3,
+        },
+      ],
+      tooltip: tip(colors, (p) => {
+        const row = data.rows[p.seriesType === "bar" ? p.dataIndex : p.value[1]];
+        return `${row.name}\n${short(p.seriesType === "bar" ? row.mean : p.value[0])}`;
       }),
     };
   }
@@ -274,6 +301,7 @@
   function option(kind, data, colors) {
     if (kind === "steps") return steps(data, colors);
     if (kind === "waterfall") return waterfall(data, colors);
+    if (kind === "drops") return drops(data, colors);
     if (kind === "calibration") return calibration(data, colors);
     if (kind === "scatter") return scatter(data, colors);
     if (kind === "bars") return bars(data, colors);

@@ -92,6 +92,15 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     expect(answer.locator(".big-answer")).to_have_text("Gentoo")
     assert answer.locator("dd").nth(1).inner_text() != first or first == "100%"
     mira.shot("06-prediction")
+    page.get_by_role("button", name="Why?").click()
+    why = page.locator("#why")
+    expect(why).to_contain_text("The probability of Gentoo is", timeout=60_000)
+    expect(why.locator("#why-chart svg")).to_be_visible()
+    mira.shot("06b-why")
+    why.locator("summary").click()
+    expect(why.get_by_role("row")).to_have_count(10)  # seven columns, a head and two ends
+    why.get_by_label("Probability of").select_option("Adelie")
+    expect(why).to_contain_text("The probability of Adelie is", timeout=60_000)
     page.get_by_label("body_mass_g").fill("heavy")
     page.get_by_role("button", name="Predict", exact=True).click()
     expect(answer).to_contain_text("takes a number")

@@ -63,6 +63,7 @@ ROUTES = {
     "training-model": ("get", Role.VIEWER, 200),
     "training-predict": ("post", Role.DEVELOPER, 200),
     "training-explain": ("post", Role.DEVELOPER, 200),
+    "training-importance": ("get", Role.VIEWER, 200),
     "training-download": ("get", Role.VIEWER, 200),
     "training-batches": ("get", Role.VIEWER, 200),
     "training-batch": ("get", Role.VIEWER, 200),
@@ -98,6 +99,8 @@ def call(client, route, membership, world):
         kwargs = {"job_id": world["job"].pk}
     elif route.removeprefix("training-") in {"job", "progress", "cancel", "stop", "front"}:
         kwargs = {"pk": world["job"].pk}
+    elif route == "training-importance":
+        kwargs = {"pk": world["model"].pk}
     elif route in {"training-model", "training-predict", "training-download"}:
         kwargs, body = {"pk": world["model"].pk}, {"rows": [ROW]}
     elif route == "training-explain":

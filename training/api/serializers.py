@@ -3,9 +3,11 @@ from typing import Any, ClassVar
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from training import learned as stored
 from training import presets, splits
 from training.actions import PRIORITIES, wait_of_job
 from training.checks import TASK_TYPES
+from training.importances import rows_of
 from training.models import BatchPrediction, EnsembleMember, TrainedModel, TrainingJob
 from workers.models import Task
 
@@ -404,6 +406,29 @@ class Explanation(serializers.Serializer[Any]):
     @extend_schema_field(ModelName)
     def get_model(self, _: object) -> dict[str, Any]:
         return dict(ModelName(self.context["model"]).data)
+
+
+class ColumnImportance(serializers.Serializer[Any]):
+    column = serializers.CharField()
+    mean = serializers.FloatField(help_text="By how much the job's metric gets worse.")
+    drops = serializers.ListField(
+        child=serializers.FloatField(), help_text="The same for each shuffle: their spread."
+    )
+
+
+class Importance(serializers.ModelSerializer[stored.Importance]):
+    metric = serializers.CharField(source="model.job.metric")
+    columns = serializers.SerializerMethodField(help_text="The most important first.")
+
+    class Meta:
+        model = stored.Importance
+        fields: ClassVar = [
+            "state", "metric", "score", "rows", "unseen", "columns", "error", "finished_at"
+        ]  # fmt: skip
+
+    @extend_schema_field(ColumnImportance(many=True))
+    def get_columns(self, found: stored.Importance) -> list[dict[str, Any]]:
+        return rows_of(found)
 
 
 class JobCounts(serializers.Serializer[Any]):

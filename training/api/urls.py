@@ -33,6 +33,11 @@ urlpatterns = [
     path("results/model/<uuid:pk>", model({"get": "retrieve"}), name="training-model"),
     path("results/model/<uuid:pk>/predict", model({"post": "predict"}), name="training-predict"),
     path("results/model/<uuid:pk>/explain", model({"post": "explain"}), name="training-explain"),
+    path(
+        "results/model/<uuid:pk>/importance",
+        model({"get": "importance", "post": "ask_importance"}),
+        name="training-importance",
+    ),
     path("results/model/<uuid:pk>/download", model({"get": "download"}), name="training-download"),
     path("results/predictions", batch({"get": "list"}), name="training-batches"),
     path("results/predictions/<uuid:pk>", batch({"get": "retrieve"}), name="training-batch"),

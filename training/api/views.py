@@ -20,7 +20,7 @@ from accounts.parsers import JSONParser
 from datasets.uploads import take
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
-from training import actions, explaining, serving, stats
+from training import actions, explaining, importances, serving, stats
 from training.api import serializers as said
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 
@@ -162,6 +162,8 @@ class ModelViewSet(OrgViewSet):
         "download": Role.VIEWER,
         "predict": Role.DEVELOPER,
         "explain": Role.DEVELOPER,
+        "importance": Role.VIEWER,
+        "ask_importance": Role.DEVELOPER,
     }
     serves: ClassVar = {"predict": "model", "explain": "model"}
     queryset = TrainedModel.objects.select_related("job", "artifact")
@@ -217,6 +219,19 @@ class ModelViewSet(OrgViewSet):
         wish = form.validated_data
         found = explaining.explain(model, wish["row"], wish.get("class"))
         return Response(said.Explanation(found, context={"model": model}).data)
+
+    @extend_schema(responses=said.Importance)
+    def importance(self, request: Request, pk: UUID) -> Response:
+        """How much worse the model gets when a column is shuffled. 409 until it was asked for."""
+        return Response(said.Importance(importances.of(self._model())).data)
+
+    @extend_schema(request=None, responses={202: said.Importance})
+    def ask_importance(self, request: Request, pk: UUID) -> Response:
+        """Have nodes shuffle the columns, once. The best model of a training is not asked for."""
+        model = get_object_or_404(
+            self.get_queryset().select_related("job__dataset_version__data", "task"), pk=pk
+        )
+        return Response(said.Importance(importances.ask(self.membership, model)).data, 202)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     def download(self, request: Request, pk: UUID) -> StreamingHttpResponse:

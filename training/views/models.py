@@ -18,7 +18,7 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, explaining, named, pages
+from training import actions, explaining, importances, named, pages
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from training.names import CHAMPION
@@ -136,6 +136,7 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "has_test": bool(stored.test),
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": pages.charts(curves, job.target),
+        "importance": importances.on_page(stored),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [
             note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
@@ -156,6 +157,7 @@ def _refit_performance(stored: TrainedModel, origin: TrainedModel) -> dict[str, 
         "has_test": True,
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": pages.charts(curves, job.target),
+        "importance": importances.on_page(stored),
         "scored_on": pages.refit_words(origin.name, test.get("rows")),
         "notes": [],
     }
@@ -307,6 +309,33 @@ def _typical_error(stored: TrainedModel) -> str:
     if stored.job.task != "regression" or middle is None:
         return ""
     return f"Half of the time it is off by {number(middle)} or less."
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def importance(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    """That part of the page alone, while it is computed."""
+    return _importance(request, _model(request, model_id))
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+@tells_problems
+def ask_importance(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    stored = _model(request, model_id)
+    importances.ask(request.membership, stored)
+    if request.headers.get("HX-Request"):
+        return _importance(request, stored)
+    return redirect("training:model", stored.pk)
+
+
+def _importance(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
+    context = {
+        "model": stored,
+        "importance": importances.on_page(stored),
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }
+    return render(request, "training/_importance.html", context)
 
 
 @require_POST
