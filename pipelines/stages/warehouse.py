@@ -1,5 +1,6 @@
 """The warehouse that a task names, with what its node was told in confidence. No Django."""
 
+import importlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import reach
 from workers.node import procs
 from workers.node.channel import WorkError
+from workers.node.child import PlatformError
 
 if TYPE_CHECKING:
     from pipelines.connectors.base import Warehouse
@@ -33,11 +35,9 @@ def opened(task: Mapping[str, Any]) -> Iterator["Warehouse"]:
     if kind == "duckdb":
         warehouse = _duckdb(task, int(limits.get("ram_mib") or 2048), time_s)
     elif kind == "postgres":
-        from pipelines.connectors.postgres import Postgres
-
         settings, secrets = told.get("settings") or {}, told.get("secrets") or {}
         rules = reach.parse(str(told.get("reach") or ""))
-        warehouse = Postgres(settings, secrets, rules, time_s=time_s)
+        warehouse = _connector("postgres").Postgres(settings, secrets, rules, time_s=time_s)
     else:
         raise WorkError(
             f'A connection of the kind "{kind}" is no warehouse that FlowML can use yet.',
@@ -52,14 +52,12 @@ def opened(task: Mapping[str, Any]) -> Iterator["Warehouse"]:
 def _duckdb(task: Mapping[str, Any], ram_mib: int, time_s: float) -> "Warehouse":
     if why := procs.leave_network():
         print(f"This machine does not allow work without network ({why}); going on with it.")  # noqa: T201
-    from pipelines.connectors.duckdb import DuckDB
-
     inputs = task.get("inputs") or {}
     names = (task.get("payload") or {}).get("tables") or {}
     tables = {str(name): Path(inputs[given]) for name, given in names.items()}
     work = Path.cwd() / "duckdb"
     free_mib = shutil.disk_usage(Path.cwd()).free // 2**20
-    return DuckDB(
+    warehouse: Warehouse = _connector("duckdb").DuckDB(
         tables,
         work,
         # The rest is for what comes in and goes out: the process as a whole is limited, too.
@@ -67,3 +65,18 @@ def _duckdb(task: Mapping[str, Any], ram_mib: int, time_s: float) -> "Warehouse"
         time_s=time_s,
         disk_mib=max(64, min(MOST_SPILL_MIB, free_mib // 2)),
     )
+    return warehouse
+
+
+def _connector(name: str) -> Any:
+    """A connector's module, imported here alone: no other task needs what it needs.
+
+    Raises PlatformError where this node's virtualenv is older than its code.
+    """
+    try:
+        return importlib.import_module(f"pipelines.connectors.{name}")
+    except ImportError as error:
+        raise PlatformError(
+            f"This node's virtualenv lacks what warehouses need ({error}): bring it up to date "
+            "with tools/venvs.py node, and start the node again."
+        ) from error

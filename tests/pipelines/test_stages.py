@@ -1,6 +1,7 @@
 """The data stages, done by a real node: what the web side hears of them."""
 
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.stages.warehouse import opened
 from tests.node.conftest import Node, shared_node  # noqa: F401 - a fixture
 from tests.pipelines.postgres import PASSWORD, Server, running
+from workers.node.child import PlatformError
 
 pytestmark = pytest.mark.xdist_group("pipeline-stages")
 
@@ -122,3 +125,13 @@ def test_what_may_not_be_reached_is_not(shared_node: Node, server) -> None:  # n
     assert PASSWORD[::-1] not in str(end)
     end = do(shared_node, "test", {}, {"problem": "The connection was deleted."})
     assert end["error"] == "The connection was deleted."
+
+
+def test_a_node_whose_virtualenv_is_too_old_is_at_fault_and_not_the_query(monkeypatch) -> None:
+    told = {"kind": "postgres", "settings": {}, "secrets": {}, "reach": ""}
+    monkeypatch.setitem(sys.modules, "pipelines.connectors.postgres", None)
+    with (
+        pytest.raises(PlatformError, match=r"tools/venvs\.py node"),
+        opened({"confidential": told}),
+    ):
+        pass
