@@ -63,6 +63,12 @@ THERE = {
     "aliases": "alias",
     "visualization": "named",
     "jobs": "request",
+    "clusters": "cluster",
+    "deployments": "deployment",
+    "connections": "connection",
+    "pipelines": "pipeline",
+    "runs": "run",
+    "tasks": "workflow",
 }
 
 

@@ -26,6 +26,7 @@ from tests import test_access
 from tests.clusters import make as deploying
 from tests.factories import make_task
 from tests.test_access import ROWS, Row, World, undone, world  # noqa: F401 - a fixture
+from tests.pipelines import make as piping
 from tests.training import make
 from training.models import TrainedModel
 from workers.files import store_artifact
@@ -55,6 +56,7 @@ NAMED = {
     ("POST /api/organizations/{organization}/tokens", "deployment"): ("deployment", 400),
     ("POST /api/clusters", "node_ids"): ("node", 404),
     ("POST /api/clusters/{cluster}/nodes", "node_id"): ("node", 404),
+    ("POST /api/workflow/tasks", "experiment_id"): ("job", 404),
     ("POST /api/deployments", "model"): ("model", 404),
     ("POST /api/deployments", "cluster_id"): ("cluster", 404),
     ("POST /api/deployments", "depends_on"): ("deployment", 404),
@@ -201,6 +203,9 @@ def test_an_id_in_a_body_opens_nothing_of_another_organization(
         good = deploying.deploy(stranger, deploying.model(stranger), "mine").pk
     method, path = address.split()
     rest: dict[str, Any] = {}
+    if name == "experiment_id":
+        piping.connection(stranger)
+        good, rest = make.job(stranger, of=own).pk, piping.SIX
     if "/clusters" in path or "/deployments" in path:
         node, spare = deploying.node(stranger), deploying.node(stranger)
         mine["cluster"] = deploying.cluster(stranger, node).pk

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from accounts import sealing
 from organizations.models import Membership
-from pipelines import graph
+from pipelines import graph, workflow
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
 from workers.models import emit
@@ -20,6 +20,12 @@ TRAINS: list[dict[str, Any]] = [
 TELLS: list[dict[str, Any]] = [
     {"key": "promote", "stage": "promote", "params": {"model": "kinds@3", "name": "kinds"}}
 ]
+# Of a request for the six stages, all but the name and the training.
+SIX = {
+    "sample_sql": "SELECT * FROM flowers",
+    "infer_sql": "SELECT * FROM flowers",
+    "hive_table": "predictions",
+}
 TEXT = json.dumps({"stages": TELLS})
 _numbers = count(1)
 
@@ -80,3 +86,11 @@ def run_of(home: Pipeline, state: str = "queued") -> Run:
 def run(by: Membership, stages: list[dict[str, Any]] | None = None) -> Run:
     """A run that has not begun, with its steps."""
     return run_of(pipeline(by, stages or TRAINS))
+
+
+def workflow_of(by: Membership, job: Any, name: str) -> Run:
+    """The six stages, as the API starts them."""
+    house = connection(by, f"{name} house")
+    made = workflow.start(by, name=name, experiment_id=job, connection=house.name, **SIX)
+    house.delete()  # a world has one connection
+    return made
