@@ -141,7 +141,9 @@ def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) ->
             continue
         place = _choose(places, next(turn))
         try:
-            return _ask(home, deployment, place, rows, until)
+            # The only one may just be connecting anew, or be hard to reach where web is busy.
+            tries = 1 if len(places) > 1 else serving.PATIENT_TRIES
+            return _ask(home, deployment, place, rows, until, tries)
         except serving.NodeSlow as slow:  # another would be as slow
             raise TooSlow(
                 f"The model gave no answer within {timeout_s} s. Send fewer rows at once, add "
@@ -167,7 +169,7 @@ def _choose(places: Sequence[Place], turn: int) -> Place:
 
 
 def _ask(
-    home: Organization, deployment: UUID, place: Place, rows: Any, until: float
+    home: Organization, deployment: UUID, place: Place, rows: Any, until: float, tries: int
 ) -> dict[str, Any]:
     model = serving.servable(home, place.model)
     if model is None:
@@ -180,7 +182,7 @@ def _ask(
     if left_s <= 0:
         raise serving.NodeSlow("the time is over")
     with rls.waiting():
-        answer = _answer(model, place, checked, left_s)
+        answer = _answer(model, place, checked, left_s, tries)
     told = {
         "id": str(uuid4()),
         "deployment": str(deployment),
@@ -198,15 +200,16 @@ def _ask(
 
 
 def _answer(
-    model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]], within_s: float
+    model: TrainedModel, place: Place, rows: Sequence[Sequence[Any]], within_s: float, tries: int
 ) -> serving.Answer:
     columns = [column["name"] for column in model.schema]
     if not model.is_ensemble:
-        return _ask_for(model, place, columns, rows, within_s)
+        return _ask_for(model, place, columns, rows, within_s, tries)
     parts = model.parts()
     with ThreadPoolExecutor(len(parts)) as pool:
         asked = [
-            pool.submit(_ask_for, part.model, place, columns, rows, within_s) for part in parts
+            pool.submit(_ask_for, part.model, place, columns, rows, within_s, tries)
+            for part in parts
         ]
         answers = [one.result() for one in asked]
     return serving.together(answers, [part.weight for part in parts])
@@ -218,6 +221,7 @@ def _ask_for(
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
     within_s: float,
+    tries: int,
 ) -> serving.Answer:
     """The answer of one of the replica's model servers."""
     if model.artifact is None:
@@ -228,7 +232,7 @@ def _ask_for(
         "columns": columns,
         "rows": rows,
     }
-    return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), 1, within_s)
+    return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), tries, within_s)
 
 
 def _refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:

@@ -365,6 +365,21 @@ def test_without_valkey_nobody_is_kept_out(api, served, monkeypatch):
     assert api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})["predictions"]
 
 
+def test_the_only_replica_is_asked_with_patience_and_one_of_many_is_not(api, served, monkeypatch):
+    one, _ = served
+    tried = []
+
+    def ask_node(node, body, tries, within_s):
+        tried.append(tries)
+        if len(tried) == 1:
+            raise models.NotConnected("is not connected")
+        return models.Answer(["kind 1"], None, None, {}, node.name)
+
+    monkeypatch.setattr(models, "ask_node", ask_node)
+    assert api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})["predictions"]
+    assert tried == [1, models.PATIENT_TRIES]
+
+
 class Slow(FakeServing):
     """Answers when it may."""
 
