@@ -391,6 +391,7 @@ SPECTACULAR_SETTINGS = {
         "ReplicaState": "clusters.models.Replica.State",
         "PipelineRunState": "pipelines.models.Run.State",
         "PipelineStepState": "pipelines.models.Step.State",
+        "WorkflowStatus": "pipelines.workflow.STATUSES",
         "DatasetState": "datasets.models.DatasetVersion.State",
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",

@@ -17,6 +17,7 @@ from pipelines.models import Connection, Pipeline, Run, Step
 from training.models import TrainingJob
 
 STEPS = ("data_fetch", "data_upload", "train", "infer", "result_download", "hive_upload")
+STATUSES = [(word, word) for word in ("pending", "running", "completed", "failed")]
 WAREHOUSES = (Connection.Kind.DUCKDB, Connection.Kind.POSTGRES, Connection.Kind.HIVE)
 STATUS = {
     Run.State.QUEUED: "pending",

@@ -15,8 +15,6 @@ from organizations.models import Role
 from pipelines import graph, workflow
 from pipelines.models import NAME, Run
 
-_STATUS = ["pending", "running", "completed", "failed"]
-
 
 class NewWorkflow(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=63, validators=[NAME])
@@ -41,7 +39,7 @@ class NewWorkflow(serializers.Serializer[Any]):
 class WorkflowStep(serializers.Serializer[Any]):
     step = serializers.IntegerField(help_text="0 to 5.")
     name = serializers.ChoiceField(choices=list(workflow.STEPS))
-    status = serializers.ChoiceField(choices=_STATUS)
+    status = serializers.ChoiceField(choices=workflow.STATUSES)
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
     error = serializers.CharField()
@@ -53,7 +51,7 @@ class WorkflowTask(serializers.Serializer[Any]):
     number = serializers.IntegerField(help_text="Counted within the tasks of this name.")
     name = serializers.CharField()
     pipeline_id = serializers.UUIDField()
-    status = serializers.ChoiceField(choices=_STATUS)
+    status = serializers.ChoiceField(choices=workflow.STATUSES)
     current_step = serializers.IntegerField()
     error = serializers.CharField()
     created_at = serializers.DateTimeField()
