@@ -454,7 +454,7 @@ def change(
 ) -> Deployment:
     """Scale it, change its urgency, or give it a new revision (model, env, port, health_path).
 
-    ``canary`` {model, percent} tries another model beside it, or changes that one's share.
+    ``canary`` {model, percent, shadow} tries another model beside it, or changes that one's share.
 
     A new revision's replicas come up beside the old ones, which stop as they answer. What it needs
     changes only while it is stopped. Raises as ``deploy`` does.
@@ -506,7 +506,12 @@ def change(
 
 
 def _try_canary(
-    by: Membership, stored: Deployment, *, model: UUID | None = None, percent: int | None = None
+    by: Membership,
+    stored: Deployment,
+    *,
+    model: UUID | None = None,
+    percent: int | None = None,
+    shadow: bool | None = None,
 ) -> dict[str, Any]:
     """Begin one, or change its share. Raises Invalid without a model where there is none yet."""
     current, tried = stored.revision, stored.canary
@@ -525,9 +530,12 @@ def _try_canary(
         stored.canary_percent = CANARY_PERCENT
     if percent is not None:
         stored.canary_percent = percent
-    stored.save(update_fields=["canary", "canary_is", "canary_percent"])
+    if shadow is not None:
+        stored.canary_is_shadow = shadow
+    stored.save(update_fields=["canary", "canary_is", "canary_percent", "canary_is_shadow"])
     assert tried is not None
-    return {"canary": f"revision {tried.number}, {stored.canary_percent}% of the requests"}
+    share = f"revision {tried.number}, {stored.canary_percent}% of the requests"
+    return {"canary": share + (" as a shadow" if stored.canary_is_shadow else "")}
 
 
 def promote(by: Membership, one: Deployment) -> Deployment:
@@ -564,7 +572,10 @@ def _canary_of(stored: Deployment) -> Revision:
 
 def _end_canary(stored: Deployment) -> None:
     stored.canary, stored.canary_percent, stored.canary_is = None, 0, {}
-    stored.save(update_fields=["revision", "canary", "canary_percent", "canary_is"])
+    stored.canary_is_shadow = False
+    stored.save(
+        update_fields=["revision", "canary", "canary_percent", "canary_is", "canary_is_shadow"]
+    )
 
 
 def keep_no_samples(by: Membership, one: Deployment) -> Deployment:

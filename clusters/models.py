@@ -115,6 +115,9 @@ class Deployment(OrgOwned):
     canary_percent = models.PositiveSmallIntegerField(
         default=0, help_text="Of the requests, that the canary answers."
     )
+    canary_is_shadow = models.BooleanField(
+        default=False, help_text="It is asked that share as well, and nobody gets its answers."
+    )
     ram_mib = models.PositiveIntegerField(help_text="Per replica.")
     cpu_millis = models.PositiveIntegerField(help_text="Per replica.")
     gpus = models.PositiveSmallIntegerField(default=0, help_text="Whole devices, per replica.")
@@ -354,6 +357,10 @@ class ServedMinute(models.Model):
     refused = models.PositiveIntegerField(default=0, help_text="Of these with a status of 4xx.")
     errors = models.PositiveIntegerField(default=0, help_text="Of these with a status of 5xx.")
     rows = models.PositiveBigIntegerField(default=0, help_text="Predicted.")
+    compared = models.PositiveBigIntegerField(
+        default=0, help_text="Rows that a shadow predicted as well."
+    )
+    same = models.PositiveBigIntegerField(default=0, help_text="Of these with the same prediction.")
     latency = models.JSONField(
         default=dict, help_text="How many were answered in the time of each bucket: watch.upper_ms."
     )

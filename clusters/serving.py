@@ -4,7 +4,9 @@ dies. A prediction changes nothing, so it is simply asked again."""
 import itertools
 import json
 import logging
+import math
 import random
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +47,8 @@ class Place:
     max_in_flight: int
     samples: bool
     is_canary: bool
-    percent: int  # of the requests, that the canary answers
+    percent: int  # of the requests, that the canary answers, or is asked as well
+    is_shadow: bool
 
 
 class TooSlow(FlowError):
@@ -56,6 +59,8 @@ class TooSlow(FlowError):
 
 
 _places: "serving.Kept[tuple[UUID, UUID], list[Place]]" = serving.Kept(1, 500)
+_shadows = ThreadPoolExecutor(4, thread_name_prefix="shadow")
+_shadows_waiting = threading.BoundedSemaphore(32)  # what is being asked included
 _turns: dict[UUID, "itertools.count[int]"] = {}
 
 
@@ -86,6 +91,7 @@ def places_of(home: Organization, deployment: UUID) -> list[Place]:
                 one.deployment.samples,
                 one.deployment.canary_id == one.revision_id,
                 one.deployment.canary_percent,
+                one.deployment.canary_id == one.revision_id and one.deployment.canary_is_shadow,
             )
             for one in rows
             if one.node is not None and one.revision.model_id is not None
@@ -140,10 +146,11 @@ def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) ->
             _places.clear()
             continue
         place = _choose(places, next(turn))
+        shadow = None if place.is_shadow else _shadow(places)
         try:
             # The only one may just be connecting anew, or be hard to reach where web is busy.
             tries = 1 if len(places) > 1 else serving.PATIENT_TRIES
-            return _ask(home, deployment, place, rows, until, tries)
+            return _ask(home, deployment, place, rows, until, tries, shadow)
         except serving.NodeSlow as slow:  # another would be as slow
             raise TooSlow(
                 f"The model gave no answer within {timeout_s} s. Send fewer rows at once, add "
@@ -162,14 +169,75 @@ def _choose(places: Sequence[Place], turn: int) -> Place:
     canary = [one for one in places if one.is_canary]
     others = [one for one in places if not one.is_canary]
     if canary and others:
-        chosen = canary if random.random() * 100 < canary[0].percent else others
+        is_its_turn = not canary[0].is_shadow and random.random() * 100 < canary[0].percent
+        chosen = canary if is_its_turn else others
     else:
         chosen = canary or others
     return chosen[turn % len(chosen)]
 
 
+def _shadow(places: Sequence[Place]) -> Place | None:
+    """The shadow that is to be asked the same, if it is this request's turn."""
+    shadows = [one for one in places if one.is_shadow]
+    if not shadows or random.random() * 100 >= shadows[0].percent:
+        return None
+    return random.choice(shadows)
+
+
+def _ask_shadow(
+    home: Organization,
+    deployment: UUID,
+    place: Place,
+    rows: Sequence[Sequence[Any]],
+    schema: Any,
+    said: Sequence[Any],
+) -> None:
+    """Ask a shadow what another has answered, in a thread: nobody waits for it.
+
+    A model with other columns can't be asked the same. With many waiting the question is dropped.
+    """
+    model = serving.servable(home, place.model)
+    if model is None or [one["name"] for one in model.schema] != [one["name"] for one in schema]:
+        return
+    if not _shadows_waiting.acquire(blocking=False):
+        return
+
+    def ask() -> None:
+        began = time.perf_counter()
+        status, found = 503, []
+        try:
+            found = _answer(model, place, rows, place.timeout_s, 1).predictions
+            status = 200
+        except FlowError as error:
+            status = error.status
+        except serving.NodeFailed:
+            pass
+        finally:
+            _shadows_waiting.release()
+            ms = 1000 * (time.perf_counter() - began)
+            pairs = list(zip(found, said, strict=False))
+            same = sum(_is_same(one, other) for one, other in pairs)
+            revision = place.revision
+            watch.note(deployment, revision, status, ms, len(found), compared=len(pairs), same=same)
+
+    _shadows.submit(ask)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Numbers are the same to within a thousandth."""
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-9)
+    return bool(one == other)
+
+
 def _ask(
-    home: Organization, deployment: UUID, place: Place, rows: Any, until: float, tries: int
+    home: Organization,
+    deployment: UUID,
+    place: Place,
+    rows: Any,
+    until: float,
+    tries: int,
+    shadow: Place | None = None,
 ) -> dict[str, Any]:
     model = serving.servable(home, place.model)
     if model is None:
@@ -196,6 +264,8 @@ def _ask(
     }
     if place.samples and len(answer.predictions) == len(checked):
         watch.sample(deployment, told, [column["name"] for column in model.schema], checked)
+    if shadow is not None:
+        _ask_shadow(home, deployment, shadow, checked, model.schema, answer.predictions)
     return told
 
 

@@ -77,11 +77,20 @@ def percentile(counts: Mapping[int, int], share: float) -> float | None:
 _taken: dict[UUID, tuple[int, int]] = {}  # deployment -> minute, requests sampled in it
 
 
-def note(deployment: UUID, revision: int, status: int, ms: float, rows: int) -> None:
-    """Count one request. Never raises."""
+def note(
+    deployment: UUID,
+    revision: int,
+    status: int,
+    ms: float,
+    rows: int,
+    *,
+    compared: int = 0,
+    same: int = 0,
+) -> None:
+    """Count one request, and of a shadow the rows compared and the same. Never raises."""
     minute = int(time.time() // 60)
     name = f"{deployment}:{minute}"
-    counts = {"n": 1, "rows": rows, f"b{bucket(ms)}": 1}
+    counts = {"n": 1, "rows": rows, f"b{bucket(ms)}": 1, "compared": compared, "same": same}
     if status >= 400:
         counts["errors" if status >= 500 else "refused"] = 1
     try:
@@ -186,7 +195,15 @@ def _copy_minutes() -> None:
         rows,
         update_conflicts=True,
         unique_fields=["deployment", "minute", "revision"],
-        update_fields=["requests", "refused", "errors", "rows", "latency"],
+        update_fields=[
+            "requests",
+            "refused",
+            "errors",
+            "rows",
+            "compared",
+            "same",
+            "latency",
+        ],
     )
     over = int(time.time() // 60) - 1  # a request that ends now still counts for its minute
     gone = [name for name in names if int(name.split(":")[1]) < over]
@@ -213,6 +230,8 @@ def _rows(deployment: str, minute: int, fields: Mapping[bytes, bytes]) -> list[S
             refused=counts["refused"],
             errors=counts["errors"],
             rows=counts["rows"],
+            compared=counts["compared"],
+            same=counts["same"],
             latency={what[1:]: n for what, n in counts.items() if what[:1] == "b"},
         )
         for revision, counts in by_revision.items()
@@ -360,18 +379,27 @@ def served(one: Deployment, hours: int, step_min: int) -> list[dict[str, Any]]:
     ]
 
 
+_COUNTS = ("requests", "refused", "errors")
+
+
 def together(one: Deployment, hours: int) -> list[dict[str, Any]]:
     """The same for all of the last hours, by revision."""
     sums: dict[int, Counter[str]] = defaultdict(Counter)
     latencies: dict[int, Counter[int]] = defaultdict(Counter)
     since = timezone.now() - timedelta(hours=hours)
     for row in one.minutes.filter(minute__gte=since).order_by():
-        sums[row.revision].update(requests=row.requests, errors=row.errors, refused=row.refused)
+        sums[row.revision].update(
+            {name: getattr(row, name) for name in (*_COUNTS, "compared", "same")}
+        )
         latencies[row.revision].update({int(n): count for n, count in row.latency.items()})
     return [
         {
             "revision": revision,
-            **{name: sums[revision][name] for name in ("requests", "refused", "errors")},
+            **{name: sums[revision][name] for name in _COUNTS},
+            "compared": sums[revision]["compared"],
+            "agreement": sums[revision]["same"] / (sums[revision]["compared"] or 1)
+            if sums[revision]["compared"]
+            else None,
             **{
                 f"p{round(100 * share)}_ms": percentile(latencies[revision], share)
                 for share in (0.5, 0.95, 0.99)

@@ -255,6 +255,10 @@ class Canary(serializers.Serializer[Any]):
         required=False, min_value=0, max_value=100,
         help_text="Of the requests, that it answers. 10 unless another share is said.",
     )  # fmt: skip
+    shadow = serializers.BooleanField(
+        required=False,
+        help_text="It is only asked that share as well, after the answer: nobody gets its own.",
+    )
 
 
 class DeploymentChange(_How, _What):
@@ -268,6 +272,7 @@ class CanaryShown(serializers.Serializer[Any]):
     revision = serializers.IntegerField()
     model = serializers.UUIDField()
     percent = serializers.IntegerField()
+    shadow = serializers.BooleanField()
     ready = serializers.IntegerField(help_text="Its replicas that answer.")
     replicas = serializers.IntegerField()
     failures = serializers.IntegerField()
@@ -285,6 +290,7 @@ def canary(one: Deployment) -> dict[str, Any] | None:
         "revision": tried.number,
         "model": tried.model_id,
         "percent": one.canary_percent,
+        "shadow": one.canary_is_shadow,
         "ready": known.get("ready", 0),
         "replicas": one.canary_replicas,
         "failures": known.get("failures", 0),
@@ -451,6 +457,10 @@ class ServedStep(Served):
 
 class ServedRevision(Served):
     revision = serializers.IntegerField(help_text="0: no replica answered.")
+    compared = serializers.IntegerField(help_text="Rows that it predicted as a shadow.")
+    agreement = serializers.FloatField(
+        allow_null=True, help_text="The share of these that was as the other's, to 0.1%."
+    )
 
 
 class DeploymentMetrics(serializers.Serializer[Any]):

@@ -1,5 +1,6 @@
 """Another model beside the one that runs: its share, its promotion, its end, and its crashes."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ from django.db import IntegrityError, transaction
 from django.test import Client
 from django.utils import timezone
 
-from clusters import actions, cycle, serving
+from clusters import actions, cycle, serving, watch
 from clusters.models import Deployment, Replica
 from organizations.models import AuditEntry
 from tests.clusters import make
@@ -210,3 +211,74 @@ def test_its_page_shows_it_with_what_can_be_done(api, by, site, client: Client):
     one.refresh_from_db()
     assert one.canary is None
     assert actions.dependents(one) == []
+
+
+def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_shadow_is_asked_as_well_and_nobody_gets_its_answers(api, by, site):
+    one, node, home, other = site
+    begin(api, one, other, percent=100)
+    told = api("patch", f"deployments/{one.pk}", {"canary": {"shadow": True}})["canary"]
+    assert (told["shadow"], told["percent"]) == (True, 100)
+    settle(home, node)
+    serving._places.clear()
+    path = f"deployments/{one.pk}/predict"
+    for _ in range(3):
+        assert api("post", path, {"rows": [ROW]})["revision"] == 1
+
+    def counted():
+        watch.flush()
+        found = api("get", f"deployments/{one.pk}/metrics")["revisions"]
+        return {row["revision"]: row for row in found}
+
+    until(lambda: counted().get(2, {}).get("requests") == 3)
+    found = counted()
+    assert (found[2]["compared"], found[2]["agreement"]) == (3, 1.0)
+    assert (found[1]["requests"], found[1]["compared"], found[1]["agreement"]) == (3, 0, None)
+    # With its share at 0 it is asked nothing; promoted, it is nobody's shadow any more.
+    api("patch", f"deployments/{one.pk}", {"canary": {"percent": 0}})
+    serving._places.clear()
+    api("post", path, {"rows": [ROW]})
+    api("post", f"deployments/{one.pk}/promote", status=202)
+    settle(home, node, rounds=8)
+    serving._places.clear()
+    assert api("post", path, {"rows": [ROW]})["revision"] == 2
+    assert counted()[2]["requests"] == 4
+    one.refresh_from_db()
+    assert not one.canary_is_shadow
+
+
+def test_a_shadow_that_fails_is_counted_and_no_one_else_notices(api, site, monkeypatch):
+    one, node, home, other = site
+    begin(api, one, other, percent=100)
+    api("patch", f"deployments/{one.pk}", {"canary": {"shadow": True}})
+    settle(home, node)
+    serving._places.clear()
+    answer = serving._answer
+
+    def broken(model, place, rows, within_s, tries):
+        if place.is_shadow:
+            raise models.NodeFailed("it broke")
+        return answer(model, place, rows, within_s, tries)
+
+    monkeypatch.setattr(serving, "_answer", broken)
+    assert api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})["revision"] == 1
+
+    def errors():
+        watch.flush()
+        found = api("get", f"deployments/{one.pk}/metrics")["revisions"]
+        return {row["revision"]: row["errors"] for row in found}
+
+    until(lambda: errors() == {1: 0, 2: 1})
+
+
+def test_predictions_are_the_same_to_within_a_thousandth():
+    assert serving._is_same("a", "a")
+    assert not serving._is_same("a", "b")
+    assert serving._is_same(100.0, 100.05)
+    assert not serving._is_same(100.0, 101)
