@@ -7,6 +7,7 @@ each member explains itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -231,7 +232,7 @@ def on_page(found: Explained) -> dict[str, Any]:
         "title": what,
         "text": f"{what} is {amount(found.output)}, where rows that the model learnt from have "
         f"{amount(found.base)} in the mean{ending}",
-        "picture": picture(found),
+        "picture_json": json.dumps(picture(found)),
         "rows": [
             {
                 "column": one.column,

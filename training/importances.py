@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import timedelta
 from functools import partial
@@ -284,10 +285,12 @@ def on_page(model: TrainedModel) -> dict[str, Any]:
             }
             for row in rows
         ],
-        "picture": {
-            "rows": [{"name": row["column"], **row} for row in rows[:SHOWN]],
-            "x": f"{metric.title} gets worse by",
-        },
+        "picture_json": json.dumps(
+            {
+                "rows": [{"name": row["column"], **row} for row in rows[:SHOWN]],
+                "x": f"{metric.title} gets worse by",
+            }
+        ),
         "text": (f"'{leading[0]}' matters most. " if leading else "No column matters. ")
         + f"Each column was shuffled {len(rows[0]['drops']) if rows else 0} times over "
         f"{found.rows:,} rows that the model {seen}; without that its {metric.title} there is "

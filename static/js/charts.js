@@ -1,6 +1,7 @@
 /* Charts of the model page, drawn by ECharts (SVG) from JSON that stands in the page.
 
-   <div data-chart="roc" data-source="id-of-a-json-script"></div>
+   <div data-chart="roc" data-source="id-of-a-json-script"></div>, or with the JSON in data-values:
+   fragments lose their scripts on the way into the page.
 
    Kinds: roc, curve ({series: [{name, points, figure}]}), calibration, scatter ({points}), bars
    ({edges, counts}), waterfall ({start, steps: [{name, from, to}], end}), drops ({rows: [{name,
@@ -312,7 +313,8 @@
 
   function draw(element, colors) {
     const source = document.getElementById(element.dataset.source);
-    if (!source) return;
+    const text = element.dataset.values || source?.textContent;
+    if (!text) return;
     let chart = drawn.get(element);
     if (!chart) {
       chart = window.echarts.init(element, null, { renderer: "svg" });
@@ -324,7 +326,7 @@
       {
         animation: !calm,
         textStyle: { color: colors.text, ...FONT },
-        ...option(element.dataset.chart, JSON.parse(source.textContent), colors),
+        ...option(element.dataset.chart, JSON.parse(text), colors),
       },
       true,
     );

@@ -168,7 +168,7 @@ def test_the_page_shows_it_when_it_is_there(by, model, client):
     for address in (page, f"{page}/importance"):
         text = client.get(address).content.decode()
         assert "&#x27;petal_cm&#x27; matters most" in text
-        assert 'data-chart="drops"' in text
+        assert 'data-chart="drops" data-values="{&quot;rows' in text
         assert f'hx-get="{page}/importance"' not in text
 
 
