@@ -9,7 +9,7 @@ from organizations.models import AuditEntry, Role
 from tests.factories import WorkerFactory
 from tests.training import make
 from training import named
-from training.models import TrainingJob
+from training.models import TRAIN, TrainingJob
 from training.names import NamedVersion
 from workers.models import Task, Worker
 
@@ -65,7 +65,7 @@ def train(api, **wish):
 
 def work_off(node, *, but=()):
     """Do all that waits: each task gives the candidate that it was asked for."""
-    while Task.objects.filter(state="queued").exists():
+    while Task.objects.filter(state="queued", kind=TRAIN).exists():
         task = node.claim()
         if task.payload["model"] in but:
             node.end(task, "failed", error="It would not fit.", fault="work")
@@ -380,3 +380,17 @@ def test_names_belong_to_one_organization(by, api, node):
     work_off(node)
     assert api("get", f"models/{FOREST}")[1]["answers"]["job"] != str(job.pk)
     assert api("get", "models")[1]["count"] == 1
+
+
+def test_each_model_has_a_lane_of_its_own_on_the_jobs_page(api, by, client, node):
+    make.version(by)
+    train(api)
+    task = node.claim()
+    node.candidate(task, f"{task.engine}:{task.payload['model']}")
+    node.end(task)
+    page = client.get(f"/training/{TrainingJob.objects.get().pk}/live").content.decode()
+    assert page.count('class="lane"') == 2
+    assert page.count("1 model, best") == 1, "the other one's lane has none yet"
+    for title in ("Random forest (scikit-learn)", "(scikit-learn)"):
+        assert title in page
+    assert page.count("<strong>scikit-learn</strong>") == 0

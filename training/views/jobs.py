@@ -20,6 +20,7 @@ from accounts.errors import FlowError
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, catalog, history, pages
+from training.engines.named import MODELS
 from training.models import ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
 from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
@@ -96,8 +97,8 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
     tasks = list(stored.tasks.select_related("worker"))
     found = stored.models.filter(state=TrainedModel.State.SCORED)
     scored = [
-        (at, score, engine)
-        for at, score, engine in found.values_list("created_at", "score", "engine")
+        (at, score, None if engine == ENSEMBLE else task)  # a blend is no lane's
+        for at, score, engine, task in found.values_list("created_at", "score", "engine", "task")
         if score is not None
     ]
     began = stored.started_at or stored.created_at
@@ -134,12 +135,18 @@ def _notice(notice: dict[str, str] | str) -> str:
 
 
 def _title(task: Task) -> str:
+    """What tells a task from the others of its job: of named models, each is one."""
     info = catalog.engines().get(task.engine)
-    return info.title if info else task.engine
+    title = info.title if info else task.engine
+    if name := str(task.payload.get("model") or ""):
+        family = task.engine.partition("-")[0]
+        model = MODELS.get(family, {}).get(name)
+        return f"{model.title if model else name} ({title})"
+    return title
 
 
 def _lane(
-    task: Task, stored: TrainingJob, scored: Sequence[tuple[datetime, float, str]]
+    task: Task, stored: TrainingJob, scored: Sequence[tuple[datetime, float, UUID | None]]
 ) -> dict[str, Any]:
     state = str(task.state)
     if state == Task.State.RUNNING and task.cancel_requested_at:
@@ -147,7 +154,7 @@ def _lane(
     elif state == Task.State.RUNNING and task.stop_requested_at:
         state = "stopping"
     ended_well = task.state == Task.State.SUCCEEDED
-    scores = [score for _, score, engine in scored if engine == task.engine]
+    scores = [score for _, score, made_by in scored if made_by == task.pk]
     pick = max if stored.metric_info.greater_is_better else min
     races = task.kind == TRAIN
     return {
