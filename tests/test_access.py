@@ -132,6 +132,7 @@ POST    /training/new                                           sign    403     
 GET     /training/new/finding?dataset={dataset}&target=kind     sign    403     200     200     404
 GET     /training/new/finding?dataset={own}&version={version}   sign    403     200     200     404
 POST    /training/new/check                                     sign    403     200     200     404
+POST    /training/new/estimate                                  sign    403     200     200     404
 GET     /training/checks/{check}                                sign    403     200     200     404
 GET     /training/{job}                                         sign    200     200     200     404
 GET     /training/{job}/live                                    sign    200     200     200     404
@@ -606,6 +607,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /data/{dataset}/role": lambda _: {"column": "petal_cm", "role": "categorical"},
     "POST /training/new": a_wish,
     "POST /training/new/check": a_wish,
+    "POST /training/new/estimate": a_wish,
     "POST /models/{model}/predict": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
     "POST /models/{model}/explain": lambda _: {"column-0": "1", "column-1": "red", "column-2": "2"},
     "POST /models/{model}/predict-file": a_file,

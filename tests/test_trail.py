@@ -26,6 +26,7 @@ UNTOLD = {
         "POST /api/training/check",
         "POST /api/training/estimate",
         "POST /training/new/check",
+        "POST /training/new/estimate",
         "POST /api/live-ticket",
     },
     "tells what became true, as often as there are predictions": {

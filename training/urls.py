@@ -7,6 +7,7 @@ urlpatterns = [
     path("training", jobs.jobs, name="list"),
     path("training/new", new.new, name="new"),
     path("training/new/finding", new.finding, name="finding"),
+    path("training/new/estimate", new.estimate, name="new-estimate"),
     path("training/new/check", new.check_data, name="new-check"),
     path("training/checks/<uuid:check_id>", new.checked, name="check"),
     path("training/<uuid:job_id>", jobs.job, name="job"),

@@ -174,3 +174,20 @@ def test_the_past_is_looked_at_once_a_minute(by, version, monkeypatch, django_as
     history.past()
     with django_assert_num_queries(0):
         history.past()
+
+
+def test_the_form_tells_it_and_where_it_would_run_as_choices_change(by, version, client):
+    client.force_login(by.user)
+    form = {"dataset": version.dataset_id, "engines": "pycaret", "preset": "own", "minutes": "1"}
+    assert client.post("/training/new/estimate", form).content.decode().strip() == ""
+    nowhere = client.post("/training/new/estimate", form | {"target": "kind"}).content.decode()
+    assert "No node can do this now" in nowhere
+    node = ended_before(12, 900)
+    text = client.post("/training/new/estimate", form | {"target": "kind"}).content.decode()
+    assert node.name in text
+    assert "estimates were off by a factor" in text
+    assert "About" in text
+    refused = client.post("/training/new/estimate", form | {"target": "kind", "minutes": "no"})
+    assert (refused.status_code, refused.content.decode().strip()) == (200, "")
+    page = client.get(f"/training/new?dataset={version.dataset_id}").content.decode()
+    assert 'hx-post="/training/new/estimate"' in page

@@ -145,6 +145,35 @@ def check_data(request: OrgRequest) -> HttpResponse:
     return render(request, "training/_gate.html", context)
 
 
+@require_POST
+@org_role(Role.DEVELOPER)
+def estimate(request: OrgRequest) -> HttpResponse:
+    """The fragment that tells what such a training would take, and where; empty while nobody can
+    tell, for what is wrong stands where it was chosen."""
+    dataset = get_object_or_404(
+        Dataset.objects.of(request.membership.organization).select_related("latest"),
+        pk=_uuid(request.POST.get("dataset", "")),
+    )
+    version = _version(dataset, request.POST.get("version"))
+    values = _values(request.POST)
+    found = None
+    if values["target"]:
+        try:
+            found = actions.estimate_job(
+                request.membership,
+                dataset.pk,
+                version=version.number,
+                target=values["target"],
+                task_type=values["task_type"],
+                **_race(values),
+                exclude=[name for name in values["exclude"] if name != values["target"]],
+                split=_split(values),
+            )
+        except FlowError:
+            pass
+    return render(request, "training/_estimate.html", {"estimate": found})
+
+
 @require_GET
 @org_role(Role.DEVELOPER)
 def checked(request: OrgRequest, check_id: UUID) -> HttpResponse:
@@ -320,18 +349,25 @@ def _seconds(values: dict[str, Any]) -> float | None:
         return 0.0
 
 
-def _start(request: OrgRequest, version: DatasetVersion, values: dict[str, Any]) -> TrainingJob:
+def _race(values: dict[str, Any]) -> dict[str, Any]:
+    """Which engines race, and for how long."""
     every = presets.ALL in values["engines"]
+    return {
+        "preset": "" if values["preset"] == OWN else values["preset"],
+        "engines": presets.ALL if every else values["engines"],
+        "time_budget": _seconds(values),
+        "budget_mode": values["budget_mode"],
+    }
+
+
+def _start(request: OrgRequest, version: DatasetVersion, values: dict[str, Any]) -> TrainingJob:
     return actions.start_job(
         request.membership,
         version.dataset_id,
         version=version.number,
         target=values["target"],
         task_type=values["task_type"],
-        preset="" if values["preset"] == OWN else values["preset"],
-        engines=presets.ALL if every else values["engines"],
-        time_budget=_seconds(values),
-        budget_mode=values["budget_mode"],
+        **_race(values),
         metric=values["metric"],
         ensemble=_flag(values["ensemble"]),
         refit=_flag(values["refit"]),
