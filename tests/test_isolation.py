@@ -25,8 +25,8 @@ from organizations.models import Membership, Role
 from tests import test_access
 from tests.clusters import make as deploying
 from tests.factories import make_task
-from tests.test_access import ROWS, Row, World, undone, world  # noqa: F401 - a fixture
 from tests.pipelines import make as piping
+from tests.test_access import ROWS, Row, World, undone, world  # noqa: F401 - a fixture
 from tests.training import make
 from training.models import TrainedModel
 from workers.files import store_artifact
