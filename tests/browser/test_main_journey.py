@@ -99,7 +99,7 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     mira.shot("06b-why")
     why.locator("summary").click()
     expect(why.get_by_role("row")).to_have_count(10)  # seven columns, a head and two ends
-    why.get_by_label("Probability of").select_option("Adelie")
+    why.get_by_label("Probability of", exact=True).select_option("Adelie")
     expect(why).to_contain_text("The probability of Adelie is", timeout=60_000)
     page.get_by_label("body_mass_g").fill("heavy")
     page.get_by_role("button", name="Predict", exact=True).click()
