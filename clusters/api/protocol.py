@@ -9,7 +9,6 @@ from uuid import UUID
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.http import Http404
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.permissions import AllowAny
@@ -36,6 +35,10 @@ def as_protocol(error: Exception, context: dict[str, Any]) -> Response | None:
         response.data = {"error": str(data.get("detail") or "The request failed.")}
         response.content_type = "application/json"
     return response
+
+
+class ProtocolError(serializers.Serializer[Any]):
+    error = serializers.CharField()
 
 
 class Live(serializers.Serializer[Any]):
@@ -173,7 +176,7 @@ class ModelView(_ModelView):
     roles: ClassVar = {"get": Role.VIEWER}
     serves: ClassVar = {"get": "deployment"}
 
-    @extend_schema(responses=ModelMetadata)
+    @extend_schema(responses={200: ModelMetadata, "4XX": ProtocolError})
     def get(self, request: Request, name: str) -> Response:
         """The tensors that a deployment takes, and those that it gives."""
         model = self.model()
@@ -192,7 +195,7 @@ class ModelReadyView(_ModelView):
     roles: ClassVar = {"get": Role.VIEWER}
     serves: ClassVar = {"get": "deployment"}
 
-    @extend_schema(responses={200: ModelReady, 503: ModelReady})
+    @extend_schema(responses={200: ModelReady, 503: ModelReady, "4XX": ProtocolError})
     def get(self, request: Request, name: str) -> Response:
         """Whether a replica of the deployment answers: 503 while none does."""
         ready = bool(serving.places_of(self.membership.organization, self.found()))
@@ -205,7 +208,8 @@ class InferView(_ModelView):
     serves: ClassVar = {"post": "deployment"}
 
     @extend_schema(
-        request=InferenceRequest, responses={200: InferenceResponse, 400: OpenApiTypes.OBJECT}
+        request=InferenceRequest,
+        responses={200: InferenceResponse, "4XX": ProtocolError, "5XX": ProtocolError},
     )
     def post(self, request: Request, name: str) -> Response:
         """Predict: a tensor for each column, or one of rows x columns where all are numbers."""
