@@ -15,7 +15,7 @@ from functools import cache
 from django.conf import settings
 
 # Whole trees, and single modules of apps whose other modules belong to web.
-_APPS = ("workers", "training", "datasets")
+_APPS = ("workers", "training", "datasets", "pipelines")
 _ALSO = ("tools/venvs.py", "requirements/node.txt", "requirements/tools.txt", "LICENSE")
 _OF_WEB = re.compile(
     r"^\s*(?:from|import) (?:django|rest_framework|channels|celery import current_app"
