@@ -68,7 +68,7 @@ def test_a_blend_is_no_worse_than_its_best_member_where_it_was_chosen() -> None:
 
 def test_a_blend_of_noise_does_not_look_better_than_noise_where_it_ranks() -> None:
     """Weights chosen on the rows that rank would find members that guessed them by chance."""
-    problem = Problem("binary", "y", "roc_auc", ("a", "b"))
+    problem = Problem("binary", "y", "accuracy", ("a", "b"))
     chosen, unseen = [], []
     for seed in range(20):
         random = np.random.default_rng(seed)
