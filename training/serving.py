@@ -107,9 +107,7 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: dict[str, list[_UnixConnection]] = defaultdict(list)
 
-    def post(
-        self, address: str, path: str, body: bytes, within_s: float = ANSWER_S
-    ) -> tuple[int, bytes]:
+    def post(self, address: str, path: str, body: bytes, within_s: float) -> tuple[int, bytes]:
         """Status and body. Raises OSError or HTTPException when the node cannot be talked to."""
         while True:
             with self._lock:
@@ -400,12 +398,14 @@ def _is_socket_of_ours(path: str) -> bool:
     return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
 
 
-def ask_node(node: Worker, body: bytes, tries: int, within_s: float = ANSWER_S) -> Answer:
-    """One node's answer; one that is just connecting anew is tried so many times.
+def ask_node(node: Worker, body: bytes, tries: int, within_s: float | None = None) -> Answer:
+    """One node's answer, within `ANSWER_S` unless told otherwise; one that is just connecting anew
+    is tried so many times.
 
     Raises NodeFailed, with what it did, when another may be asked (NodeSlow: it took too long);
     Invalid and TooLarge for rows that none would take.
     """
+    within_s = ANSWER_S if within_s is None else within_s
     try:
         status, raw = _post(node, body, tries, within_s)
         answer = json.loads(raw)
