@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Case, IntegerField, Q, Sum, Value, When
 from django.utils import timezone
 
@@ -28,6 +28,7 @@ from clusters.world import labels_of, total_of
 from organizations import quotas, rls
 from organizations.audit import record
 from organizations.models import Membership, Organization
+from organizations.naming import unique
 from training.models import TrainedModel
 from workers.actions import open_stream
 from workers.models import Worker, emit
@@ -49,10 +50,6 @@ class Impossible(Invalid):
     code = "impossible"
 
 
-class NameTaken(Conflict):
-    code = "name-taken"
-
-
 class InUse(Conflict):
     code = "in-use"
 
@@ -72,19 +69,6 @@ def _cost(preemptible: bool) -> int:
     return 1 if preemptible else 2
 
 
-@contextmanager
-def _named(name: str, what: str) -> Iterator[None]:
-    """Say it well when the name is taken."""
-    try:
-        with transaction.atomic():
-            yield
-    except IntegrityError as error:
-        if "_name_unique" not in str(error):
-            raise
-        sentence = f"There is a {what} named {name} already: choose another name."
-        raise NameTaken(sentence, errors={"name": [sentence]}) from None
-
-
 # --- Clusters ---
 
 
@@ -98,7 +82,7 @@ def make_cluster(
     operator: bool = False,
 ) -> Cluster:
     """A pool of nodes. ``limit``: max_ram_mib, max_cpu_millis, max_gpus. Raises as add_node."""
-    with _named(name, "cluster"):
+    with unique("cluster", name):
         cluster = Cluster.objects.create(
             organization=by.organization, name=name, **dict(limit or {})
         )
@@ -118,7 +102,7 @@ def change_cluster(
     for key, value in changes.items():
         setattr(stored, key, value)
     if changes:
-        with _named(stored.name, "cluster"):
+        with unique("cluster", stored.name):
             stored.save(update_fields=list(changes))
         record("cluster.changed", stored, by=by, changes=changes)
         cycle.ask(stored.pk)
@@ -263,7 +247,7 @@ def deploy(
     refuse_impossible(where, needs, revision.labels)
     needed = _dependencies(home, depends_on)
     quotas.reserve(home, deployments=_cost(preemptible))
-    with _named(name, "deployment"):
+    with unique("deployment", name):
         made.save(force_insert=True)
     _add_revision(made, revision)
     Dependency.objects.bulk_create(Dependency(deployment=made, needs=one) for one in needed)

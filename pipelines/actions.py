@@ -1,11 +1,10 @@
 """What people, schedules and programs do with pipelines. What follows from it, driving.py does."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -13,6 +12,7 @@ from accounts.errors import Conflict, Invalid, NotFound
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
+from organizations.naming import unique
 from pipelines import doing, driving, graph, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
@@ -28,25 +28,8 @@ MOST_PIPELINES = 500  # of one organization
 MOST_QUEUED = 20  # runs of one pipeline that wait
 
 
-class NameTaken(Conflict):
-    code = "name-taken"
-
-
 class StillRuns(Conflict):
     code = "pipeline-runs"
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say it well when the name is taken."""
-    try:
-        with transaction.atomic():
-            yield
-    except IntegrityError as error:
-        if "pipeline_name_unique" not in str(error):
-            raise
-        sentence = f"There is a pipeline named {name} already: choose another name."
-        raise NameTaken(sentence, errors={"name": [sentence]}) from None
 
 
 # --- Pipelines -----------------------------------------------------------------------------------
@@ -66,7 +49,7 @@ def make(
     when, checked = schedules.check(schedule), check(by.organization, definition)
     if Pipeline.objects.of(by.organization).count() >= MOST_PIPELINES:
         raise Conflict(f"There are {MOST_PIPELINES} pipelines already: delete what nobody needs.")
-    with _named(name):
+    with unique("pipeline", name):
         made = Pipeline.objects.create(
             organization=by.organization,
             name=name,
@@ -139,7 +122,7 @@ def change(
         changes["name"] = stored.name = name
     if description is not None and description != stored.description:
         changes["description"] = stored.description = description
-    with _named(stored.name):
+    with unique("pipeline", stored.name):
         stored.save(update_fields=["name", "description"])
     if definition is not None:
         checked = check(by.organization, definition)

@@ -1,21 +1,20 @@
 """What people do with connections. Their secrets go in, and never come out to anybody again."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings as site
-from django.db import IntegrityError, transaction
+from django.db import transaction
 
 from accounts import sealing
 from accounts.errors import Conflict, Invalid
 from organizations.audit import record
 from organizations.models import Membership
+from organizations.naming import unique
 from pipelines import kinds, reach
-from pipelines.actions import NameTaken
 from pipelines.handing import TEST
 from pipelines.models import Connection, Pipeline
 from workers.actions import add_task
@@ -58,7 +57,7 @@ def make(
     if Connection.objects.of(by.organization).count() >= MOST_CONNECTIONS:
         raise Conflict(f"There are {MOST_CONNECTIONS} connections already: delete some first.")
     kept = {key: value for key, value in (secrets or {}).items() if value}
-    with _named(name):
+    with unique("connection", name):
         made: Connection = Connection.objects.create(
             organization=by.organization,
             name=name,
@@ -110,7 +109,7 @@ def change(
         stored.sealed_names = sorted(kept)
         told["entered"] = sorted(secrets)
     if told:
-        with _named(stored.name):
+        with unique("connection", stored.name):
             stored.save()
         record("connection.changed", stored, by=by, changes=told)
     return stored
@@ -226,16 +225,3 @@ def _checked(kind: str, settings: Mapping[str, Any], secrets: Mapping[str, Any])
         text = " ".join(said for sentences in errors.values() for said in sentences)
         raise Invalid(text, errors=errors)
     return good
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say it well when the name is taken."""
-    try:
-        with transaction.atomic():
-            yield
-    except IntegrityError as error:
-        if "connection_name_unique" not in str(error):
-            raise
-        sentence = f"There is a connection named {name} already: choose another name."
-        raise NameTaken(sentence, errors={"name": [sentence]}) from None

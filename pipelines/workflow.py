@@ -12,6 +12,7 @@ from django.db import transaction
 
 from accounts.errors import Invalid, NotFound
 from organizations.models import Membership
+from organizations.naming import NameTaken
 from pipelines import actions
 from pipelines.models import Connection, Pipeline, Run, Step
 from training.models import TrainingJob
@@ -86,8 +87,7 @@ def start(
     elif there.version and tuple(_keys(there.version.definition)) == _KEYS:
         there = actions.change(by, there, definition=definition)
     else:
-        sentence = f"There is another pipeline named {name}: choose another name."
-        raise actions.NameTaken(sentence, errors={"name": [sentence]})
+        raise NameTaken("pipeline", name)
     return actions.start_run(by, there, trigger=Run.Trigger.WORKFLOW)
 
 
