@@ -16,12 +16,11 @@ CURVE = "training.engines.curve:learning_curve"
 
 @pytest.mark.engine
 @pytest.mark.xdist_group("engines")
+@pytest.mark.parametrize("warm", ["sklearn"], indirect=True)  # it is the same for every engine
 @pytest.mark.parametrize("folds", [0, 3])
 def test_a_curve_has_ever_more_rows_and_predicts_those_that_rank(
     warm: Warm, tmp_path: Path, folds: int
 ) -> None:
-    if warm.engine != "sklearn":
-        pytest.skip("what it does is the same for every engine")
     table = messy(400, "multiclass")
     payload = payload_for(table, ROLES, "multiclass", budget_s=10, folds=folds)
     wish = {"model": "random_forest", "hyperparameters": {"n_estimators": 10}}

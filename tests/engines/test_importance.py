@@ -10,13 +10,16 @@ from tests.engines.conftest import ROLES, Ran, Warm, messy, payload_for
 from training.engines import importance
 
 HANDLER = "training.engines.importance:importance"
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("engines")]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.xdist_group("engines"),
+    # What it does is the same for every engine.
+    pytest.mark.parametrize("warm", ["sklearn"], indirect=True),
+]
 
 
 def ask(warm: Warm, tmp_path: Path, folds: int, rows: int = 400, **how: object) -> tuple[Ran, Ran]:
     """The race, and what it says of its one model."""
-    if warm.engine != "sklearn":
-        pytest.skip("what it does is the same for every engine")
     table = messy(rows, "multiclass")
     payload = payload_for(table, ROLES, "multiclass", budget_s=10, folds=folds)
     wish = {"model": "random_forest", "hyperparameters": {"n_estimators": 10}}
