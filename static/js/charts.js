@@ -10,7 +10,8 @@
 (() => {
   "use strict";
 
-  const FONT = { fontFamily: "inherit", fontSize: 12 };
+  // By its name: ECharts measures text on a canvas, where "inherit" means another font than here.
+  const FONT = { fontFamily: getComputedStyle(document.body).fontFamily, fontSize: 12 };
 
   function token(name) {
     // Resolved by the browser to rgb(): ECharts does not read oklch() or var().
@@ -188,7 +189,7 @@
       inverse: true,
       data: names,
       splitLine: { show: false },
-      axisLabel: { color: colors.text, width: 130, overflow: "truncate" },
+      axisLabel: { color: colors.text, width: 160, overflow: "truncate" },
       ...more,
     });
   }

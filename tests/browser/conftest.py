@@ -57,6 +57,11 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+# htmx calls it an error when a newer request takes an older one's place, which pages ask for
+# (hx-sync). A request that fails is told as htmx:sendError or htmx:responseError.
+REPLACED = ("htmx:sendAbort", "htmx:afterRequest")
+
+
 class Visitor:
     """A person with a browser window. Everything that goes wrong in it is kept in ``problems``."""
 
@@ -73,7 +78,7 @@ class Visitor:
         page.on("request", self._asked)
 
     def _said(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"}:
+        if message.type in {"error", "warning"} and not message.text.startswith(REPLACED):
             self.problems.append(f"console {message.type}: {message.text} ({message.location})")
 
     def _asked(self, request: Request) -> None:
