@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from workers import fairshare, metrics
-from workers.models import Allocation, Task, Turn, Worker
+from workers.models import Task, Turn, Worker
 
 State = Task.State
 
@@ -127,8 +125,36 @@ SELECT coalesce(sum((capabilities ->> 'cpu')::float * 1000), 0),
        coalesce(sum(jsonb_array_length(coalesce(capabilities -> 'gpus', '[]'))), 0)::float
   FROM workers_worker WHERE organization_id IS NULL AND last_seen_at >= %(alive)s
 """
+# What a start writes down: what it takes of its node, and its line's turn.
+_START = """
+WITH taken AS (
+  INSERT INTO workers_allocation (worker_id, task_id, organization_id, cpu_millis, ram_mib, gpus,
+                                  gpu_ram_mib, light, share, since)
+  VALUES (%(worker)s, %(task)s, %(organization_id)s, %(cpu_millis)s, %(ram_mib)s, %(gpus)s,
+          %(gpu_ram_mib)s, %(light)s, %(share)s, %(at)s)
+)
+INSERT INTO workers_turn (organization_id, queue, light, priority, since, at, out_of_turn)
+VALUES (%(organization_id)s, %(queue)s, %(light)s, %(priority)s, %(at)s, %(at)s, %(out_of_turn)s)
+ON CONFLICT (organization_id, queue, light, priority) DO UPDATE
+  SET since = EXCLUDED.since, at = EXCLUDED.at, out_of_turn = EXCLUDED.out_of_turn
+RETURNING id
+"""
 _TAKEN = ("light", "cpu_millis", "ram_mib", "gpus", "gpu_ram_mib")
 _RESOURCES = ("cpu_millis", "ram_mib", "gpus")
+_STARTED = (*_TAKEN, "organization_id", "queue", "priority")
+# Of a model's whole row, without a query being built for each claim.
+_NODE = """
+SELECT w.*, EXISTS (
+  SELECT 1 FROM workers_task t WHERE t.held_on_id = w.id AND t.state = 'queued') AS holds
+  FROM workers_worker w WHERE id = %(node)s FOR NO KEY UPDATE OF w
+"""
+_FIRST = """
+SELECT * FROM workers_task
+ WHERE state = 'queued' AND queue = %(queue)s AND light = %(light)s
+   AND organization_id = %(organization)s::uuid AND priority = %(priority)s
+   AND (%(subjects)s::uuid[] IS NULL OR subject = ANY(%(subjects)s::uuid[]))
+ ORDER BY line_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+"""
 
 
 @dataclass
@@ -236,9 +262,7 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     The task's ``more`` says whether asking again at once may bring another.
     """
     with transaction.atomic():
-        holds = Exists(Task.objects.filter(held_on=OuterRef("pk"), state=State.QUEUED))
-        nodes = Worker.objects.select_for_update(no_key=True).annotate(holds=holds)
-        node = nodes.filter(pk=worker.pk).first()
+        node = next(iter(Worker.objects.raw(_NODE, {"node": worker.pk})), None)
         if node is None or node.draining or node.restart_asked_at is not None:
             return None
         empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)
@@ -270,30 +294,14 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
             held_on=None,
             lease_expires_at=at + timedelta(seconds=settings.LEASE_S),
         )
-        Allocation.objects.create(
-            worker=node,
-            task=task,
-            organization_id=task.organization_id,
-            cpu_millis=task.cpu_millis,
-            ram_mib=task.ram_mib,
-            gpus=task.gpus,
-            gpu_ram_mib=task.gpu_ram_mib,
-            light=task.light,
+        _query(
+            _START,
+            **{name: getattr(task, name) for name in _STARTED},
+            task=task.pk,
+            worker=node.pk,
             share=_share(task, node, now),
-        )
-        line = ("organization_id", "queue", "light", "priority")
-        Turn.objects.bulk_create(
-            [
-                Turn(
-                    since=at,
-                    at=at,
-                    out_of_turn=out_of_turn,
-                    **{name: getattr(task, name) for name in line},
-                )
-            ],
-            update_conflicts=True,
-            unique_fields=line,
-            update_fields=["since", "at", "out_of_turn"],
+            at=at,
+            out_of_turn=out_of_turn,
         )
     return task
 
@@ -435,12 +443,14 @@ def _recount(now: Running, organization: str) -> None:
 def _first_unlocked(line: fairshare.Waiting[str], going_on: set[str] | None) -> Task | None:
     """The first task of ``line`` that no other node is taking at this moment."""
     one, queue, light, priority = line.line
-    tasks = Task.objects.select_for_update(no_key=True, skip_locked=True).filter(
-        state=State.QUEUED, queue=queue, light=light, organization=UUID(one), priority=priority
-    )
-    if going_on is not None and not light:
-        tasks = tasks.filter(subject__in=going_on)
-    return tasks.order_by("line_at")[:1].first()
+    asked = {
+        "organization": one,
+        "queue": queue,
+        "light": light,
+        "priority": priority,
+        "subjects": None if going_on is None or light else list(going_on),
+    }
+    return next(iter(Task.objects.raw(_FIRST, asked)), None)
 
 
 def _waiting(task: Task) -> fairshare.Waiting[str]:

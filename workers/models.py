@@ -1,4 +1,5 @@
 import hashlib
+import json
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -283,18 +284,17 @@ class Task(OrgOwned):
         if new in self.ENDED:
             fields.setdefault("finished_at", timezone.now())
         fields["state"] = new
-        with transaction.atomic():
+        with transaction.atomic(savepoint=False):
             stored = Task.objects.filter(pk=self.pk, state=old, attempt=self.attempt)
-            if not stored.update(**fields):
-                raise StaleWrite(f"The task is no longer {old} in attempt {self.attempt}.")
-            for name, value in fields.items():
-                setattr(self, name, value)
-            emit(
-                self.stream_id,
-                f"task.{new}",
-                {"from": old, "why": reason, "by": by, "kind": self.kind, "engine": self.engine},
-                task=self,
-            )
+            moved = stored.update(**fields)
+            if moved:
+                for name, value in fields.items():
+                    setattr(self, name, value)
+                told = {"from": old, "why": reason, "by": by}
+                told |= {"kind": self.kind, "engine": self.engine}
+                emit(self.stream_id, f"task.{new}", told, task=self)
+        if not moved:
+            raise StaleWrite(f"The task is no longer {old} in attempt {self.attempt}.")
         metrics.MOVES.labels(self.kind, new, self.fault).inc()
 
 
@@ -337,6 +337,19 @@ class Event(models.Model):
         return f"{self.stream_id} {self.seq} {self.type}"
 
 
+# One statement, since everything that happens passes here. The counter's row stays locked until the
+# commit: see Stream.
+_EMIT = """
+WITH stream AS (
+  UPDATE workers_stream SET last_seq = last_seq + 1 WHERE topic = %s RETURNING topic, last_seq
+)
+INSERT INTO workers_event
+       (stream_id, seq, at, type, data, files, task_id, attempt, key, handled_at, tries)
+SELECT topic, last_seq, %s, %s, %s::jsonb, %s::jsonb, %s, %s, %s, %s, 0 FROM stream
+RETURNING id, seq
+"""
+
+
 def emit(
     topic: str,
     type: str,
@@ -351,28 +364,37 @@ def emit(
 
     Raises Stream.DoesNotExist when nothing has opened the topic.
     """
+    event = Event(
+        stream_id=topic,
+        at=at or timezone.now(),
+        type=type,
+        data=dict(data),
+        files=dict(files or {}),
+        task=task,
+        attempt=task.attempt if task else None,
+        key=key,
+        handled_at=None if type in Event.HANDLED else timezone.now(),
+    )
     with transaction.atomic(savepoint=False), connection.cursor() as cursor:
-        # The counter's row stays locked until the commit: see Stream.
         cursor.execute(
-            "UPDATE workers_stream SET last_seq = last_seq + 1 WHERE topic = %s RETURNING last_seq",
-            [topic],
+            _EMIT,
+            [
+                topic,
+                event.at,
+                type,
+                json.dumps(event.data),
+                json.dumps(event.files),
+                event.task_id,
+                event.attempt,
+                key,
+                event.handled_at,
+            ],
         )
         row = cursor.fetchone()
         if row is None:
             raise Stream.DoesNotExist(topic)
-        seq: int = row[0]
-        event = Event.objects.create(
-            stream_id=topic,
-            seq=seq,
-            at=at or timezone.now(),
-            type=type,
-            data=dict(data),
-            files=dict(files or {}),
-            task=task,
-            attempt=task.attempt if task else None,
-            key=key,
-            handled_at=None if type in Event.HANDLED else timezone.now(),
-        )
+        event.pk, seq = row
+        event.seq, event._state.adding = seq, False
         transaction.on_commit(lambda: push.notify(topic, seq))
     return event
 
