@@ -237,6 +237,15 @@ def groups_of(values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[np.int
     return groups
 
 
+def groups_for(
+    split: Mapping[str, Any],
+    by: Sequence[object] | npt.NDArray[Any] | None,
+    rows: npt.NDArray[Any],
+) -> npt.NDArray[np.int64] | None:
+    """The group of each of these rows, of a split by group; None of any other."""
+    return groups_of(by)[rows] if split["kind"] == "group" and by is not None else None
+
+
 def _as_array(values: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     if isinstance(values, np.ndarray):
         return values

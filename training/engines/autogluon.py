@@ -214,8 +214,9 @@ def fit_bag(
     """
     rows = Rows(encoding, data.train)
     own = data.folds is None
-    folds = folding.folds_for(problem, data.y, recipe["folds"]) if own else data.folds
-    assert folds is not None
+    folds = data.folds
+    if folds is None:
+        folds = folding.folds_for(problem, data.y, recipe["folds"], groups=data.groups)
     shape = (len(data.y), problem.n_classes) if problem.is_classification else (len(data.y),)
     scores = np.full(shape, np.nan)
     children: list[Child] = []

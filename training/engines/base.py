@@ -64,13 +64,16 @@ class Data:
 
     ``train`` with its target ``y`` (class codes int64, or float64), ``held``: rows to predict whose
     target the engine is not told. ``folds`` is None, or gives each training row its fold 1..k: then
-    a candidate also predicts every training row by a fit that did not see its fold.
+    a candidate also predicts every training row by a fit that did not see its fold. ``groups`` is
+    None, or numbers each training row's group: rows of one stay together in whatever folds an
+    engine makes for itself (folding.py).
     """
 
     train: Frame
     y: Array
     held: Frame
     folds: Array | None = None
+    groups: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,9 @@ def _said(
     chosen: Array,
     folder: Path,
 ) -> Predictions:
-    engine.fit(recipe, problem, Data(data.train.take(chosen), data.y[chosen], data.held), folder)
+    groups = None if data.groups is None else data.groups[chosen]
+    asked = Data(data.train.take(chosen), data.y[chosen], data.held, groups=groups)
+    engine.fit(recipe, problem, asked, folder)
     return engine.load(folder).predict(data.held)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import matrix
+from . import folding, matrix
 from .base import Data, Predictions, Predictor, Problem
 from .frame import Frame
 from .tables import Array
@@ -164,12 +164,22 @@ class Member:
         return np.where(total > 0, out / np.where(total > 0, total, 1.0), 1.0 / n_classes)
 
 
-def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Array) -> Member:
-    """Fit one member on ``train``, or on as many of its rows as the recipe allows."""
+def fit_member(
+    recipe: Mapping[str, Any],
+    problem: Problem,
+    train: Frame,
+    y: Array,
+    groups: Array | None = None,
+) -> Member:
+    """Fit one member on ``train``, or on as many of its rows as the recipe allows.
+
+    ``groups`` of the rows stay together where an estimator is calibrated on rows kept back.
+    """
     most = min(len(y) - recipe.get("apart", 0), recipe.get("rows", len(y)))
     if most < len(y):
-        chosen = some_rows(len(y), most, problem.seed)
+        chosen = some_rows(len(y), most, problem.seed, groups)
         train, y = train.take(chosen), y[chosen]
+        groups = None if groups is None else groups[chosen]
     encoding = matrix.learn(train, recipe["style"])
     table = encoding.matrix(train)
     estimator = build(recipe["estimator"])
@@ -194,7 +204,15 @@ def fit_member(recipe: Mapping[str, Any], problem: Problem, train: Frame, y: Arr
             goal = rescale(y, scale)
         # Some estimators draw from the global generator whatever their random_state.
         np.random.seed(problem.seed % 2**32)
+        calibrated = recipe["estimator"]["params"].get("cv")
+        if groups is not None and calibrated and len(np.unique(groups)) > 1:
+            from sklearn.model_selection import PredefinedSplit
+
+            folds = folding.folds_for(problem, y, calibrated, groups=groups)
+            estimator.set_params(cv=PredefinedSplit(folds - 1))
         estimator.fit(table, goal, **extra)
+        if calibrated:
+            estimator.set_params(cv=calibrated)
     return Member(recipe, encoding, estimator, present, scale)
 
 
@@ -211,9 +229,14 @@ def _tell_categories(estimator: Any, encoding: matrix.Encoding) -> dict[str, Any
     return {}
 
 
-def some_rows(rows: int, most: int, seed: int) -> Array:
-    """``most`` of so many rows; with the same seed, they are among those of a larger ``most``."""
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+def some_rows(rows: int, most: int, seed: int, groups: Array | None = None) -> Array:
+    """``most`` of so many rows; with the same seed, they are among those of a larger ``most``.
+
+    One group after the other is taken, if there are ``groups``.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(rows) if groups is None else folding.group_order(groups, random)
+    return np.sort(order[:most])
 
 
 def on_all_rows(recipe: Recipe) -> Recipe:
@@ -258,7 +281,9 @@ def predictions_of(scores: Array, problem: Problem) -> Predictions:
 
 def fit_recipe(recipe: Recipe, problem: Problem, data: Data, folder: Path) -> EstimatorModel:
     """Fit every member on all training rows, save the model, and give it back loaded."""
-    members = [fit_member(member, problem, data.train, data.y) for member in recipe["members"]]
+    members = [
+        fit_member(member, problem, data.train, data.y, data.groups) for member in recipe["members"]
+    ]
     model = EstimatorModel(members, problem.n_classes)
     model.save(folder)
     return model

@@ -63,7 +63,7 @@ class Flaml(Engine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "estimators", "flaml")
+    modules = ("matrix", "folding", "estimators", "flaml")
 
     def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
         from . import apart
@@ -179,11 +179,16 @@ class Search:
         from flaml import AutoML
         from sklearn.model_selection import PredefinedSplit
 
+        from .race import inner_folds
+
         problem, data = self.problem, self.data
         table = matrix.learn(data.train, "trees").matrix(data.train)
         more: dict[str, Any] = {}
-        if data.folds is not None:
-            more = {"eval_method": "cv", "split_type": PredefinedSplit(data.folds - 1)}
+        folds = data.folds
+        if folds is None and data.groups is not None:  # its own would tear groups apart
+            folds = inner_folds(problem, data.y, data.groups)
+        if folds is not None:
+            more = {"eval_method": "cv", "split_type": PredefinedSplit(folds - 1)}
         if self.best:
             more["starting_points"] = {name: config for name, (_, config) in self.best.items()}
         AutoML().fit(

@@ -190,7 +190,8 @@ class Ready:
             y = strata[rows.train].astype(np.int64)
         else:
             y = np.array(target[rows.train], dtype=np.float64)
-        data = Data(prepared.take(rows.train), y, prepared.take(rows.held), rows.folds)
+        groups = splits.groups_for(payload["split"], values, rows.train)
+        data = Data(prepared.take(rows.train), y, prepared.take(rows.held), rows.folds, groups)
         return cls(schema, data, rows.train, rows.held, misfits)
 
 

@@ -126,7 +126,7 @@ class PyCaret(Engine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "estimators", "pycaret")
+    modules = ("matrix", "folding", "estimators", "pycaret")
 
     def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
         from .race import Race
@@ -225,7 +225,8 @@ def _fitting_args(id: str, problem: Problem, data: Data) -> dict[str, Any]:
         # Each tree sees so many rows; with all of a million it takes minutes and gigabytes.
         return {"bootstrap": True, "max_samples": FOREST_ROWS, "min_samples_leaf": 2}
     if id == "mlp":
-        return {"max_iter": 200, "early_stopping": n >= 5_000}
+        # What it keeps back to stop by, it picks by row: not where rows belong to groups.
+        return {"max_iter": 200, "early_stopping": n >= 5_000 and data.groups is None}
     if id == "nb":
         return {"var_smoothing": 0.05}  # rare levels have next to no variance
     if id == "qda":

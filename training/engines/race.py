@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import apart, estimators, scoring
+from . import apart, estimators, folding, scoring
 from .base import Candidate, Data, Predictions, Problem, Run
 from .estimators import Recipe
 from .search import Range, Search, Trial
@@ -79,7 +79,7 @@ class Race:
         self.started = time.monotonic()
         self.budget_s = max(run.remaining_s(), 0.1)
         self.large = data.folds is None and len(data.y) > LARGE
-        self.inner = data.folds if data.folds is not None else inner_folds(problem, data.y)
+        self.inner = inner_folds(problem, data.y, data.groups) if data.folds is None else data.folds
         self.known: list[Known] = []
         self._blended: set[str] = set()
         self._slow: set[str] = set()
@@ -541,25 +541,30 @@ def shown_params(recipe: Recipe) -> dict[str, Any]:
     return params
 
 
-def inner_folds(problem: Problem, y: Array) -> Array:
-    """Folds 1..k inside the training rows, stratified; 0 marks rows that only ever train."""
+def inner_folds(problem: Problem, y: Array, groups: Array | None = None) -> Array:
+    """Folds 1..k inside the training rows, stratified; 0 marks rows that only ever train.
+
+    Rows of one of the ``groups`` are in one fold, or in none.
+    """
     n = len(y)
     if n > LARGE:
+        most = n - min(MOST_INNER_ROWS, n // 10)
+        if groups is not None:
+            most = _at_a_border(groups, most, problem.seed)
         folds = np.ones(n, dtype=np.int64)
-        folds[estimators.some_rows(n, n - min(MOST_INNER_ROWS, n // 10), problem.seed)] = 0
+        folds[estimators.some_rows(n, most, problem.seed, groups)] = 0
         return folds
-    random = np.random.default_rng(problem.seed + 1)
-    order = random.permutation(n)
-    if problem.is_classification:
-        order = order[np.argsort(y[order], kind="stable")]
-    folds = np.zeros(n, dtype=np.int64)
-    if n < SOME_ROWS:
-        k = 5 if n < FEW_ROWS else 3
-        folds[order] = np.arange(n) % k + 1
-    else:
-        step = max(5, n // MOST_INNER_ROWS)
-        folds[order[::step]] = 1
-    return folds
+    k = 5 if n < FEW_ROWS else 3 if n < SOME_ROWS else 1
+    return folding.folds_for(
+        problem, y, k, seed=problem.seed + 1, groups=groups, most=MOST_INNER_ROWS
+    )
+
+
+def _at_a_border(groups: Array, most: int, seed: int) -> int:
+    """The number nearest to ``most`` for which ``estimators.some_rows`` cuts no group in two."""
+    order = folding.group_order(groups, np.random.default_rng(seed))
+    ends = np.flatnonzero(np.diff(groups[order])) + 1
+    return int(ends[np.abs(ends - most).argmin()]) if len(ends) else most
 
 
 def cross_scores(
@@ -576,8 +581,9 @@ def cross_scores(
         if most is not None and len(chosen) > most:
             chosen = chosen[estimators.some_rows(len(chosen), most, problem.seed)]
         rest = data.train.take(chosen)
+        groups = None if data.groups is None else data.groups[chosen]
         members = [
-            estimators.fit_member(member, problem, rest, data.y[chosen])
+            estimators.fit_member(member, problem, rest, data.y[chosen], groups)
             for member in recipe["members"]
         ]
         model = estimators.EstimatorModel(members, problem.n_classes)

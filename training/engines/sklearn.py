@@ -54,7 +54,7 @@ class SciKitLearn(Engine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "estimators", "named", "sklearn")
+    modules = ("matrix", "folding", "estimators", "named", "sklearn")
 
     def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
         from .race import Race
@@ -92,7 +92,7 @@ def make_zoo(engine: str, problem: Problem, data: Data) -> list[Entry]:
         entry(
             model,
             problem,
-            _fitting(model.name, rows),
+            _fitting(model.name, rows) | _by_groups(model.name, data),
             space=_space(model, problem.task, rows),
             most_rows=MOST_ROWS.get(model.name, 10_000_000),
             fit_rows=FIT_ROWS.get(model.name, 10_000_000),
@@ -145,6 +145,11 @@ def _fitting(model: str, rows: int) -> dict[str, Any]:
         "elastic_net": {"alpha": 0.01},
     }
     return usual.get(model, {})
+
+
+def _by_groups(model: str, data: Data) -> dict[str, Any]:
+    """What a network keeps back to stop early, scikit-learn picks by row: not of groups."""
+    return {"early_stopping": False} if model == "mlp" and data.groups is not None else {}
 
 
 def _space(model: named.Model, task: str, rows: int) -> dict[str, Range]:

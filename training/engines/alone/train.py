@@ -53,7 +53,8 @@ def main() -> int:
         seed=told["seed"],
         threads=arguments.threads,
     )
-    data = Data(frame.take(rows.train), y, frame.take(rows.held), rows.folds)
+    groups = splits.groups_for(told["split"], values, rows.train)
+    data = Data(frame.take(rows.train), y, frame.take(rows.held), rows.folds, groups)
     ENGINE.fit(told["model"]["recipe"], problem, data, arguments.output)
     print(f"Fitted on {len(y)} rows; the model is in {arguments.output}")
 
