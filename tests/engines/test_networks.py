@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.engines.test_race import Run
-from training.engines import named, networks
+from training.engines import checkpoints, named, networks
 from training.engines.base import Data, Problem
 from training.engines.frame import Categories, Frame
 
@@ -44,11 +45,11 @@ class Logistic(networks.Framework):
         tables = {f"embedding-{place}": e for place, e in enumerate(self.embeddings)}
         return tables | {"weight-0": self.weight.copy(), "bias-0": self.bias.copy()}
 
-    def state(self) -> Any:
-        return self.weight.copy(), self.bias.copy()
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.weight.copy(), "bias": self.bias.copy()}
 
     def restore(self, state: Any) -> None:
-        self.weight, self.bias = (array.copy() for array in state)
+        self.weight, self.bias = state["weight"].copy(), state["bias"].copy()
 
 
 class Toy(networks.NetworkEngine):
@@ -95,6 +96,39 @@ def test_a_fit_that_was_cut_off_goes_on_from_its_last_epoch(tmp_path: Path) -> N
     assert rest[:-1] == whole[3:-1]
     for name, array in whole[-1].weights.items():
         np.testing.assert_array_equal(rest[-1].weights[name], array)
+
+
+@pytest.mark.parametrize("what", ["pickle", "torn", "nonsense", "another fit", "another network"])
+def test_a_checkpoint_that_does_not_fit_is_as_good_as_none(tmp_path: Path, what: str) -> None:
+    data, checkpoint = rows(), tmp_path / "net.checkpoint"
+    list(fits(data, checkpoint, 3))
+    told, arrays = checkpoints.read(checkpoint)
+    if what == "pickle":
+        bad = np.array([Trap(tmp_path / "sprung")], dtype=object)
+        with checkpoint.open("wb") as file:
+            np.savez(file, **{checkpoints.TOLD: bad, **arrays})
+    elif what == "torn":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:300])
+    elif what == "nonsense":
+        checkpoint.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    elif what == "another fit":
+        checkpoints.write(checkpoint, told | {"mark": "other"}, arrays)
+    else:
+        arrays["best.weight-0"] = arrays["best.weight-0"][:1]
+        checkpoints.write(checkpoint, told, arrays)
+    again = list(fits(data, checkpoint, 3))
+    assert [one["epoch"] for one in again[:-1]] == [1, 2, 3]
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """What runs code where it is unpickled."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.sprung,)
 
 
 def test_it_stops_by_rows_that_it_does_not_learn_from_and_keeps_the_best_epoch() -> None:

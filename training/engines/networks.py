@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from . import estimators, folding, matrix, named
+from . import checkpoints, estimators, folding, matrix, named
 from .base import Candidate, Data, Engine, Predictor, Problem, Run
 from .blend import Blend
 from .frame import Frame
@@ -89,12 +88,12 @@ class Framework(ABC):
         """The arrays of :func:`forward`, as the network is now."""
 
     @abstractmethod
-    def state(self) -> Any:
-        """All that another instance needs to go on from here; it can be pickled."""
+    def state(self) -> dict[str, Array]:
+        """All that another instance needs to go on from here, on whatever node."""
 
     @abstractmethod
-    def restore(self, state: Any) -> None:
-        """Take up a state."""
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Take up a state. It may come from a node that is not trusted: raises what it will."""
 
 
 class NetworkEngine(Engine):
@@ -228,7 +227,7 @@ def fit_bag(
     data: Data,
     encoding: matrix.Encoding,
     until: float | None = None,
-    checkpoints: Path | None = None,
+    kept: Path | None = None,
 ) -> Iterator[dict[str, Any] | Bag]:
     """Yield each epoch's figures and, at the end, the bag.
 
@@ -255,7 +254,7 @@ def fit_bag(
         end = None
         if until is not None:
             end = time.monotonic() + (until - time.monotonic()) / (count - fold + 1)
-        place = checkpoints / f"net-{fold}.checkpoint" if checkpoints else None
+        place = kept / f"net-{fold}.checkpoint" if kept else None
         for told in fit_net(
             engine,
             recipe["params"],
@@ -282,8 +281,8 @@ def fit_bag(
         if fold == 1 and hurry and count * (time.monotonic() - began) > hurry:
             alone = True
             break
-    kept = {name: recipe[name] for name in ("params", "folds", "weight") if name in recipe}
-    bag.recipe = kept | {"rounds": taken, "alone": alone}
+    same = {name: recipe[name] for name in ("params", "folds", "weight") if name in recipe}
+    bag.recipe = same | {"rounds": taken, "alone": alone}
     yield bag
 
 
@@ -330,13 +329,15 @@ def fit_net(
     learns, stops = table.take(rest), table.take(stop)
     epochs, patience = int(params["epochs"]), int(params["patience"])
     best, best_loss, best_weights, first = 0, math.inf, network.weights(), 0
+    mark = repr((plan, sorted(params.items()), len(rest), len(stop), rounds))
     if checkpoint is not None and checkpoint.exists():
-        first, best, best_loss, best_weights, state = pickle.loads(  # noqa: S301 - our own
-            checkpoint.read_bytes()
-        )
-        network.restore(state)
+        try:
+            first, best, best_loss, best_weights = take_up(checkpoint, network, mark)
+        except checkpoints.Bad:  # it begins anew
+            network = engine.make(plan)
     took = 0.0
-    for epoch in range(first + 1, (rounds or epochs) + 1):
+    ended = rounds is None and bool(first) and first - best >= patience
+    for epoch in range(first + 1, first if ended else (rounds or epochs) + 1):
         began = time.monotonic()
         random = np.random.default_rng([problem.seed % 2**32, epoch])
         order = random.permutation(len(rest))[:EPOCH_ROWS]
@@ -351,7 +352,7 @@ def fit_net(
                 best, best_loss, best_weights = epoch, seen, weights
         yield {"epoch": epoch, "loss": loss, "validation_loss": seen, "best": best}
         if checkpoint is not None:
-            keep(checkpoint, (epoch, best, best_loss, best_weights, network.state()))
+            keep(checkpoint, network, mark, (epoch, best, best_loss, best_weights))
         took = max(took, time.monotonic() - began)
         late = until is not None and time.monotonic() + took > until
         if late or (rounds is None and epoch - best >= patience):
@@ -361,10 +362,29 @@ def fit_net(
     yield Net(as_float64(best_weights), present, scale)
 
 
-def keep(checkpoint: Path, state: tuple[Any, ...]) -> None:
-    new = checkpoint.with_suffix(".new")
-    new.write_bytes(pickle.dumps(state, protocol=5))
-    new.replace(checkpoint)
+Stand = tuple[int, int, float, Weights]  # epoch, the best one, its loss and its weights
+
+
+def keep(checkpoint: Path, network: Framework, mark: str, stand: Stand) -> None:
+    epoch, best, best_loss, best_weights = stand
+    told = {"mark": mark, "epoch": epoch, "best": best, "best_loss": best_loss}
+    state = checkpoints.named("state", network.state())
+    checkpoints.write(checkpoint, told, state | checkpoints.named("best", best_weights))
+
+
+def take_up(checkpoint: Path, network: Framework, mark: str) -> Stand:
+    """Go on from a checkpoint. Raises checkpoints.Bad; then the network is not fit for use."""
+    told, arrays = checkpoints.read(checkpoint)
+    if told.get("mark") != mark:
+        raise checkpoints.Bad("it is of another fit")
+    weights, usual = checkpoints.part(arrays, "best"), network.weights()
+    if {name: a.shape for name, a in weights.items()} != {n: a.shape for n, a in usual.items()}:
+        raise checkpoints.Bad("its weights are of another network")
+    try:
+        network.restore(checkpoints.part(arrays, "state"))
+        return int(told["epoch"]), int(told["best"]), float(told["best_loss"]), weights
+    except Exception as error:
+        raise checkpoints.Bad("its state is of another network") from error
 
 
 def plan_for(
@@ -567,13 +587,13 @@ class Networks:
         """In the fork: learn, predict, save, and tell."""
         problem, data = self.problem, self.data
         folder = self.run.folder / key.replace(":", "-")
-        checkpoints = folder.with_name(folder.name + "-checkpoints")
-        checkpoints.mkdir(exist_ok=True)
+        kept = folder.with_name(folder.name + "-checkpoints")
+        kept.mkdir(exist_ok=True)
         began = time.monotonic()
         encoding = learn_encoding(data.train)
         hurried = recipe | ({"hurry": self.hurry} if data.folds is None else {})
         bag = Bag({}, [])
-        for told in fit_bag(self.engine, hurried, problem, data, encoding, until, checkpoints):
+        for told in fit_bag(self.engine, hurried, problem, data, encoding, until, kept):
             if isinstance(told, Bag):
                 bag = told
             else:

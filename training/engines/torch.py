@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,9 @@ class Torch(NetworkEngine):
         "pyarrow.parquet",
         "training.engines.race",
     )
-    modules = ("matrix", "folding", "estimators", "named", "blend", "networks", "torch")
+    modules = (
+        "matrix", "folding", "estimators", "named", "blend", "checkpoints", "networks", "torch",
+    )  # fmt: skip
 
     def make(self, plan: Plan) -> Framework:
         return TorchNetwork(plan)
@@ -123,14 +126,45 @@ class TorchNetwork(Framework):
                 )
         return found
 
-    def state(self) -> Any:
-        import torch
+    def state(self) -> dict[str, Array]:
+        return state_of(self.whole, self.optimizer)
 
-        return self.whole.state_dict(), self.optimizer.state_dict(), torch.get_rng_state()
+    def restore(self, state: Mapping[str, Array]) -> None:
+        take_up(state, self.whole, self.optimizer)
 
-    def restore(self, state: Any) -> None:
-        import torch
 
-        self.whole.load_state_dict(state[0])
-        self.optimizer.load_state_dict(state[1])
-        torch.set_rng_state(state[2])
+def state_of(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Array]:
+    """A network's weights, its optimizer's memory and the random generator, as arrays."""
+    import torch
+
+    found = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for place, memory in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{place}.{name}": tensor for name, tensor in memory.items()}
+    arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in found.items()}
+    return arrays | {"random": torch.get_rng_state().numpy().copy()}
+
+
+def take_up(
+    state: Mapping[str, Array], network: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Go on from what :func:`state_of` gave. Raises where it is of another network."""
+    import torch
+
+    memory: dict[int, dict[str, Any]] = {}
+    weights = {}
+    for name, array in state.items():
+        what, _, rest = name.partition(".")
+        if what == "network":
+            weights[rest] = torch.from_numpy(array)
+        elif what == "optimizer":
+            place, _, called = rest.partition(".")
+            memory.setdefault(int(place), {})[called] = torch.from_numpy(array)
+    network.load_state_dict(weights)
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for place, parameter in enumerate(parameters):
+        for array in memory.get(place, {}).values():
+            if array.ndim and array.shape != parameter.shape:
+                raise ValueError("the optimizer's memory is of another network")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": memory, "param_groups": groups})
+    torch.set_rng_state(torch.from_numpy(state["random"]))
