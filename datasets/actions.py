@@ -34,6 +34,7 @@ ROLES_OF = {
     "string": ("categorical", "text", "identifier"),
     "date": ("datetime", "categorical", "identifier"),
     "datetime": ("datetime", "categorical", "identifier"),
+    "binary": ("image",),
 }
 # Reading a table needs a few times its blocks, and Polars a floor of its own.
 INGEST_RAM_MIB = 3072
@@ -331,7 +332,8 @@ def _fill(version: DatasetVersion, data: Mapping[str, Any], files: Mapping[str, 
 def preview(version: DatasetVersion, *, offset: int, rows: int) -> list[dict[str, Any]]:
     """Rows ``offset`` to ``offset + rows`` of a ready version, as plain values.
 
-    Reads only the row groups that they lie in; long texts are cut. Raises Conflict while the
+    Reads only the row groups that they lie in; long texts are cut, and of a picture there is its
+    size: ``picture`` has it. Raises Conflict while the
     version is not ready, Invalid when that many cells are too much for one answer.
     """
     if rows * version.column_count > MAX_CELLS:
@@ -339,6 +341,10 @@ def preview(version: DatasetVersion, *, offset: int, rows: int) -> list[dict[str
         sentence = f"Ask for {most:,} rows at most: the table has {version.column_count:,} columns."
         raise Invalid(sentence, errors={"rows": [sentence]})
     frame = _slice(version, offset, rows, version.column_names)
+    for name, dtype in frame.schema.items():
+        if dtype == pl.Binary:
+            told = pl.format("picture, {} bytes", pl.col(name).bin.size())
+            frame = frame.with_columns(told.alias(name))
     texts = pl.col(pl.String)
     return frame.with_columns(
         pl.col(pl.Date, pl.Datetime, pl.Time).cast(pl.String),
@@ -360,6 +366,23 @@ def _slice(version: DatasetVersion, offset: int, rows: int, names: list[str]) ->
     except (OSError, pl.exceptions.PolarsError):
         log.exception("a version's file can't be read", extra={"version": str(version.pk)})
         raise Unavailable("The stored table can't be read right now.") from None
+
+
+def picture(version: DatasetVersion, *, column: str, row: int) -> tuple[bytes, str]:
+    """The picture in a column of a row (from 0), and its media type.
+
+    Raises Invalid for a column without pictures, NotFound for a row that is not there.
+    """
+    about = version.column(column)
+    if about is None or about["role"] != "image":
+        sentence = f"There is no column '{column[:100]}' of pictures."
+        raise Invalid(sentence, errors={"column": [sentence]})
+    if not 0 <= row < version.rows:
+        raise NotFound(f"There is no row {row}: they count from 0 to {version.rows - 1}.")
+    data = _slice(version, row, 1, [column]).item()
+    if data is None:
+        raise NotFound(f"There is no picture in row {row}.")
+    return data, "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
 
 
 def first_rejects(version: DatasetVersion, *, rows: int) -> list[dict[str, Any]]:

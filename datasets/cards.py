@@ -35,6 +35,8 @@ class Card:
     picture: str  # what the bars show, in words
     top: list[Share]
     warnings: list[str]
+    pictures: list[str]  # small ones, as data: addresses
+    sizes: str  # of pictures, in words
 
 
 def number(value: Any) -> str:
@@ -73,6 +75,14 @@ def shown(value: Any) -> str:
     if value is True or value is False:
         return str(value).lower()
     return str(value) if value != "" else "(empty text)"
+
+
+def _sizes(column: Mapping[str, Any]) -> str:
+    wide, high = column.get("width"), column.get("height")
+    if not wide or not high:
+        return ""
+    least, most = (f"{number(wide[end])} × {number(high[end])}" for end in ("min", "max"))
+    return f"{least} pixels" if least == most else f"{least} to {most} pixels"
 
 
 def card(column: Mapping[str, Any], rows: int) -> Card:
@@ -114,4 +124,6 @@ def card(column: Mapping[str, Any], rows: int) -> Card:
             for one in (column.get("top") or [])[:SHOWN_VALUES]
         ],
         warnings=warnings,
+        pictures=list(column.get("samples") or ()),
+        sizes=_sizes(column),
     )

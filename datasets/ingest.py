@@ -18,11 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
-from datasets import formats, infer, sniff
+from datasets import formats, infer, pictures, sniff
 from datasets.delimited import Block, DelimitedText, Job, NotUtf8, Reject
 from datasets.profile import profile
 from datasets.sniff import BadFile
@@ -31,10 +32,13 @@ from workers.node.channel import WorkError
 MAX_COLUMNS = 2_000
 MAX_REJECTS = 100_000  # kept; with more, the ingest fails however large the table
 ROW_GROUP = 65_536  # rows; a preview decodes one group at most
+PICTURES_GROUP = 256  # rows of pictures, likewise
+PICTURES_KEPT = 64 << 20  # bytes of pictures in memory, before they are put on disk
 MAX_DECODED = 16 << 30  # bytes, where the task says nothing
 MAX_STATISTICS = 8 << 20  # characters of all columns' statistics together
 KEPT = 256 << 20  # bytes of a table that stay in memory; what is beyond waits on disk
 THREADS = min(4, os.cpu_count() or 2)
+J = TypeVar("J")
 T = TypeVar("T")
 
 
@@ -108,9 +112,15 @@ class Ingest:
                     "file inside as it is.",
                     code="compressed-binary",
                 )
+        rejects: list[Reject] = []
+        known: dict[str, dict[str, Any]] = {}
+        if kind == "zip" and (self.name.endswith(".xlsx") or pictures.is_workbook(path)):
+            kind = "xlsx"
         if kind == "parquet":
             data, dtypes, rows = self.parquet(path)
-            rejects: list[Reject] = []
+        elif kind == "zip":
+            data, rows, rejects, known = self.pictures(path)
+            dtypes = {pictures.COLUMN: "binary", pictures.LABEL: "string"}
         else:
             told = list(self.notices)
             try:
@@ -122,7 +132,7 @@ class Ingest:
             dtypes = {column.name: infer.dtype_of(column.kind) for column in table.columns}
             for column in table.columns:
                 self.notices += column.notices()
-        return self.store(data, dtypes, rows, rejects)
+        return self.store(data, dtypes, rows, rejects, known)
 
     def tell(self, fraction: float, message: str, **data: Any) -> None:
         """Report progress, a few times a second at most."""
@@ -140,6 +150,66 @@ class Ingest:
         )
         self.notices += told
         return data, dtypes, rows
+
+    def pictures(
+        self, path: Path
+    ) -> tuple[pl.LazyFrame, int, list[Reject], dict[str, dict[str, Any]]]:
+        """The table of an archive of class folders; what is known of its column of pictures."""
+        self.source["format"] = "pictures"
+        archive = pictures.Archive(path, limit=self.limit)
+        self.notices += archive.notices
+        rejects = archive.rejects
+        about = pictures.Described()
+        parts: list[pl.LazyFrame] = []
+        rows = taken = waiting = 0
+        some: list[pictures.Some] = []
+
+        def put_aside() -> None:
+            frame = pl.DataFrame(
+                {
+                    pictures.COLUMN: [one.data for each in some for one in each.pictures],
+                    pictures.LABEL: [label for each in some for label in each.labels],
+                },
+                schema={pictures.COLUMN: pl.Binary, pictures.LABEL: pl.String},
+            )
+            part = self.work / f"part-{len(parts)}"
+            frame.write_ipc(part)
+            parts.append(pl.scan_ipc(part))
+            some.clear()
+
+        for done in _in_order(lambda job, number: job(), archive.jobs(), THREADS):
+            taken += done.bytes_read
+            if taken > self.limit:
+                raise BadFile(
+                    f"The archive unpacks to more than {formats.size_text(self.limit)}, which is "
+                    "the limit.",
+                    code="too-large-decoded",
+                    limit_bytes=self.limit,
+                )
+            rejects += done.rejects
+            for one in done.pictures:
+                about.add(one)
+                waiting += len(one.data)
+            rows += len(done.pictures)
+            some.append(done)
+            if waiting > PICTURES_KEPT:
+                put_aside()
+                waiting = 0
+            if len(rejects) > allowed_rejects(len(archive.found) + len(archive.rejects)):
+                raise _too_many_misfits(rejects, len(archive.found))
+            self.tell(0.1 + 0.5 * done.share, f"Reading: {rows:,} pictures", rows=rows)
+        put_aside()
+        rejects.sort(key=lambda reject: reject.line)
+        if not rows:
+            raise BadFile("None of the pictures can be read.", code="no-rows")
+        if about.again:
+            self.notices.append(f"{about.again:,} pictures are copies of others.")
+        if about.made_small:
+            self.notices.append(
+                f"{about.made_small:,} pictures were larger than {pictures.SIDE} pixels and were "
+                "made smaller: no model here looks at more."
+            )
+        return pl.concat(parts), rows, rejects, {pictures.COLUMN: about.column()}
 
     def text_table(self, path: Path, kind: str, *, hasty: bool = False) -> Table:
         """Read text or a sheet. ``hasty``: find out while reading whether all of it is UTF-8.
@@ -328,16 +398,23 @@ class Ingest:
     # --- Storing ---------------------------------------------------------------------------------
 
     def store(
-        self, data: pl.LazyFrame, dtypes: Mapping[str, str], rows: int, rejects: list[Reject]
+        self,
+        data: pl.LazyFrame,
+        dtypes: Mapping[str, str],
+        rows: int,
+        rejects: list[Reject],
+        known: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     ) -> dict[str, Any]:
+        """Write the table and describe its columns, but those that are ``known`` already."""
         self.tell(0.6, f"Storing and describing {rows:,} rows", rows=rows)
         target = self.work / "data.parquet"
+        group = PICTURES_GROUP if known else ROW_GROUP
         with ThreadPoolExecutor(1) as writer:
-            written = writer.submit(_write, data, target)
+            written = writer.submit(_write, data, target, group)
             try:
                 described = profile(
                     lambda names: data.select(names).collect(),
-                    list(dtypes.items()),
+                    [one for one in dtypes.items() if one[0] not in known],
                     rows,
                     done=lambda count: self.tell(
                         0.6 + 0.39 * count / len(dtypes),
@@ -351,6 +428,8 @@ class Ingest:
                     f"The file's values can't be read ({str(error).splitlines()[0][:200]}).",
                     code="bad-values",
                 ) from None
+        by_name = {column["name"]: column for column in described} | dict(known)
+        described = [by_name[name] for name in dtypes]
         rows = int(pl.scan_parquet(target).select(pl.len()).collect().item())
         files = {"data": target.name}
         if rejects:
@@ -365,12 +444,16 @@ class Ingest:
             kept = kept.with_columns(pl.when(risky).then("'" + raw).otherwise(raw).alias("raw"))
             kept.write_csv(self.work / "rejects.csv")
             files["rejects"] = "rejects.csv"
-            plural = "row does" if len(rejects) == 1 else "rows do"
-            self.notices.insert(
-                0,
-                f"{len(rejects):,} {plural} not fit the table and were set aside, the first on "
-                f"line {rejects[0].line}: {rejects[0].reason}.",
-            )
+            first = rejects[0]
+            if known:
+                plural = "picture" if len(rejects) == 1 else "pictures"
+                told = f"{plural} can't be read and were set aside, the first '{first.raw}'"
+            else:
+                plural = "row does" if len(rejects) == 1 else "rows do"
+                told = (
+                    f"{plural} not fit the table and were set aside, the first on line {first.line}"
+                )
+            self.notices.insert(0, f"{len(rejects):,} {told}: {first.reason}.")
         for notice in self.notices[:20]:
             self.channel.notice(notice)
         return {
@@ -387,10 +470,10 @@ class Ingest:
         }
 
 
-def _write(data: pl.LazyFrame, target: Path) -> str:
+def _write(data: pl.LazyFrame, target: Path, group: int) -> str:
     """Store the table as Parquet; the file's SHA-256."""
     # The weakest compression: half the time, and files a fifth larger.
-    data.sink_parquet(target, row_group_size=ROW_GROUP, compression="zstd", compression_level=1)
+    data.sink_parquet(target, row_group_size=group, compression="zstd", compression_level=1)
     with target.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -412,6 +495,19 @@ def allowed_rejects(rows: int) -> int:
     return max(rows // 100, min(10, rows // 5))
 
 
+def _too_many_misfits(rejects: Sequence[Reject], pictures_read: int) -> BadFile:
+    shown = "; ".join(f"'{one.raw[-80:]}': {one.reason}" for one in rejects[:3])
+    return BadFile(
+        f"More than {len(rejects) - 1:,} of {pictures_read:,} pictures can't be read: {shown}"
+        f"{'; …' if len(rejects) > 3 else ''}. Mend or remove them and upload it again.",
+        code="bad-rows",
+        rejected=len(rejects),
+        lines=[
+            {"line": one.line, "reason": one.reason, "raw": one.raw[:200]} for one in rejects[:20]
+        ],
+    )
+
+
 def _too_many_rejects(table: Table) -> BadFile:
     rejects = sorted(table.rejects, key=lambda reject: reject.line)
     total = table.rows + len(rejects)
@@ -428,7 +524,7 @@ def _too_many_rejects(table: Table) -> BadFile:
     )
 
 
-def _in_order(work: Callable[[Job, int], T], jobs: Iterable[Job], threads: int) -> Iterator[T]:
+def _in_order(work: Callable[[J, int], T], jobs: Iterable[J], threads: int) -> Iterator[T]:
     """Do the jobs on a few threads, a few ahead, and give their results in order.
 
     The first is done before any other begins, since the others learn from it.

@@ -60,7 +60,7 @@ ACCEPTED = "CSV, TSV, JSON Lines, Parquet or Excel (.xlsx)"
 
 
 def kind_of(head: bytes, name: str) -> str:
-    """``parquet``, ``gzip``, ``zstd``, ``xlsx``, ``jsonl`` or ``delimited``, by the first bytes.
+    """``parquet``, ``gzip``, ``zstd``, ``zip``, ``jsonl`` or ``delimited``, by the first bytes.
 
     The name only helps where the bytes leave it open. Raises BadFile for what is none of them.
     """
@@ -68,15 +68,7 @@ def kind_of(head: bytes, name: str) -> str:
         raise BadFile("The file is empty.", code="empty-file")
     for magic, kind in _MAGIC:
         if head.startswith(magic):
-            if kind != "zip":
-                return kind
-            if b"xl/" in head or b"[Content_Types].xml" in head or name.endswith(".xlsx"):
-                return "xlsx"
-            raise BadFile(
-                f"The file is a zip archive. Unpack it and upload the {ACCEPTED} file inside, or "
-                "compress that one with gzip or zstd.",
-                code="zip-archive",
-            )
+            return kind
     for magic, what in _FOREIGN:
         if head.startswith(magic) and (len(magic) > 3 or not _is_text(head)):
             raise _binary(name, f"it looks like {what}")

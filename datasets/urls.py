@@ -12,5 +12,6 @@ urlpatterns = [
     path("data/<uuid:dataset_id>/role", views.role, name="role"),
     path("data/<uuid:dataset_id>/delete", views.delete, name="delete"),
     path("data/versions/<uuid:version_id>/ingest", views.ingest, name="ingest"),
+    path("data/versions/<uuid:version_id>/picture", views.picture, name="picture"),
     path("data/versions/<uuid:version_id>/rejects", views.rejects, name="rejects"),
 ]

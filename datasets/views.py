@@ -22,7 +22,7 @@ from datasets import actions
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES, Sample
-from datasets.uploads import take
+from datasets.uploads import picture_response, take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from workers.files import file_response
@@ -210,6 +210,8 @@ def grid(request: OrgRequest, version: DatasetVersion) -> dict[str, Any]:
     offset = whole(request.GET.get("offset"))
     offset = min(offset, max(0, version.rows - 1)) // ROWS_PER_PAGE * ROWS_PER_PAGE
     names = version.column_names[:COLUMNS_SHOWN]
+    shows = {c["name"] for c in version.columns if c["role"] == "image"}
+    address = reverse("datasets:picture", args=[version.pk])
     numeric = {c["name"] for c in version.columns if c["dtype"] in {"integer", "float"}}
     rows = actions.preview(version, offset=offset, rows=ROWS_PER_PAGE)
     query = request.GET.copy()
@@ -217,7 +219,18 @@ def grid(request: OrgRequest, version: DatasetVersion) -> dict[str, Any]:
     query["tab"] = "rows"
     return {
         "columns": [{"name": name, "numeric": name in numeric} for name in names],
-        "rows": [[_cell(row.get(name), name in numeric) for name in names] for row in rows],
+        "rows": [
+            [
+                _cell(row.get(name), name in numeric)
+                | (
+                    {"picture": f"{address}?{urlencode({'column': name, 'row': number})}"}
+                    if name in shows
+                    else {}
+                )
+                for name in names
+            ]
+            for number, row in enumerate(rows, offset)
+        ],
         "offset": offset,
         "first": offset + 1 if rows else 0,
         "last": offset + len(rows),
@@ -276,6 +289,17 @@ def rejects(request: OrgRequest, version_id: UUID) -> HttpResponseBase:
     name = slugify(version.dataset.name) or "data"
     filename = f"{name}-v{version.number}-rejects.csv"
     return file_response(version.rejects.file, filename=filename, content_type="text/csv")
+
+
+@require_GET
+@org_role(Role.VIEWER)
+@tells_problems
+def picture(request: OrgRequest, version_id: UUID) -> HttpResponse:
+    """One picture of a version, for the page of its rows."""
+    found = DatasetVersion.objects.of(request.membership.organization).select_related("data")
+    version = get_object_or_404(found, pk=version_id)
+    row, column = whole(request.GET.get("row")), request.GET.get("column", "")
+    return picture_response(*actions.picture(version, column=column, row=row))
 
 
 @require_POST

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from django.conf import settings
 from django.contrib.auth.tokens import default_token_generator
@@ -122,6 +123,7 @@ POST    /data/{dataset}/versions                                sign    403     
 POST    /data/{dataset}/role                                    sign    403     302     302     404
 POST    /data/{spare}/delete                                    sign    403     302     302     404
 GET     /data/versions/{version}/ingest                         sign    200     200     200     404
+GET     /data/versions/{shown}/picture?column=image             sign    200     200     200     404
 GET     /data/versions/{version}/rejects                        sign    200     200     200     404
 GET     /training                                               sign    200     200     200     200
 GET     /training/new                                           sign    403     200     200     200
@@ -271,6 +273,7 @@ GET     /api/datasets/{own}/preview?version={version}            401    200     
 GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
 GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
 GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
+GET     /api/datasets/{pictures}/image                           401    200     200     200     404
 POST    /api/datasets/{dataset}/versions                         401    403     202     202     404
 GET     /api/datasets/{dataset}/rejects                          401    200     200     200     404
 GET     /api/datasets/{own}/rejects?version={version}            401    200     200     200     404
@@ -695,6 +698,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         address=serving_node.address,
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
+    pictures = pl.DataFrame({"image": [b"\x89PNG"], "label": ["cat"]})
+    shown = make.version(admin, pictures, name=f"{MARK} pictures")
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
     background.choose(model.job_id)
     Importance.objects.update(state="failed")  # so that asking for it changes something
@@ -740,6 +745,8 @@ def world(tmp_path: Path) -> Iterator[World]:
             "named": name,
             "name_version": name_version.pk,
             "request": general.infer(admin, model_id=name, input_data=ROW).pk,
+            "pictures": shown.dataset_id,
+            "shown": shown.pk,
             "alias": f"{MARK}-alias",
             "batch": batch.pk,
             "node": own_node.pk,

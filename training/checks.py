@@ -33,6 +33,7 @@ ROLES = {
     "string": ("categorical", "text"),
     "date": ("datetime", "categorical"),
     "datetime": ("datetime", "categorical"),
+    "binary": ("image",),
 }
 
 
@@ -269,6 +270,10 @@ def _task(wish: Wish, target: Column, n_rows: int) -> tuple[str, str]:
             "target",
             f"Column '{name}' is constant: every row has the same value, so there is nothing to "
             "learn. Choose another target.",
+        )
+    if dtype == "binary":
+        raise _Problem(
+            "target", f"Column '{name}' holds pictures, which cannot be a target. Choose another."
         )
     if dtype in {"date", "datetime"}:
         raise _Problem(

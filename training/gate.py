@@ -321,7 +321,7 @@ class Check:
             hashes *= np.uint64(6364136223846793005)
             hashes += values.hash(0).to_numpy()
             coarse += float(np.log(max(2, int(column.get("distinct") or 2))))
-            if len(self.sample) and folds:
+            if len(self.sample) and folds and role != "image":
                 self._one_column(column, values.gather(self.sample), folds)
         if unseen:
             self.add(

@@ -48,6 +48,7 @@ ROLES = {
     "boolean": "toggle-left",
     "identifier": "id",
     "constant": "lock",
+    "image": "photo",
 }
 
 

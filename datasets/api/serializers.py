@@ -161,6 +161,11 @@ class PreviewAsked(serializers.Serializer[Any]):
     offset = serializers.IntegerField(min_value=0, max_value=2**62, default=0)
 
 
+class ImageAsked(serializers.Serializer[Any]):
+    column = serializers.CharField(default="image", max_length=200)
+    row = serializers.IntegerField(min_value=0, max_value=2**62, default=0, help_text="From 0.")
+
+
 class Preview(serializers.Serializer[Any]):
     version = serializers.UUIDField()
     total = serializers.IntegerField()

@@ -18,6 +18,7 @@ urlpatterns = [
         data({"get": "preview"}),
         name="dataset-preview",
     ),
+    path("datasets/<uuid:pk>/image", data({"get": "image"}), name="dataset-image"),
     path(
         "datasets/<uuid:pk>/stats",
         data({"get": "stats"}),

@@ -17,7 +17,7 @@ from datasets import actions
 from datasets.api import serializers as shapes
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
-from datasets.uploads import take
+from datasets.uploads import picture_response, take
 from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
 from workers.files import file_response
@@ -43,6 +43,7 @@ class DatasetViewSet(OrgViewSet):
         "destroy": Role.DEVELOPER,
         "upload": Role.DEVELOPER,
         "preview": Role.VIEWER,
+        "image": Role.VIEWER,
         "stats": Role.VIEWER,
         "versions": Role.VIEWER,
         "add_version": Role.DEVELOPER,
@@ -76,7 +77,8 @@ class DatasetViewSet(OrgViewSet):
     @extend_schema(request=shapes.Upload, responses={202: shapes.DatasetFull})
     @action(detail=False, methods=["post"])
     def upload(self, request: Request) -> Response:
-        """Upload CSV, TSV, JSON Lines (plain, gzip or zstd), Parquet or Excel as a new data set.
+        """Upload CSV, TSV, JSON Lines (plain, gzip or zstd), Parquet, Excel, or a zip of one folder
+        of pictures per class (columns `image` and `label`), as a new data set.
 
         A node reads it: watch the answer's address, or the topic `dataset:<id>`, until the state is
         `ready` or `failed`.
@@ -109,6 +111,18 @@ class DatasetViewSet(OrgViewSet):
                 "rows": rows,
             }
         )
+
+    @extend_schema(
+        parameters=[shapes.ImageAsked, WHICH],
+        responses={(200, "image/jpeg"): bytes, (200, "image/png"): bytes},
+        filters=False,
+    )
+    @action(detail=True)
+    def image(self, request: Request, pk: UUID) -> HttpResponseBase:
+        """One picture of a column of pictures, as it is stored: JPEG or PNG."""
+        asked = shapes.ImageAsked(data=request.query_params.dict())
+        asked.is_valid(raise_exception=True)
+        return picture_response(*actions.picture(self._version(pk), **asked.validated_data))
 
     @extend_schema(parameters=[WHICH], responses=shapes.Stats, filters=False)
     @action(detail=True)

@@ -102,6 +102,7 @@ ROUTES = {
     ("dataset-detail", "patch"): (Role.DEVELOPER, 200),
     ("dataset-detail", "delete"): (Role.DEVELOPER, 204),
     ("dataset-preview", "get"): (Role.VIEWER, 200),
+    ("dataset-image", "get"): (Role.VIEWER, 400),  # the table has none
     ("dataset-stats", "get"): (Role.VIEWER, 200),
     ("dataset-versions", "get"): (Role.VIEWER, 200),
     ("dataset-versions", "post"): (Role.DEVELOPER, 202),

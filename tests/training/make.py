@@ -43,20 +43,24 @@ def flowers(n: int = 150, seed: int = 3) -> pl.DataFrame:
     )
 
 
+ROLE_OF = {"string": "categorical", "boolean": "boolean", "binary": "image"}
+
+
 def columns_of(table: pl.DataFrame) -> list[dict[str, Any]]:
     """The statistics that training looks at, in the shape of DatasetVersion.columns."""
     found = []
     for series in table:
         counts = series.drop_nulls().value_counts().to_dicts()
-        dtype = {pl.String: "string", pl.Boolean: "boolean"}.get(
+        dtype = {pl.String: "string", pl.Boolean: "boolean", pl.Binary: "binary"}.get(
             series.dtype, "integer" if series.dtype.is_integer() else "float"
         )
-        classes = [{"value": row[series.name], "count": row["count"]} for row in counts]
+        counts_shown = [] if dtype == "binary" else counts
+        classes = [{"value": row[series.name], "count": row["count"]} for row in counts_shown]
         found.append(
             {
                 "name": series.name,
                 "dtype": dtype,
-                "role": {"string": "categorical", "boolean": "boolean"}.get(dtype, "numeric"),
+                "role": ROLE_OF.get(dtype, "numeric"),
                 "missing": series.null_count(),
                 "distinct": len(counts),
                 "classes": classes if len(classes) <= 200 else [],

@@ -31,6 +31,7 @@ LEFT_OUT = {  # role -> why engines are not given such a column
     "identifier": "it is an identifier, which tells nothing about new rows",
     "constant": "it has one value only",
     "excluded": "it was excluded",
+    "image": "it holds pictures, which this engine does not read: name a model that does",
 }
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "#n/a", "nat", "?"})
 _TRUE = frozenset({"true", "t", "yes", "y", "1"})
