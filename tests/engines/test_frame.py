@@ -268,3 +268,21 @@ def test_no_more_of_texts_is_read_than_time_allows(lengths: list[int], seconds: 
     if chars < text.MOST_CHARS and sum(lengths):
         allowed = min(text.MOST_CHARS, chars + 1) if chars else text.LEAST_CHARS
         assert sum(min(length, allowed) for length in lengths) > seconds * text.CHARS_PER_S
+
+
+def test_a_model_that_reads_texts_or_pictures_gets_them_as_they_are_and_nothing_else() -> None:
+    columns = [
+        {"name": "said", "role": "text"},
+        {"name": "size", "role": "numeric"},
+        {"name": "seen", "role": "image"},
+    ]
+    table = {"said": ["It works", None, "a b"], "size": [1, 2, 3], "seen": [b"\x89PNG", None, b"x"]}
+    rows = np.array([True, True, False])
+    schema, prepared, _ = frame.learn(columns, table, rows, only="text")
+    assert list(prepared.features["said"]) == ["It works", "", "a b"]
+    assert schema.left_out == {"size": "this model reads texts", "seen": "this model reads texts"}
+    again = frame.prepare(frame.Schema.from_json(schema.as_json()), {"said": ["new"]})
+    assert list(again.take(np.array([0])).features["said"]) == ["new"]
+    schema, prepared, _ = frame.learn(columns, table, rows, only="image")
+    assert list(schema.left_out) == ["said", "size"]
+    assert list(prepared.features["seen"]) == [b"\x89PNG", None, b"x"]

@@ -26,12 +26,13 @@ from .text import Words
 
 NUMBER, BOOLEAN, CATEGORY = "number", "boolean", "category"
 DATETIME, TEXT = "datetime", "text"
+RAW = "raw"  # a text as it is, or a picture's bytes: an array of objects, for models that read such
 LEFT_OUT = {  # role -> why engines are not given such a column
     "text": "it is free text, which this engine does not read",
     "identifier": "it is an identifier, which tells nothing about new rows",
     "constant": "it has one value only",
-    "excluded": "it was excluded",
     "image": "it holds pictures, which this engine does not read: name a model that does",
+    "excluded": "it was excluded",
 }
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "#n/a", "nat", "?"})
 _TRUE = frozenset({"true", "t", "yes", "y", "1"})
@@ -177,11 +178,13 @@ def learn(
     table: Table,
     rows: Array,
     texts: Mapping[str, Words | str] | None = None,
+    only: str = "",
 ) -> Learnt:
     """Decide what each column is from its role and from the training rows alone.
 
     ``columns`` holds {"name", "role"} in order; ``rows`` is a mask of the training rows; ``texts``
-    says of columns of role text how they are read, or why they are left out. A column
+    says of columns of role text how they are read, or why they are left out. With ``only`` columns
+    of this role, text or image, are taken alone, and as they are. Of the others, a column
     whose training rows hold one value (nothing else, not even a gap) is left out; a value that is
     not of its column's type counts as missing. Raises InputError when the table lacks a column.
     """
@@ -196,6 +199,14 @@ def learn(
     for given in columns:
         name, role = given["name"], given["role"]
         words = (texts or {}).get(name) if role == "text" else None
+        if only and role != only:
+            left_out[name] = "this model reads " + {"text": "texts", "image": "pictures"}[only]
+            continue
+        if only:
+            values = as_array(table[name])
+            used.append(Column(name, role, given.get("dtype") or dtype_of(values), RAW))
+            features.update(_feature(used[-1], values, strict=False))
+            continue
         if role in LEFT_OUT and not isinstance(words, Words):
             left_out[name] = words or LEFT_OUT[role]
             continue
@@ -293,6 +304,7 @@ _WANTED = {
     DATETIME: "a date or time in ISO 8601",
     CATEGORY: "a category",
     TEXT: "a text",
+    RAW: "a text",
 }
 
 
@@ -317,6 +329,8 @@ def _missing(names: Sequence[str]) -> InputError:
 def _feature(column: Column, values: Array, *, strict: bool) -> dict[str, Array | Categories]:
     if column.kind == CATEGORY:
         return {column.name: _categories(values)}
+    if column.kind == RAW:
+        return {column.name: _as_they_are(column, values)}
     if column.kind == BOOLEAN:
         return {column.name: _numbers(values, _boolean, strict)}
     if column.kind == NUMBER:
@@ -411,6 +425,15 @@ def texts_of(values: Array) -> list[str]:
     if any(isinstance(value, list | dict) for value in values):
         raise _WrongValue(next(value for value in values if isinstance(value, list | dict)))
     return ["" if is_missing(value) else level_of(value) for value in values]
+
+
+def _as_they_are(column: Column, values: Array) -> Array:
+    """Texts ("" where missing), or whatever pictures are given as (None where missing)."""
+    if column.role == "image":
+        return values.astype(object)
+    found = np.empty(len(values), dtype=object)
+    found[:] = texts_of(values)
+    return found
 
 
 def _categories(values: Array) -> Categories:

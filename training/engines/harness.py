@@ -173,8 +173,18 @@ class Ready:
                 )
             mask = np.zeros(len(target), dtype=bool)
             mask[rows.train] = True
-            texts = learn_texts(columns, table, mask, problem, run)
-            schema, prepared, misfits = frame.learn(columns, table, mask, texts)
+            reads = named.reads(problem.model)
+            if reads == "table":
+                texts = learn_texts(columns, table, mask, problem, run)
+                schema, prepared, misfits = frame.learn(columns, table, mask, texts)
+            else:
+                schema, prepared, misfits = frame.learn(columns, table, mask, only=reads)
+                if not schema.columns:
+                    raise WorkError(
+                        f"There is no column of role {reads}, which '{problem.model}' learns "
+                        "from. Say which one it is as 'column_types'.",
+                        code="no_columns",
+                    )
         except InputError as error:
             raise WorkError(str(error), code=error.code, columns=error.columns) from error
         except splits.BadSplit as error:

@@ -106,6 +106,7 @@ class Model:
     """A model of an engine. ``classifier`` and ``regressor`` are classes by their full names.
 
     None: it does no such tasks. ``calibrate``: the classifier gives no probabilities of its own.
+    ``reads`` says what it learns from: a whole table, or its columns of texts or pictures alone.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Model:
     regressor: str | None
     parameters: tuple[Parameter, ...] = ()
     calibrate: bool = False
+    reads: Literal["table", "text", "image"] = "table"
 
     def does(self, task: str) -> bool:
         """Whether it does ``binary``, ``multiclass`` or ``regression``."""
@@ -144,6 +146,12 @@ def models_of(engine: str) -> Mapping[str, Model]:
     """The models of an engine by name, of whatever version; none for engines that only race."""
     file = engine.partition("-")[0]
     return MODELS.get({"pytorch": "torch"}.get(file, file), {})
+
+
+def reads(model: str) -> str:
+    """What a model of this name learns from: "table", "text" or "image"; "" means a whole race."""
+    found = [models[model].reads for models in MODELS.values() if model in models]
+    return found[0] if found else "table"
 
 
 def problems(engine: str, model: str, task: str, given: Mapping[str, Any]) -> dict[str, str]:
