@@ -3,7 +3,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import display
 
 from accounts.console import ReadOnly
-from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
+from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step, TransferChunk
 from workers.admin import STATES
 
 LABELS = {**STATES, "pending": "info", "skipped": "success", "not_run": "warning"}
@@ -63,3 +63,11 @@ class StepAdmin(ReadOnly):
     @display(description="State", ordering="state", label=LABELS)
     def is_now(self, one: Step) -> str:
         return str(one.state)
+
+
+@admin.register(TransferChunk)
+class TransferChunkAdmin(ReadOnly):
+    list_display = ("path", "number", "step", "offset", "size", "state", "retry_count")
+    list_filter = ("state",)
+    list_select_related = ("step__run__pipeline",)
+    search_fields = ("path", "step__run__id", "step__run__pipeline__name")

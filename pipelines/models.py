@@ -257,3 +257,31 @@ class Step(models.Model):
 
     def __str__(self) -> str:
         return f"{self.key} of {self.run_id}"
+
+
+class TransferChunk(models.Model):
+    """A piece of a file that a step sent or fetched, as its node last told of it."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        THERE = "there"  # an earlier try had brought it
+        DONE = "done"
+        FAILED = "failed"
+
+    step = models.ForeignKey(Step, models.CASCADE, related_name="chunks")
+    number = models.PositiveIntegerField(help_text="Counted within the file, from 0.")
+    path = models.CharField(max_length=1000, help_text="Of the file, at the far side.")
+    offset = models.BigIntegerField(help_text="Bytes.")
+    size = models.BigIntegerField(help_text="Bytes.")
+    sha256 = models.CharField(max_length=64, blank=True)
+    state = models.CharField(max_length=8, choices=State, default=State.WAITING)
+    retry_count = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["step", "path", "number"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["step", "path", "number"], name="chunk_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.path} from {self.offset:,}"

@@ -6,7 +6,7 @@ from typing import Any
 from organizations import parts
 from organizations.models import Organization
 from pipelines import actions, driving, schedules
-from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
+from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step, TransferChunk
 from workers.models import Task
 from workers.signals import task_ended
 
@@ -32,6 +32,8 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     bundle.add_table("pipeline_runs", Run.objects.of(home))
     steps = Step.objects.filter(run__organization=home)
     bundle.add_table("pipeline_steps", steps, "inputs_digest")
+    chunks = TransferChunk.objects.filter(step__run__organization=home)
+    bundle.add_table("pipeline_chunks", chunks)
 
 
 def _stop(home: Organization) -> None:
