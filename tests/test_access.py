@@ -144,6 +144,8 @@ POST    /training/{active}/cancel                               sign    403     
 POST    /training/{active}/stop                                 sign    403     302     302     404
 POST    /training/{active}/front                                sign    403     302     302     404
 GET     /models                                                 sign    200     200     200     200
+GET     /models/compare?model={model}                           sign    200     200     200     404
+GET     /models/compare/differences?model={model}               sign    200     200     200     404
 GET     /models/{model}                                         sign    200     200     200     404
 GET     /models/{model}?tab=try                                 sign    200     200     200     404
 POST    /models/{model}/predict                                 sign    403     200     200     404

@@ -10,7 +10,7 @@ scikit-learn before the first leaderboard row can show.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,18 +141,7 @@ def evaluate(
         raise InvalidCandidate("There are no rows to score.")
     if len(predicted) != len(truth):
         raise InvalidCandidate(f"{len(predicted):,} predictions came for {len(truth):,} rows.")
-    scorer: _Classification | _Regression
-    if task == "regression":
-        scorer = _Regression(np.asarray(truth, dtype=np.float64), _numbers(predicted))
-    else:
-        assert classes is not None
-        scorer = _Classification(
-            np.asarray(truth, dtype=np.int64),
-            _codes(predicted, classes),
-            _shares(probabilities, len(truth), len(classes)),
-            list(classes),
-            _positive(task, classes, positive_class),
-        )
+    scorer = _scorer(task, truth, predicted, probabilities, classes, positive_class)
     once = np.ones((1, len(truth)))
     figures = {m.name: _plain(scorer.score(m.name, once)[0]) for m in metrics_for(task)}
     score = figures[metric]
@@ -160,6 +149,85 @@ def evaluate(
         raise InvalidCandidate(scorer.why_undefined(metric))
     interval = _bootstrap(scorer, metric, len(truth), seed)
     return Evaluation(score, figures, interval, scorer.curves(), len(truth), scorer.notes())
+
+
+def _scorer(
+    task: str,
+    truth: npt.NDArray[Any],
+    predicted: Sequence[object] | npt.NDArray[Any],
+    probabilities: Floats | None,
+    classes: Sequence[str] | None,
+    positive_class: str | None,
+) -> _Classification | _Regression:
+    if task == "regression":
+        return _Regression(np.asarray(truth, dtype=np.float64), _numbers(predicted))
+    assert classes is not None
+    return _Classification(
+        np.asarray(truth, dtype=np.int64),
+        _codes(predicted, classes),
+        _shares(probabilities, len(truth), len(classes)),
+        list(classes),
+        _positive(task, classes, positive_class),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two models' scores differ over the same rows: the second's minus the first's.
+
+    ``interval``: 95%, by a paired bootstrap (both are scored on the same draws of the rows), None
+    where too few rows allow one. ``better``: the share of the draws in which the second was better;
+    equal scores count half.
+    """
+
+    change: float
+    interval: tuple[float, float] | None
+    better: float | None
+    rows: int
+
+
+def difference(
+    task: str,
+    truth: npt.NDArray[Any],
+    first: tuple[Sequence[object] | npt.NDArray[Any], Floats | None],
+    second: tuple[Sequence[object] | npt.NDArray[Any], Floats | None],
+    *,
+    metric: str,
+    classes: Sequence[str] | None = None,
+    positive_class: str | None = None,
+    seed: int = 0,
+) -> Difference:
+    """Compare two models' (predictions, probabilities) of the same rows; see `evaluate`.
+
+    What rows are easy is so for both, so the difference is far surer than the two intervals tell:
+    Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3. Raises
+    InvalidCandidate where the metric is not defined for one of them.
+    """
+    both = [
+        _scorer(task, truth, predicted, shares, classes, positive_class)
+        for predicted, shares in (first, second)
+    ]
+    once = np.ones((1, len(truth)))
+    change = float(both[1].score(metric, once)[0] - both[0].score(metric, once)[0])
+    if not math.isfinite(change):
+        raise InvalidCandidate(next(
+            one.why_undefined(metric) for one in both
+            if not math.isfinite(float(one.score(metric, once)[0]))
+        ))  # fmt: skip
+    found = np.array(
+        [
+            later - earlier
+            for weights in _draws(len(truth), seed)
+            for earlier, later in zip(*(one.score(metric, weights) for one in both), strict=True)
+        ]
+    )
+    finite = found[np.isfinite(found)]
+    if not len(found) or len(finite) < len(found) / 2:
+        return Difference(change, None, None, len(truth))
+    low, high = np.quantile(finite, [0.025, 0.975])
+    better = finite if METRICS[metric].greater_is_better else -finite
+    share = float(((better > 0) + (better == 0) / 2).mean())
+    return Difference(change, (float(low), float(high)), share, len(truth))
 
 
 def loss_of_blend(
@@ -590,22 +658,28 @@ _REGRESSION: dict[str, Callable[[_Regression, Floats], Floats]] = {
 # The interval, and helpers -----------------------------------------------------------------------
 
 
+def _draws(n: int, seed: int) -> Iterator[Floats]:
+    """40 to 200 draws of n rows as weights, some replicates at a time; fewer for larger tables."""
+    if n < 10:
+        return
+    left = min(200, max(40, _CELLS_AT_ONCE // n))
+    at_once = max(1, _CELLS_AT_ONCE // n)
+    random = np.random.default_rng(seed)
+    while left > 0:
+        size = min(at_once, left)
+        left -= size
+        drawn = [np.bincount(random.integers(0, n, n), minlength=n) for _ in range(size)]
+        yield np.array(drawn, dtype=np.float64)
+
+
 def _bootstrap(
     scorer: _Classification | _Regression, metric: str, n: int, seed: int
 ) -> tuple[float, float] | None:
-    """95% percentile interval over 40 to 200 draws of the rows; fewer draws for larger tables."""
-    if n < 10:
-        return None
-    draws = min(200, max(40, _CELLS_AT_ONCE // n))
-    at_once = max(1, _CELLS_AT_ONCE // n)
-    random = np.random.default_rng(seed)
-    scores: list[float] = []
-    while len(scores) < draws:
-        size = min(at_once, draws - len(scores))
-        drawn = [np.bincount(random.integers(0, n, n), minlength=n) for _ in range(size)]
-        scores.extend(scorer.score(metric, np.array(drawn, dtype=np.float64)).tolist())
-    finite = np.array([score for score in scores if math.isfinite(score)])
-    if len(finite) < draws / 2:
+    """95% percentile interval over draws of the rows; None below ten rows."""
+    found = [scorer.score(metric, weights) for weights in _draws(n, seed)]
+    scores = np.concatenate(found) if found else np.empty(0)
+    finite = scores[np.isfinite(scores)]
+    if not len(scores) or len(finite) < len(scores) / 2:
         return None
     low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)

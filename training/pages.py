@@ -216,6 +216,52 @@ def charts(curves: Mapping[str, Any], target: str) -> list[Chart]:
     return found
 
 
+def overlaid(models: Sequence[tuple[str, Sequence[Chart]]], more: str = "") -> list[Chart]:
+    """The charts that several models have, by name, each drawn over the others'.
+
+    ``more`` ends the text of those that are of one class alone.
+    """
+    found = []
+    for kind in ("roc", "precision-recall", "calibration", "sample", "residuals"):
+        each = [(name, chart) for name, charts in models for chart in charts if chart.id == kind]
+        if not each:
+            continue
+        first = each[0][1]
+        series: list[dict[str, Any]] = [
+            {"name": name, "points": _points(chart)} for name, chart in each
+        ]
+        data = {"series": series, "x": first.data["x"], "y": first.data["y"]}
+        text = first.text
+        if kind == "residuals":
+            total = {one["name"]: sum(y for _, y in one["points"]) or 1 for one in series}
+            for one in series:
+                one["points"] = [[x, y / total[one["name"]]] for x, y in one["points"]]
+            data["y"] = "Share of rows"
+        found.append(
+            Chart(
+                id=kind,
+                kind="xy" if kind == "residuals" else first.kind,
+                title=first.title,
+                text=text + (more if kind in {"roc", "precision-recall"} else ""),
+                data=data,
+                heads=["model", *first.heads[-2:]] if kind != "calibration"
+                else ["model", *first.heads],
+                rows=_some([one["name"], *point] for one in series for point in one["points"]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _points(chart: Chart) -> list[list[float]]:
+    """What a chart of one model and class draws, as points."""
+    if chart.kind == "bars":
+        edges, counts = chart.data["edges"], chart.data["counts"]
+        return [[(a + b) / 2, n] for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+    if "points" in chart.data:
+        return [list(point) for point in chart.data["points"]]
+    return [list(point) for one in chart.data["series"][:1] for point in one["points"]]
+
+
 def _some(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
     """At most TABLE_ROWS rows, evenly chosen, the ends included."""
     every = [list(row) for row in rows]

@@ -11,7 +11,7 @@ from uuid import UUID
 from celery import shared_task
 from celery.signals import worker_process_init
 
-from training import background, finish, general, telling
+from training import background, comparing, finish, general, telling
 
 
 @shared_task(name="training.tasks.sweep")
@@ -40,6 +40,12 @@ def draw(model: str, kind: str) -> None:
     from training import pictures
 
     pictures.draw(UUID(model), kind)
+
+
+@shared_task(name="training.tasks.compare", soft_time_limit=90, time_limit=100)
+def compare(first: str, other: str) -> None:
+    """Compute by how much two models differ, which somebody looks at side by side."""
+    comparing.compare(UUID(first), UUID(other))
 
 
 @shared_task(name="training.tasks.choose_background")

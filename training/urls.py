@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import jobs, models, names, new
+from training.views import compare, jobs, models, names, new
 
 app_name = "training"
 urlpatterns = [
@@ -18,6 +18,8 @@ urlpatterns = [
     path("training/<uuid:job_id>/stop", jobs.stop, name="stop"),
     path("training/<uuid:job_id>/front", jobs.front, name="front"),
     path("models", models.models, name="models"),
+    path("models/compare", compare.compare, name="compare"),
+    path("models/compare/differences", compare.differing, name="compare-differences"),
     path("models/<uuid:model_id>", models.model, name="model"),
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),
     path("models/<uuid:model_id>/explain", models.explain, name="explain"),

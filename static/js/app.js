@@ -364,11 +364,46 @@
     if (crier && best && best !== was.best) crier.textContent = `New best: ${best}`;
   });
 
+  // ---- Models that are ticked, to be compared ---------------------------------------------------
+
+  const MOST_COMPARED = 6;
+  const ticked = new Set(); // stays when the leaderboard is drawn anew
+
+  function paintTicks(root = document) {
+    for (const box of root.querySelectorAll("[data-compare]")) {
+      if (ticked.has(box.value)) box.checked = true;
+      else if (box.checked) ticked.add(box.value); // as the browser kept it over a reload
+    }
+    for (const button of root.querySelectorAll("[data-compare-button]")) {
+      const boxes = [...button.form.querySelectorAll("[data-compare]")];
+      const chosen = boxes.filter((box) => box.checked).length;
+      button.disabled = chosen < 2;
+      for (const box of boxes) box.disabled = !box.checked && chosen >= MOST_COMPARED;
+      const words = button.form.querySelector("[data-compare-words]");
+      if (chosen >= MOST_COMPARED) words.textContent = `${chosen} chosen, which is the most.`;
+      else if (chosen === 1) words.textContent = "One chosen: tick another one.";
+      else if (chosen) words.textContent = `${chosen} chosen.`;
+      else words.textContent = "Tick two models or more to see them side by side.";
+    }
+  }
+
+  document.addEventListener("change", (event) => {
+    const box = event.target.closest("[data-compare]");
+    if (box) {
+      if (box.checked) ticked.add(box.value);
+      else ticked.delete(box.value);
+      paintTicks();
+    }
+    // A choice that is the whole form.
+    if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+  });
+
   // ---- Charts are loaded only where a page has one ---------------------------------------------
 
   function paint(root = document) {
     paintTimes(root);
     paintClocks();
+    paintTicks(root);
     if (window.flowmlCharts) window.flowmlCharts(root);
   }
 

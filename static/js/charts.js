@@ -1,12 +1,16 @@
-/* Charts of the model page, drawn by ECharts (SVG) from JSON that stands in the page.
+/* Charts, drawn by ECharts (SVG) from JSON that stands in the page.
 
    <div data-chart="roc" data-source="id-of-a-json-script"></div>, or with the JSON in data-values:
-   fragments lose their scripts on the way into the page.
+   fragments lose their scripts on the way into the page. Below each chart two buttons are put that
+   download it, as a picture and as a CSV of the very data that it is drawn from.
 
-   Kinds: roc, curve ({series: [{name, points, figure}]}), calibration, scatter ({points}), bars
-   ({edges, counts}), waterfall ({start, steps: [{name, from, to}], end}), drops ({rows: [{name,
-   mean, drops}]}); x and y are the axes' names. Colours come from the page's own tokens, so a
-   chart follows the theme. */
+   Kinds: roc, curve ({series: [{name, points, figure}]}, both axes from 0 to 1), xy (the same with
+   axes as the data are; a series may have a band [[x, low, high]] or be thin, categories names the
+   places of x), calibration ({series: [{name, points: [[said, true, rows]]}]}), scatter ({points},
+   or {series}), bars ({edges, counts}), steps ({labels, series: [{name, values}]}), waterfall
+   ({start, steps: [{name, from, to}], end}), drops ({rows: [{name, mean, drops}]}), grid ({names,
+   values: rows of -1 to 1 or null}); x and y are the axes' names. Colours come from the page's own
+   tokens, so a chart follows the theme. */
 (() => {
   "use strict";
 
@@ -73,6 +77,20 @@
 
   const UNIT = { min: 0, max: 1 };
 
+  function legend(series, colors) {
+    if (series.length < 2) return undefined;
+    return {
+      type: "scroll",
+      top: 0,
+      itemGap: 18,
+      itemWidth: 16,
+      itemHeight: 3,
+      icon: "rect",
+      textStyle: { color: colors.text },
+      data: series.map((s) => s.name),
+    };
+  }
+
   function lines(data, colors, kind) {
     const many = data.series.length > 1;
     const series = data.series.map((one, i) => ({
@@ -85,18 +103,7 @@
     }));
     if (kind === "roc") series.push(diagonal(colors, 0, 1));
     return {
-      legend: many
-        ? {
-            type: "scroll",
-            top: 0,
-            itemGap: 18,
-            itemWidth: 16,
-            itemHeight: 3,
-            icon: "rect",
-            textStyle: { color: colors.text },
-            data: data.series.map((s) => s.name),
-          }
-        : undefined,
+      legend: legend(data.series, colors),
       grid: { left: 44, right: 16, top: many ? 36 : 12, bottom: 44 },
       xAxis: axis(colors, data.x, UNIT),
       yAxis: axis(colors, data.y, { ...UNIT, nameGap: 32 }),
@@ -119,48 +126,179 @@
     };
   }
 
-  function calibration(data, colors) {
+  // Lines over any numbers, or over categories. Thin lines stand behind and have no legend.
+  function xy(data, colors) {
+    const named = data.series.filter((one) => !one.thin);
+    const colorOf = (one) =>
+      one.thin ? colors.muted : colors.series[named.indexOf(one) % colors.series.length];
+    const series = data.series.flatMap((one) => {
+      const line = {
+        type: "line",
+        name: one.name,
+        data: one.points,
+        symbol: one.thin ? "none" : "circle",
+        symbolSize: 4,
+        showSymbol: !one.thin && one.points.length < 40,
+        silent: Boolean(one.thin),
+        animation: !one.thin,
+        lineStyle: { width: one.thin ? 1 : 2, opacity: one.thin ? 0.25 : 1 },
+        color: colorOf(one),
+        z: one.thin ? 1 : 3,
+      };
+      if (!one.band) return [line];
+      // Two lines on top of each other: the lower is not seen, the area above it is the band.
+      const edge = {
+        type: "line",
+        stack: `band of ${one.name}`,
+        stackStrategy: "all",
+        symbol: "none",
+        silent: true,
+        tooltip: { show: false },
+        lineStyle: { opacity: 0 },
+        color: colorOf(one),
+      };
+      return [
+        { ...edge, data: one.band.map(([x, low]) => [x, low]) },
+        {
+          ...edge,
+          data: one.band.map(([x, low, high]) => [x, high - low]),
+          areaStyle: { opacity: 0.15 },
+        },
+        line,
+      ];
+    });
+    if (data.even) series.push(diagonal(colors, ...data.even));
+    if (data.mark !== undefined && series.length) {
+      const at = { symbol: "none", silent: true, label: { show: false } };
+      const lineStyle = { color: colors.text, type: "dashed", width: 1 };
+      series[series.length - 1].markLine = { ...at, lineStyle, data: [{ xAxis: data.mark }] };
+    }
+    const across = data.categories
+      ? {
+          type: "category",
+          data: data.categories,
+          splitLine: { show: false },
+          axisLabel: { color: colors.muted, hideOverlap: true, width: 90, overflow: "truncate" },
+        }
+      : { scale: true, ...data.xRange };
     return {
-      grid: { left: 44, right: 16, top: 12, bottom: 44 },
+      legend: legend(named, colors),
+      grid: { left: 60, right: 20, top: named.length > 1 ? 36 : 12, bottom: 44 },
+      xAxis: axis(colors, data.x, across),
+      yAxis: axis(colors, data.y, { scale: true, nameGap: 46, ...data.yRange }),
+      series,
+      tooltip: tip(colors, (p) => {
+        const x = data.categories ? data.categories[p.value[0]] : short(p.value[0]);
+        return `${p.seriesName ? `${p.seriesName}\n` : ""}${data.x} ${x}: ${short(p.value[1])}`;
+      }),
+    };
+  }
+
+  function calibration(data, colors) {
+    const series = data.series || [{ name: "", points: data.points }];
+    return {
+      legend: legend(series, colors),
+      grid: { left: 44, right: 16, top: series.length > 1 ? 36 : 12, bottom: 44 },
       xAxis: axis(colors, data.x, UNIT),
       yAxis: axis(colors, data.y, { ...UNIT, nameGap: 32 }),
       series: [
         diagonal(colors, 0, 1),
-        {
+        ...series.map((one, i) => ({
           type: "line",
-          data: data.points,
+          name: one.name,
+          data: one.points,
           encode: { x: 0, y: 1 },
           symbol: "circle",
           symbolSize: (value) => 5 + Math.min(14, Math.sqrt(value[2])),
-          color: colors.series[0],
+          color: colors.series[i % colors.series.length],
           lineStyle: { width: 1.5 },
-        },
+        })),
       ],
       tooltip: tip(colors, (p) =>
+        `${p.seriesName ? `${p.seriesName}\n` : ""}` +
         `Said ${short(p.value[0])}, came true ${short(p.value[1])}\n${p.value[2]} rows`),
     };
   }
 
   function scatter(data, colors) {
-    const all = data.points.flat();
+    const series = data.series || [{ name: "", points: data.points }];
+    const all = series.flatMap((one) => one.points).flat();
     const low = Math.min(...all);
     const high = Math.max(...all);
     return {
-      grid: { left: 64, right: 16, top: 12, bottom: 44 },
+      legend: legend(series, colors),
+      grid: { left: 64, right: 16, top: series.length > 1 ? 36 : 12, bottom: 44 },
       xAxis: axis(colors, data.x, { scale: true }),
       yAxis: axis(colors, data.y, { scale: true, nameGap: 50 }),
       series: [
         diagonal(colors, low, high),
-        {
+        ...series.map((one, i) => ({
           type: "scatter",
-          data: data.points,
+          name: one.name,
+          data: one.points,
           symbolSize: 6,
-          color: colors.series[0],
+          color: colors.series[i % colors.series.length],
           itemStyle: { opacity: 0.55 },
           animation: false,
+        })),
+      ],
+      tooltip: tip(colors, (p) =>
+        `${p.seriesName ? `${p.seriesName}\n` : ""}` +
+        `True ${short(p.value[0])}\nPredicted ${short(p.value[1])}`),
+    };
+  }
+
+  // How strongly each two of some columns go together: a square of cells.
+  function grid(data, colors) {
+    const cells = data.values.flatMap((row, i) =>
+      row.flatMap((value, j) => (value === null ? [] : [[j, i, value]])),
+    );
+    const names = {
+      type: "category",
+      data: data.names,
+      splitLine: { show: false },
+      axisTick: { show: false },
+    };
+    return {
+      grid: { left: 8, right: 8, top: 8, bottom: 56, containLabel: true },
+      xAxis: axis(colors, "", {
+        ...names,
+        axisLabel: { color: colors.text, rotate: 40, width: 90, overflow: "truncate" },
+      }),
+      yAxis: axis(colors, "", {
+        ...names,
+        inverse: true,
+        axisLabel: { color: colors.text, width: 110, overflow: "truncate" },
+      }),
+      visualMap: {
+        min: data.low ?? -1,
+        max: 1,
+        calculable: false,
+        orient: "horizontal",
+        left: "center",
+        bottom: 0,
+        itemHeight: 120,
+        itemWidth: 10,
+        precision: 1,
+        text: ["1", String(data.low ?? -1)],
+        textStyle: { color: colors.muted },
+        inRange: {
+          color:
+            data.low === 0
+              ? [colors.surface, colors.series[0]]
+              : [colors.series[3], colors.surface, colors.series[0]],
+        },
+      },
+      series: [
+        {
+          type: "heatmap",
+          data: cells,
+          animation: false,
+          itemStyle: { borderColor: colors.surface, borderWidth: 1 },
         },
       ],
-      tooltip: tip(colors, (p) => `True ${short(p.value[0])}\nPredicted ${short(p.value[1])}`),
+      tooltip: tip(colors, (p) =>
+        `${data.names[p.value[1]]} and ${data.names[p.value[0]]}\n${short(p.value[2])}`),
     };
   }
 
@@ -302,6 +440,8 @@
 
   function option(kind, data, colors) {
     if (kind === "steps") return steps(data, colors);
+    if (kind === "xy") return xy(data, colors);
+    if (kind === "grid") return grid(data, colors);
     if (kind === "waterfall") return waterfall(data, colors);
     if (kind === "drops") return drops(data, colors);
     if (kind === "calibration") return calibration(data, colors);
@@ -310,24 +450,85 @@
     return lines(data, colors, kind);
   }
 
+  // ---- What a chart shows, as rows -------------------------------------------------------------
+
+  function rowsOf(kind, data) {
+    const x = data.x || "x";
+    const y = data.y || "y";
+    if (kind === "steps") {
+      const heads = [x, ...data.series.map((one) => one.name)];
+      return [heads, ...data.labels.map((at, i) => [at, ...data.series.map((s) => s.values[i])])];
+    }
+    if (kind === "bars") {
+      return [["from", "to", y], ...data.counts.map((n, i) => [data.edges[i], data.edges[i + 1], n])];
+    }
+    if (kind === "waterfall") {
+      return [
+        ["step", "from", "to"],
+        [data.start.name, "", data.start.value],
+        ...data.steps.map((step) => [step.name, step.from, step.to]),
+        [data.end.name, "", data.end.value],
+      ];
+    }
+    if (kind === "drops") {
+      const times = Math.max(0, ...data.rows.map((row) => row.drops.length));
+      const heads = ["name", "mean", ...Array.from({ length: times }, (_, i) => `time ${i + 1}`)];
+      return [heads, ...data.rows.map((row) => [row.name, row.mean, ...row.drops])];
+    }
+    if (kind === "grid") {
+      return [["", ...data.names], ...data.values.map((row, i) => [data.names[i], ...row])];
+    }
+    const series = data.series || [{ name: "", points: data.points }];
+    const banded = series.some((one) => one.band);
+    const heads = [...(series.some((one) => one.name) ? ["series"] : []), x, y];
+    if (kind === "calibration") heads.push("rows");
+    if (banded) heads.push("low", "high");
+    const rows = series.flatMap((one) =>
+      one.points.map((point, i) => [
+        ...(heads[0] === "series" ? [one.name] : []),
+        ...(data.categories ? [data.categories[point[0]], ...point.slice(1)] : point),
+        ...(banded ? (one.band?.[i] || ["", "", ""]).slice(1) : []),
+      ]),
+    );
+    return [heads, ...rows];
+  }
+
+  function csv(rows) {
+    const cell = (value) => {
+      let text = value === null || value === undefined ? "" : String(value);
+      // A spreadsheet would run a text that begins like this.
+      if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+      return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    };
+    return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
+  }
+
+  // ---- Drawing ---------------------------------------------------------------------------------
+
   const drawn = new Map(); // element -> chart
 
-  function draw(element, colors) {
+  function dataOf(element) {
     const source = document.getElementById(element.dataset.source);
     const text = element.dataset.values || source?.textContent;
-    if (!text) return;
+    return text ? JSON.parse(text) : null;
+  }
+
+  function draw(element, colors) {
+    const data = dataOf(element);
+    if (!data) return;
     let chart = drawn.get(element);
     if (!chart) {
       chart = window.echarts.init(element, null, { renderer: "svg" });
       drawn.set(element, chart);
       new ResizeObserver(() => chart.resize()).observe(element);
+      element.after(tools(element));
     }
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     chart.setOption(
       {
         animation: !calm,
         textStyle: { color: colors.text, ...FONT },
-        ...option(element.dataset.chart, JSON.parse(text), colors),
+        ...option(element.dataset.chart, data, colors),
       },
       true,
     );
@@ -335,15 +536,51 @@
 
   function drawAll(root = document) {
     if (!window.echarts) return;
+    for (const [element, chart] of drawn) {
+      if (element.isConnected) continue;
+      chart.dispose(); // its part of the page was replaced
+      drawn.delete(element);
+    }
     const colors = look();
     for (const element of root.querySelectorAll("[data-chart]")) draw(element, colors);
-    for (const button of root.querySelectorAll("[data-chart-png]")) button.hidden = false;
+  }
+
+  // ---- Downloads -------------------------------------------------------------------------------
+
+  function tools(element) {
+    const title = (element.getAttribute("aria-label") || element.id).split(/[:;.]/)[0];
+    const box = document.createElement("div");
+    box.className = "chart-tools";
+    for (const [what, act] of [["PNG", savePicture], ["CSV", saveRows]]) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "chart-tool";
+      button.textContent = what;
+      button.setAttribute("aria-label", `Download “${title}” as ${what}`);
+      button.addEventListener("click", () => act(element));
+      box.append(button);
+    }
+    return box;
+  }
+
+  function save(href, name) {
+    const link = document.createElement("a");
+    link.href = href;
+    link.download = name;
+    link.click();
+  }
+
+  function saveRows(element) {
+    const text = csv(rowsOf(element.dataset.chart, dataOf(element)));
+    const blob = new Blob(["\ufeff", text], { type: "text/csv;charset=utf-8" });
+    const href = URL.createObjectURL(blob);
+    save(href, `${element.id || "chart"}.csv`);
+    setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
 
   // An SVG chart becomes a PNG by way of a canvas, twice as large as on the screen.
-  function download(id) {
-    const chart = drawn.get(document.getElementById(id));
-    const svg = chart?.getDom().querySelector("svg");
+  function savePicture(element) {
+    const svg = element.querySelector("svg");
     if (!svg) return;
     const copy = svg.cloneNode(true);
     copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
@@ -357,20 +594,14 @@
       context.fillStyle = look().surface;
       context.fillRect(0, 0, canvas.width, canvas.height);
       context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-      const link = document.createElement("a");
-      link.href = canvas.toDataURL("image/png");
-      link.download = `${id}.png`;
-      link.click();
+      save(canvas.toDataURL("image/png"), `${element.id || "chart"}.png`);
     };
     picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   }
 
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-chart-png]");
-    if (button) download(button.dataset.chartPng);
-  });
   document.addEventListener("flowml:theme", () => drawAll());
   window.flowmlCharts = drawAll;
+  window.flowmlChart = (element) => window.echarts && draw(element, look());
   if (document.readyState === "loading") {
     document.addEventListener("DOMContentLoaded", () => drawAll());
   } else drawAll();
