@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,53 @@ def curve_of(by: Membership, model: TrainedModel) -> LearningCurve:
         curve.save(update_fields=["work"])
         record("model.learning-curve-asked", model, by=by)
     return curve
+
+
+def ask(by: Membership, model: TrainedModel) -> LearningCurve:
+    """The model's curve; one that isn't there, or that failed, is begun. Raises as curve_of."""
+    LearningCurve.objects.filter(model=model, state=State.FAILED).delete()
+    return curve_of(by, model)
+
+
+def on_page(model: TrainedModel) -> dict[str, Any]:
+    """What templates/training/_learning_curve.html shows."""
+    found = LearningCurve.objects.filter(model=model).first()
+    metric = METRICS[model.job.metric]
+    can = not model.is_ensemble and model.task_id is not None and model.origin_id is None
+    if found is None or _is_lost(found):
+        return {"state": "", "can": can}
+    points = found.points
+    line: dict[str, Any] = {
+        "name": metric.title,
+        "points": [[point["rows"], point["score"]] for point in points],
+    }
+    if all(point["low"] is not None for point in points):
+        line["band"] = [[point["rows"], point["low"], point["high"]] for point in points]
+    data = {"series": [line], "x": "Rows to learn from", "y": metric.title, "xRange": {"min": 0}}
+    return {
+        "state": str(found.state),
+        "can": can,
+        "error": found.error,
+        "points": points,
+        "metric": metric,
+        "picture_json": json.dumps(data),
+        "text": f"How the same recipe does with fewer rows: its {metric.title} on rows that it had "
+        f"not seen. {_words(points, metric.greater_is_better)}",
+    }
+
+
+def _words(points: list[dict[str, Any]], greater_is_better: bool) -> str:
+    """What the end of the curve says of more rows."""
+    if len(points) < 2:
+        return ""
+    before, last = points[-2], points[-1]
+    better = (last["score"] > before["score"]) == greater_is_better
+    apart = None not in (last["low"], last["high"]) and not (
+        last["low"] <= before["score"] <= last["high"]
+    )
+    if better and apart:
+        return "It still gets better at the end, so more rows would likely help."
+    return "It is about level at the end, so more rows alone would hardly help."
 
 
 def _is_lost(curve: LearningCurve) -> bool:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from datasets.cards import number, shown
+from training import thresholds
 from training.evaluation import METRICS, Metric, metrics_for
 
 MOST_OPTIONS = 100  # a choice with more values is a text field that suggests them
@@ -209,6 +210,8 @@ def charts(curves: Mapping[str, Any], target: str) -> list[Chart]:
         found.append(_precision_recall(lines))
     if calibration := curves.get("calibration"):
         found.append(_calibration(calibration))
+    if told := thresholds.gains(curves):
+        found += [_gains(told), _lift(told)]
     if sample := curves.get("sample"):
         found.append(_sample(sample, target))
     if residuals := curves.get("residuals"):
@@ -331,6 +334,83 @@ def _calibration(calibration: Mapping[str, Any]) -> Chart:
         },
         heads=["said", "came true", "rows"],
         rows=[[b["predicted"], b["observed"], b["count"]] for b in bins],
+    )
+
+
+def _gains(told: Sequence[Mapping[str, Any]]) -> Chart:
+    series = [
+        {"name": one["name"], "points": list(zip(one["looked"], one["found"], strict=True))}
+        for one in told
+    ]
+    return Chart(
+        id="gains",
+        kind="roc",
+        title="Gains",
+        text="Look at the rows that the model finds likeliest first: how many of a class are found "
+        "(up) in which share of all rows (right). The dashed line is looking at random.",
+        data={"series": series, "x": "Share of rows", "y": "Found"},
+        heads=["class", "share of rows", "found"],
+        rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
+    )
+
+
+def _lift(told: Sequence[Mapping[str, Any]]) -> Chart:
+    series = [
+        {
+            "name": one["name"],
+            "points": [
+                [x, y] for x, y in zip(one["looked"], one["lift"], strict=True) if y is not None
+            ],
+        }
+        for one in told
+    ]
+    return Chart(
+        id="lift",
+        kind="xy",
+        title="Lift",
+        text="How many times as often a class is met among the rows that the model finds "
+        "likeliest as among all. One is looking at random.",
+        data={
+            "series": series,
+            "x": "Share of rows",
+            "y": "Lift",
+            "xRange": {"min": 0, "max": 1},
+            "yRange": {"min": 0},
+        },
+        heads=["class", "share of rows", "lift"],
+        rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
+    )
+
+
+def threshold_chart(told: Mapping[str, Any], at: float) -> Chart:
+    """Precision, recall and F1 over the thresholds, with a line where the chosen one is."""
+    rows = thresholds.every(told)
+    series = [
+        {
+            "name": title,
+            "points": [[row["threshold"], row[key]] for row in rows if row[key] is not None],
+        }
+        for key, title in (("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"))
+    ]
+    return Chart(
+        id="threshold-chart",
+        kind="xy",
+        title="Precision, recall and F1 by threshold",
+        text="The dashed line is the threshold chosen above.",
+        data={
+            "series": series,
+            "x": "Threshold",
+            "y": "Figure",
+            "xRange": {"min": 0, "max": 1},
+            "yRange": {"min": 0, "max": 1},
+            "mark": at,
+            "still": True,
+        },
+        heads=["threshold", "named", "precision", "recall", "F1", "lift"],
+        rows=_some(
+            [r["threshold"], r["tp"] + r["fp"], r["precision"], r["recall"], r["f1"], r["lift"]]
+            for r in rows
+        ),
     )
 
 

@@ -25,6 +25,12 @@ urlpatterns = [
     path("models/<uuid:model_id>/explain", models.explain, name="explain"),
     path("models/<uuid:model_id>/importance", models.importance, name="importance"),
     path("models/<uuid:model_id>/importance/ask", models.ask_importance, name="ask-importance"),
+    path("models/<uuid:model_id>/learning-curve", models.learning_curve, name="learning-curve"),
+    path(
+        "models/<uuid:model_id>/learning-curve/ask",
+        models.ask_learning_curve,
+        name="ask-learning-curve",
+    ),
     path("models/<uuid:model_id>/predict-file", models.predict_file, name="predict-file"),
     path("models/<uuid:model_id>/download", models.download, name="download"),
     path("models/versions/<uuid:version_id>/champion", names.champion, name="champion"),

@@ -6,7 +6,7 @@
 
    Kinds: roc, curve ({series: [{name, points, figure}]}, both axes from 0 to 1), xy (the same with
    axes as the data are; a series may have a band [[x, low, high]] or be thin, categories names the
-   places of x), calibration ({series: [{name, points: [[said, true, rows]]}]}), scatter ({points},
+   places of x, mark is an x with a line), calibration ({series: [{name, points: [[said, true, rows]]}]}), scatter ({points},
    or {series}), bars ({edges, counts}), steps ({labels, series: [{name, values}]}), waterfall
    ({start, steps: [{name, from, to}], end}), drops ({rows: [{name, mean, drops}]}), grid ({names,
    values: rows of -1 to 1 or null}); x and y are the axes' names. Colours come from the page's own
@@ -526,7 +526,7 @@
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     chart.setOption(
       {
-        animation: !calm,
+        animation: !calm && !data.still,
         textStyle: { color: colors.text, ...FONT },
         ...option(element.dataset.chart, data, colors),
       },

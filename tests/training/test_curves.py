@@ -94,3 +94,20 @@ def test_it_needs_hours_that_are_left(by, model, monkeypatch):
     with pytest.raises(QuotaReached):
         curves.curve_of(by, model)
     assert not LearningCurve.objects.exists()
+
+
+def test_the_models_page_asks_for_it_and_shows_it(client, by, model):
+    client.force_login(by.user)
+    page = f"/models/{model.pk}"
+    assert "Would more rows help?" in client.get(page).content.decode()
+    asked = client.post(f"{page}/learning-curve/ask", headers={"HX-Request": "true"})
+    assert f'hx-get="{page}/learning-curve"' in asked.content.decode()
+    report(model.job, [0.5], change=lambda table: table.head(3))
+    assert "It could not be made" in client.get(page).content.decode()
+    assert client.post(f"{page}/learning-curve/ask")["Location"] == page, "it is tried again"
+    report(model.job, [0.5, 0.7, 0.95])
+    for address in (page, f"{page}/learning-curve"):
+        text = client.get(address).content.decode()
+        assert 'id="learning-chart" data-chart="xy"' in text
+        assert f'hx-get="{page}/learning-curve"' not in text
+        assert "still gets better at the end" in text

@@ -18,7 +18,8 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, explaining, importances, named, pages
+from training import actions, explaining, importances, named, pages, thresholds
+from training import curves as learning
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from training.names import CHAMPION
@@ -123,7 +124,7 @@ def _headline(stored: TrainedModel) -> str:
 
 def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     if stored.origin:
-        return _refit_performance(stored, stored.origin)
+        return _refit_performance(request, stored, stored.origin)
     job = stored.job
     curves = (stored.test or {}).get("curves") or stored.curves
     rows = stored.test["rows"] if stored.test else stored.scored_rows
@@ -136,7 +137,9 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "has_test": bool(stored.test),
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": pages.charts(curves, job.target),
+        "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
+        "learning": learning.on_page(stored),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [
             note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
@@ -144,7 +147,25 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _refit_performance(stored: TrainedModel, origin: TrainedModel) -> dict[str, Any]:
+def _threshold(request: OrgRequest, curves: dict[str, Any]) -> dict[str, Any] | None:
+    """What _threshold.html takes, at the threshold in the address; None but for binary models."""
+    told = thresholds.of(curves)
+    if told is None:
+        return None
+    at = thresholds.chosen(request.GET.get("threshold", ""))
+    return {
+        "told": told,
+        "at": at,
+        "now": thresholds.at(told, at),
+        "most_f1": thresholds.best_f1(told),
+        "chart": pages.threshold_chart(told, at),
+        "rows": told["positives"] + told["negatives"],
+    }
+
+
+def _refit_performance(
+    request: OrgRequest, stored: TrainedModel, origin: TrainedModel
+) -> dict[str, Any]:
     """A refit has seen all rows but the sealed ones: it is shown on those, beside its origin."""
     job = stored.job
     test, before = stored.test or {}, origin.test or {}
@@ -157,7 +178,9 @@ def _refit_performance(stored: TrainedModel, origin: TrainedModel) -> dict[str, 
         "has_test": True,
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": pages.charts(curves, job.target),
+        "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
+        "learning": learning.on_page(stored),
         "scored_on": pages.refit_words(origin.name, test.get("rows")),
         "notes": [],
     }
@@ -336,6 +359,33 @@ def _importance(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
         "may_change": request.membership.may(Role.DEVELOPER),
     }
     return render(request, "training/_importance.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def learning_curve(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    """That part of the page alone, while it is computed."""
+    return _learning_curve(request, _model(request, model_id))
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+@tells_problems
+def ask_learning_curve(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    stored = _model(request, model_id)
+    learning.ask(request.membership, stored)
+    if request.headers.get("HX-Request"):
+        return _learning_curve(request, stored)
+    return redirect("training:model", stored.pk)
+
+
+def _learning_curve(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
+    context = {
+        "model": stored,
+        "learning": learning.on_page(stored),
+        "may_change": request.membership.may(Role.DEVELOPER),
+    }
+    return render(request, "training/_learning_curve.html", context)
 
 
 @require_POST
