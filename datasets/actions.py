@@ -114,25 +114,65 @@ def add_version(
     _refuse_while_reading(dataset)  # before a large file is stored for nothing
     artifact = work.store_artifact(by.organization, "upload", file)
     with _kept_only_if_it_works(artifact), transaction.atomic():
-        stored = (
-            Dataset.objects.select_for_update(no_key=True, of=("self",))
-            .select_related("latest")
-            .filter(pk=dataset.pk)
-            .first()
-        )
-        if stored is None:
-            raise NotFound("The data set was deleted meanwhile.")
-        _refuse_while_reading(stored)
-        newest = stored.versions.order_by("-number").values_list("number", flat=True).first() or 0
-        if stored.state == Dataset.State.FAILED:
-            Dataset.objects.filter(pk=stored.pk).update(state=Dataset.State.INGESTING)
+        stored, number = _next_of(dataset)
         filename = file.name or "table"
-        told = {"file": filename, "bytes": artifact.size, "version": newest + 1}
+        told = {"file": filename, "bytes": artifact.size, "version": number}
         record("dataset.version-added", stored, by=by, changes=told)
-        number = newest + 1
         return _ingest(
             by, stored, artifact, filename=filename, number=number, options=options, origin=origin
         )
+
+
+def take_over(
+    by: Membership,
+    artifact: Artifact,
+    dataset: Dataset | None,
+    *,
+    name: str,
+    filename: str,
+    origin: Mapping[str, Any],
+    lent: bool = False,
+) -> DatasetVersion:
+    """The next version of ``dataset``, or a new one called ``name``, from a file that is stored
+    already: nothing is copied. It goes once it was read, unless it is ``lent``.
+
+    Raises TooLarge, QuotaReached, TooManyUploads, and Conflict while another version is being read.
+    """
+    _refuse_too_large(by, artifact.size)
+    quotas.check(by.organization, storage_bytes=0)  # the file counts there already
+    _refuse_too_many(by)
+    with transaction.atomic():
+        if dataset is None:
+            stored = Dataset.objects.create(
+                organization=by.organization, name=name[:120], created_by=by.author
+            )
+            record("dataset.created", stored, by=by, changes={"file": filename})
+            return _ingest(
+                by, stored, artifact, filename=filename, number=1, origin=origin, lent=lent
+            )
+        stored, number = _next_of(dataset)
+        told = {"file": filename, "bytes": artifact.size, "version": number}
+        record("dataset.version-added", stored, by=by, changes=told)
+        return _ingest(
+            by, stored, artifact, filename=filename, number=number, origin=origin, lent=lent
+        )
+
+
+def _next_of(dataset: Dataset) -> tuple[Dataset, int]:
+    """The data set, locked, and the number of its next version. Raises NotFound, Conflict."""
+    stored = (
+        Dataset.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("latest")
+        .filter(pk=dataset.pk)
+        .first()
+    )
+    if stored is None:
+        raise NotFound("The data set was deleted meanwhile.")
+    _refuse_while_reading(stored)
+    newest = stored.versions.order_by("-number").values_list("number", flat=True).first() or 0
+    if stored.state == Dataset.State.FAILED:
+        Dataset.objects.filter(pk=stored.pk).update(state=Dataset.State.INGESTING)
+    return stored, newest + 1
 
 
 def _refuse_while_reading(dataset: Dataset) -> None:
@@ -154,15 +194,19 @@ def _refuse_too_many(by: Membership) -> None:
 
 
 def _checked(by: Membership, file: UploadedFile | None) -> UploadedFile:
-    limit = settings.MAX_UPLOAD_SIZE_MB
     if file is None:
         raise Invalid("Choose a file to upload.", errors={"file": ["There is no file here."]})
-    if (file.size or 0) > limit * 2**20:
+    _refuse_too_large(by, file.size or 0)
+    quotas.check(by.organization, storage_bytes=file.size or 0)
+    return file
+
+
+def _refuse_too_large(by: Membership, size: int) -> None:
+    limit = settings.MAX_UPLOAD_SIZE_MB
+    if size > limit * 2**20:
         sentence = f"The file is larger than this installation takes ({limit} MB)."
         raise TooLarge(sentence, errors={"file": [sentence]})
-    size = file.size or 0
-    quotas.check(by.organization, upload_bytes=size, storage_bytes=size)
-    return file
+    quotas.check(by.organization, upload_bytes=size)
 
 
 def _new_dataset(
@@ -213,6 +257,7 @@ def _ingest(
     number: int,
     options: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    lent: bool = False,
 ) -> DatasetVersion:
     version = DatasetVersion.objects.create(
         organization=by.organization,
@@ -221,7 +266,7 @@ def _ingest(
         filename=filename[:255],
         options=dict(options or {}),
         origin=dict(origin or {}),
-        upload=artifact,
+        upload=None if lent else artifact,  # it goes with the reading
         upload_size=artifact.size,
         created_by=by.author,
     )

@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from django.core.files.base import File
 from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
@@ -341,8 +340,35 @@ def _tables(home: Organization, sql: str) -> dict[str, Artifact]:
 def _write_back(work: Work) -> None:
     version = work.data()
     assert version.data is not None
-    payload = {"table": work.param("table"), "mode": work.param("mode", "replace")}
-    _on_node(work, WRITE_BACK, work.connection(), payload, {"data": version.data})
+    connection, mode = work.connection(), work.param("mode", "replace")
+    began = int(timezone.now().timestamp() * 1000)
+    payload: dict[str, Any] = {"table": work.param("table"), "mode": mode, "began": began}
+    inputs = {"data": version.data}
+    base: DatasetVersion | None = None
+    if connection.kind == Connection.Kind.DUCKDB and mode == "append":
+        dataset = _dataset(work, work.param("table"))
+        done = dataset and dataset.versions.filter(origin__write=_run_id(work)).first()
+        if dataset and done:  # by an earlier attempt of this very step
+            work.step.subject, work.step.output = done.pk, _is_version(dataset, done)
+            return
+        base = dataset.latest if dataset else None
+        if base is not None and base.data is not None:
+            inputs["before"], payload["tables"] = base.data, {"before": "before"}
+    _on_node(work, WRITE_BACK, connection, payload, inputs)
+    work.step.output["base"] = str(base.pk) if base else ""
+
+
+def _dataset(work: Work, name: str) -> Dataset | None:
+    try:
+        return named.find_dataset(work.home, name)
+    except NotFound:
+        return None
+
+
+def _run_id(work: Work) -> str:
+    """Of one write: the same rows by the same step are the same, however often it is tried."""
+    told = f"{work.run.pk} {work.step.key} {work.step.inputs_digest}"
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _on_node(
@@ -353,8 +379,6 @@ def _on_node(
     inputs: Mapping[str, Artifact],
 ) -> None:
     """A task of a node. What the connection says, secrets too, comes with its claim: handing.py."""
-    # The same rows by the same step are the same write, however often it is tried.
-    told = f"{work.run.pk} {work.step.key} {work.step.inputs_digest}"
     task = add_task(
         work.home,
         kind=kind,
@@ -362,7 +386,7 @@ def _on_node(
         topic=work.run.topic,
         payload={
             "connection": {"id": str(connection.pk)},
-            "run_id": hashlib.sha256(told.encode()).hexdigest()[:32],
+            "run_id": _run_id(work),
             **payload,
         },
         inputs=inputs,
@@ -428,7 +452,7 @@ def _score_ended(work: Work) -> Said | None:
         return Said(State.CANCELLED, error=batch.error or "The prediction was cancelled.")
     if batch.state != BatchPrediction.State.SUCCEEDED or batch.parquet is None:
         return Said(State.FAILED, error=batch.error or "The prediction failed.")
-    return _take_in(work, batch.parquet, work.param("dataset"))
+    return _take_in(work, batch.parquet, work.param("dataset"), lent=True)
 
 
 def _done_at_once(work: Work) -> Said:
@@ -481,35 +505,48 @@ _LOOK: Mapping[str, Callable[[Work], Said | None]] = {
 }
 
 
-def _take_in(work: Work, rows: Artifact, name: str) -> Said | None:
-    """Make a file the next version of a data set, which is made if it is new; then wait for it."""
-    try:
-        dataset: Dataset | None = named.find_dataset(work.home, name)
-    except NotFound:
-        dataset = None
+def _take_in(work: Work, rows: Artifact, name: str, *, lent: bool = False) -> Said | None:
+    """Make a stored file the next version of a data set, which is made if it is new; then wait.
+
+    Nothing is copied: this happens under the run's lock. ``lent``: somebody else keeps the file.
+    """
+    dataset = _dataset(work, name)
     if dataset is not None and dataset.versions.filter(state="ingesting").exists():
         return None  # another version of it is being read: the sweep comes back
-    with transaction.atomic(), rows.file.open("rb") as file:
-        shown = cast("Any", File(file, name=f"{offers.label_of(name)}.parquet"))
-        if dataset is None:
-            dataset = data_actions.upload(work.by, shown, name=name, origin=_origin(work))
-            version = dataset.versions.get()
-        else:
-            version = data_actions.add_version(work.by, dataset, shown, origin=_origin(work))
+    if "base" in work.step.output and work.param("mode") == "append":
+        latest = str(dataset.latest_id) if dataset and dataset.latest_id else ""
+        if work.step.output["base"] != latest:  # others were quicker: their rows are not lost
+            _write_back(work)
+            return None
+    with transaction.atomic():
+        version = data_actions.take_over(
+            work.by,
+            rows,
+            dataset,
+            name=name,
+            filename=f"{offers.label_of(name)}.parquet",
+            origin=_origin(work),
+            lent=lent,
+        )
     work.step.subject = version.pk
-    work.step.output = {
-        **work.step.output,
+    work.step.output = work.step.output | _is_version(version.dataset, version)
+    return None
+
+
+def _is_version(dataset: Dataset, version: DatasetVersion) -> dict[str, Any]:
+    return {
         "dataset": str(dataset.pk),
         "version": str(version.pk),
         "name": dataset.name,
         "number": version.number,
     }
-    return None
 
 
 def _origin(work: Work) -> dict[str, Any]:
     """Where the version of a data set comes from: the step, and what it was made of."""
     made_of = {key: work.param(key) for key in ("connection", "sql") if work.param(key)}
+    if work.step.stage == "write_back":
+        made_of["write"] = _run_id(work)
     for name, what in (("data", "version"), ("model", "model")):
         if said := work.param(name):
             by_step = said.startswith("$")

@@ -134,7 +134,7 @@ def _look(work: Work) -> None:
     if said is not None:
         _end(work, said)
     elif work.step.output != before:
-        work.step.save(update_fields=["output", "subject"])
+        work.step.save(update_fields=["output", "subject", "task"])
 
 
 def _start(work: Work) -> None:

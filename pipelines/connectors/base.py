@@ -25,17 +25,29 @@ class Warehouse(Protocol):
         ...
 
     def replace(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
     ) -> int:
         """Put a table with these rows in place of ``table`` (``name`` or ``schema.name``).
 
         Readers see the old table or the new one, never a part. The same ``run_id`` again leaves
-        what it wrote. Returns the rows, counted in the warehouse.
+        what it wrote. ``token`` grows with each attempt that control begins: a writer that was
+        cut off and comes back late raises Superseded where a later one has replaced the table.
+        Returns the rows, counted in the warehouse.
         """
         ...
 
     def append(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
     ) -> int:
         """Add these rows to ``table``, once for each ``run_id``. Returns how many they are."""
         ...
@@ -81,6 +93,35 @@ class RowsLost(WorkError):
             code="rows-lost",
             sent=sent,
             found=found,
+        )
+
+
+class Superseded(WorkError):
+    """A later attempt has written to the table. Nothing was changed."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"A later run has written to {table} meanwhile, so it was left as it is.",
+            code="superseded",
+        )
+
+
+def compare_columns(table: str, there: Sequence[str], ours: Sequence[str]) -> None:
+    """Raise WorkError, with their names, for columns that only one of the two has."""
+    lacking = [name for name in ours if name not in there]
+    more = [name for name in there if name not in ours]
+    if lacking or more:
+        said = []
+        if lacking:
+            said.append(f"it lacks {', '.join(lacking[:20])}")
+        if more:
+            said.append(f"it has {', '.join(more[:20])}, of which nothing is known here")
+        raise WorkError(
+            f'The table "{table}" has other columns than what is to be written: '
+            f"{'; '.join(said)}. Change either, or write to another table.",
+            code="columns-differ",
+            lacking=lacking,
+            more=more,
         )
 
 

@@ -8,6 +8,7 @@ the network before (stages/sql.py). Imports no Django.
 """
 
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from pipelines.connectors.base import (
     QueryFailed,
     Result,
     RowsLost,
+    compare_columns,
     table_parts,
 )
 from workers.node.channel import WorkError
@@ -33,6 +35,7 @@ from workers.node.channel import WorkError
 HARMLESS = frozenset({
     "range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree",
 })  # fmt: skip
+BEFORE = "before"  # among the tables of a write: what rows are added to
 LOCKED = {
     "allow_community_extensions": False,
     "allow_persistent_secrets": False,
@@ -58,6 +61,7 @@ class DuckDB:
         threads: int = 2,
     ) -> None:
         self._work = work
+        self._files = dict(tables)
         self._time_s = time_s
         self._expired = False
         spill = work / "spill"
@@ -107,9 +111,40 @@ class DuckDB:
         return Result(reader.schema, self._batches(reader, clock))
 
     def replace(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
     ) -> int:
-        """Write ``table`` as ``<work>/<table>.parquet``; the web side makes a data set of it."""
+        """Write ``table`` as ``<work>/<table>.parquet``; the web side makes a data set of it.
+
+        ``token`` means nothing here: the web side takes the file of the one attempt that it has
+        accepted, and no other.
+        """
+        return self._write(table, schema, batches)
+
+    def append(
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
+    ) -> int:
+        """The rows of the table BEFORE, if there is one, and then these. Returns how many these
+        are. Raises WorkError for other columns, and for values that do not fit those there."""
+        before = self._files.get(BEFORE)
+        if before is None:
+            return self._write(table, schema, batches)
+        with pq.ParquetFile(before) as old:
+            there = old.schema_arrow
+            compare_columns(table, there.names, schema.names)
+            rows = itertools.chain(old.iter_batches(), (_fitted(one, there) for one in batches))
+            return self._write(table, there, rows) - int(old.metadata.num_rows)
+
+    def _write(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
         name = ".".join(table_parts(table)).replace("/", "_")
         target, staging = self._work / f"{name}.parquet", self._work / f"{name}.staging"
         sent = 0
@@ -123,16 +158,6 @@ class DuckDB:
             raise RowsLost(sent, found)
         staging.rename(target)
         return found
-
-    def append(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
-    ) -> int:
-        """Raises WorkError: what is written here is a data set's new version as a whole."""
-        raise WorkError(
-            f"{table} is a data set here, which gets a new version as a whole: use the mode "
-            "replace.",
-            code="mode",
-        )
 
     def close(self) -> None:
         self._db.close()
@@ -199,6 +224,22 @@ class DuckDB:
             if self._expired:
                 raise OutOfTime(self._time_s) from None
             raise QueryFailed(str(error)) from None
+
+
+def _fitted(batch: pa.RecordBatch, there: pa.Schema) -> pa.RecordBatch:
+    """The batch with the columns of ``there``, in its order and of its types."""
+    arrays = []
+    for field in there:
+        try:
+            arrays.append(batch.column(field.name).cast(field.type))
+        except pa.ArrowException:
+            raise WorkError(
+                f"Not all values of '{field.name}' fit the data set's column, which is "
+                f"{field.type}: nothing was changed.",
+                code="column-type",
+                columns=[field.name],
+            ) from None
+    return pa.RecordBatch.from_arrays(arrays, schema=there)
 
 
 def _only_select() -> WorkError:

@@ -18,6 +18,8 @@ from pipelines.connectors.base import (
     QueryFailed,
     Result,
     RowsLost,
+    Superseded,
+    compare_columns,
     table_parts,
 )
 from workers.node.channel import WorkError
@@ -25,6 +27,7 @@ from workers.node.channel import WorkError
 CONNECT_S = 10
 LOCK_S = 60  # how long a write waits for those who hold the table
 LEDGER = "flowml_writes"
+REPLACED = "(replaced)"  # stands there for the run, where a table got other rows as a whole
 BATCH_BYTES = 16 << 20
 SSL_MODES = ("prefer", "require", "verify-full", "disable")
 # PostgreSQL's own numbers of types (pg_type.dat). Anything else comes as text.
@@ -88,11 +91,18 @@ class Postgres:
         return Result(schema, self._batches(cursor, columns, schema, rest))
 
     def replace(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
     ) -> int:
         """A table that is there keeps its columns, keys, indexes, grants and views, and gets other
         rows; one that is not is made. All in one transaction."""
+        ledger = self._ledger(table, needed=False) if token else None
         with self._writing(table, run_id) as (cursor, target):
+            self._refuse_older(cursor, ledger, table, token)
             staging, sent = self._staged(cursor, table, target, schema, batches)
             # Those who read meanwhile see the old rows until the commit, and wait for nothing.
             cursor.execute(sql.SQL("DELETE FROM {}").format(target))
@@ -101,32 +111,33 @@ class Postgres:
             [arrived] = cursor.fetchone() or (0,)
             if arrived != sent:
                 raise RowsLost(sent, arrived)
+            self._note(cursor, ledger, table, REPLACED, sent, token)
         return sent
 
     def append(
-        self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_id: str
+        self,
+        table: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        run_id: str,
+        token: int = 0,
     ) -> int:
         """Beside the table stands ``flowml_writes``, which remembers what was added to it by whom:
         a run that is tried again adds nothing twice."""
+        ledger = self._ledger(table, needed=True)
+        assert ledger is not None
         with self._writing(table, run_id) as (cursor, target):
-            ledger = sql.Identifier(*table_parts(table)[:-1], LEDGER)
-            cursor.execute(
-                sql.SQL(
-                    "CREATE TABLE IF NOT EXISTS {} (table_name text, run_id text, rows bigint, "
-                    "at timestamptz DEFAULT now(), PRIMARY KEY (table_name, run_id))"
-                ).format(ledger)
-            )
             name = table_parts(table)[-1]
             before = "SELECT rows FROM {} WHERE table_name = %s AND run_id = %s"
             cursor.execute(sql.SQL(before).format(ledger), [name, run_id])
             if found := cursor.fetchone():
                 return int(found[0])
+            self._refuse_older(cursor, ledger, table, token)
             staging, sent = self._staged(cursor, table, target, schema, batches)
             _move(cursor, staging, target, schema)
             if cursor.rowcount != sent:
                 raise RowsLost(sent, cursor.rowcount)
-            note = "INSERT INTO {} (table_name, run_id, rows) VALUES (%s, %s, %s)"
-            cursor.execute(sql.SQL(note).format(ledger), [name, run_id, sent])
+            self._note(cursor, ledger, table, run_id, sent, None)
         return sent
 
     def close(self) -> None:
@@ -200,6 +211,75 @@ class Postgres:
             cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [key])
             yield cursor, sql.Identifier(*parts)
 
+    def _ledger(self, table: str, *, needed: bool) -> sql.Identifier | None:
+        """The table that remembers the writes, made if need be; None where this user may not and
+        it is not ``needed``: who may only write to one table can still replace it, unfenced.
+
+        In a transaction of its own, for others need not wait for a whole write to see it.
+        """
+        ledger = sql.Identifier(*table_parts(table)[:-1], LEDGER)
+        make = (
+            "CREATE TABLE IF NOT EXISTS {} (table_name text, run_id text, rows bigint, "
+            "at timestamptz DEFAULT now(), token bigint, PRIMARY KEY (table_name, run_id))"
+        )
+        rights = "SELECT bool_and(has_table_privilege(%s, one)) FROM unnest(%s::text[]) AS one"
+        with self._transaction(read_only=False) as cursor:
+            try:
+                with self._connected().transaction():
+                    # Two who make it at once would trip over each other, IF NOT EXISTS or not.
+                    lock = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))"
+                    cursor.execute(lock, [LEDGER])
+                    columns = self._columns_of(cursor, ledger)
+                    if columns is None:
+                        cursor.execute(sql.SQL(make).format(ledger))
+                    elif "token" not in columns:  # of an older FlowML
+                        more = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS token bigint")
+                        cursor.execute(more.format(ledger))
+                    wanted = [ledger.as_string(cursor), ["SELECT", "INSERT", "UPDATE"]]
+                    cursor.execute(rights, wanted)
+                    if cursor.fetchone() != (True,):
+                        raise errors.InsufficientPrivilege(f"permission denied for table {LEDGER}")
+            except errors.InsufficientPrivilege:
+                if needed:
+                    raise
+                return None
+        return ledger
+
+    def _refuse_older(
+        self,
+        cursor: psycopg.Cursor[Any],
+        ledger: sql.Identifier | None,
+        table: str,
+        token: int,
+    ) -> None:
+        """Raise Superseded where a later attempt has replaced the table. Held by the lock of the
+        table's writes, so that what is found here is true until the commit."""
+        if ledger is None or not token:
+            return
+        ask = "SELECT token FROM {} WHERE table_name = %s AND run_id = %s"
+        cursor.execute(sql.SQL(ask).format(ledger), [table_parts(table)[-1], REPLACED])
+        found = cursor.fetchone()
+        if found and (found[0] or 0) > token:
+            raise Superseded(table)
+
+    def _note(
+        self,
+        cursor: psycopg.Cursor[Any],
+        ledger: sql.Identifier | None,
+        table: str,
+        run_id: str,
+        rows: int,
+        token: int | None,
+    ) -> None:
+        if ledger is None or token == 0:
+            return
+        note = (
+            "INSERT INTO {} (table_name, run_id, rows, token) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT (table_name, run_id) "
+            "DO UPDATE SET rows = excluded.rows, token = excluded.token, at = now()"
+        )
+        cursor.execute(sql.SQL(note).format(ledger), [table_parts(table)[-1], run_id, rows, token])
+
     def _staged(
         self,
         cursor: psycopg.Cursor[Any],
@@ -216,7 +296,7 @@ class Postgres:
         if found is None:
             cursor.execute(_create(target, schema))
         else:
-            _compare(table, found, schema.names)
+            compare_columns(table, found, schema.names)
         staging, names = sql.Identifier("pg_temp", "flowml_staging"), _names(schema)
         cursor.execute(
             sql.SQL(
@@ -359,24 +439,6 @@ def _move(
     names = _names(schema)
     move = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}")
     cursor.execute(move.format(target, names, names, staging))
-
-
-def _compare(table: str, there: Sequence[str], ours: Sequence[str]) -> None:
-    lacking = [name for name in ours if name not in there]
-    more = [name for name in there if name not in ours]
-    if lacking or more:
-        said = []
-        if lacking:
-            said.append(f"it lacks {', '.join(lacking[:20])}")
-        if more:
-            said.append(f"it has {', '.join(more[:20])}, of which nothing is known here")
-        raise WorkError(
-            f'The table "{table}" has other columns than what is to be written: '
-            f"{'; '.join(said)}. Change either, or write to another table.",
-            code="columns-differ",
-            lacking=lacking,
-            more=more,
-        )
 
 
 def _create(target: sql.Identifier, schema: pa.Schema) -> sql.Composed:

@@ -24,7 +24,9 @@ def run(task: Mapping[str, Any], channel: Any) -> dict[str, Any]:
         with pq.ParquetFile(task["inputs"]["data"]) as source:
             channel.progress(0.0, f"Writing {source.metadata.num_rows:,} rows to {table}")
             write = target.append if payload.get("mode") == "append" else target.replace
-            rows = write(table, source.schema_arrow, _batches(source, channel), run_id)
+            rows = write(
+                table, source.schema_arrow, _batches(source, channel), run_id, _token(task)
+            )
             expected = source.metadata.num_rows
     if rows != expected:
         raise WorkError(
@@ -35,6 +37,13 @@ def run(task: Mapping[str, Any], channel: Any) -> dict[str, Any]:
         [written] = Path("duckdb").glob("*.parquet")
         files = {"data": str(written)}
     return {"data": {"rows": rows, "table": table}, "files": files}
+
+
+def _token(task: Mapping[str, Any]) -> int:
+    """Grows with each start that control makes of a write, and with each attempt of a node at it.
+    0: none, of a control process that is older than this node."""
+    began = int((task.get("payload") or {}).get("began") or 0)
+    return began and began * 100 + min(99, int(task.get("attempt") or 0))
 
 
 def _batches(source: Any, channel: Any) -> Iterator[Any]:

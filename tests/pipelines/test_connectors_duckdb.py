@@ -190,3 +190,24 @@ def test_a_table_is_written_whole_or_not_at_all(warehouse, tmp_path):
     assert pq.read_table(tmp_path / "work" / "scores.parquet").num_rows == 4
     with pytest.raises(WorkError, match="names no table"):
         warehouse.replace("a.b.c", one.schema, [one], "run-3")
+
+
+def test_rows_are_added_to_those_that_are_there(tmp_path):
+    before = tmp_path / "before.parquet"
+    pq.write_table(pa.table({"x": pa.array([1, 2], pa.int64()), "s": ["a", None]}), before)
+    house = DuckDB({"before": before}, tmp_path / "work")
+    more = pa.record_batch({"s": ["b"], "x": pa.array([3], pa.int8())})
+    assert house.append("log", more.schema, [more], "run-1") == 1
+    found = pq.read_table(tmp_path / "work" / "log.parquet")
+    assert found.to_pydict() == {"x": [1, 2, 3], "s": ["a", None, "b"]}
+    for bad, said in (
+        (pa.record_batch({"x": [1]}), "has s"),
+        (pa.record_batch({"x": [1.5], "s": ["b"]}), "'x' fit the data set's column"),
+    ):
+        with pytest.raises(WorkError, match=said):
+            house.append("log", bad.schema, [bad], "run-2")
+    assert pq.read_table(tmp_path / "work" / "log.parquet").num_rows == 3
+    house.close()
+    new = DuckDB({}, tmp_path / "new")
+    assert new.append("log", more.schema, [more], "run-1") == 1
+    new.close()

@@ -249,6 +249,38 @@ def test_rows_are_added_once_for_each_run(warehouse, server):
         warehouse.append("log", wrong.schema, [wrong], "run-4")
 
 
+def test_a_writer_that_was_cut_off_and_comes_back_late_changes_nothing(warehouse, server):
+    """Its node had lost the network: a later run has replaced the table by then."""
+    old, new = batch(id=[1]), batch(id=[2, 3])
+    late = Postgres(server.settings, {"password": PASSWORD}, server.rules, time_s=60)
+    assert warehouse.replace("public.scores", old.schema, [old], "run-1", token=5) == 1
+    assert warehouse.replace("public.scores", new.schema, [new], "run-2", token=6) == 2
+    for write in (late.replace, late.append):
+        with pytest.raises(WorkError) as refused:
+            write("public.scores", old.schema, [old], "run-1", token=5)
+        assert refused.value.code == "superseded"
+    assert server.run("SELECT id FROM scores ORDER BY id") == [(2,), (3,)]
+    # What comes after, and what is added by several at once, is not kept out.
+    for run, token in (("run-4", 8), ("run-3", 7)):
+        assert late.append("public.scores", old.schema, [old], run, token=token) == 1
+    assert late.replace("public.scores", new.schema, [new], "run-1", token=9) == 2
+    late.close()
+
+
+def test_who_may_write_to_one_table_alone_can_replace_it(warehouse, server):
+    server.run("DROP ROLE IF EXISTS clerk")
+    server.run(f"CREATE ROLE clerk LOGIN PASSWORD '{PASSWORD}'")
+    server.run("CREATE TABLE scores (id bigint)")
+    server.run("GRANT USAGE ON SCHEMA public TO clerk")
+    server.run("GRANT SELECT, INSERT, DELETE ON scores TO clerk")
+    clerk = Postgres({**server.settings, "user": "clerk"}, {"password": PASSWORD}, server.rules)
+    one = batch(id=[1])
+    assert clerk.replace("scores", one.schema, [one], "run-1", token=5) == 1
+    with pytest.raises(WorkError, match="permission denied"):
+        clerk.append("scores", one.schema, [one], "run-2", token=6)
+    clerk.close()
+
+
 def test_a_write_that_breaks_off_changes_nothing(warehouse, server):
     one = batch(id=[1])
     warehouse.replace("scores", one.schema, [one], "run-1")

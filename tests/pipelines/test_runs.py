@@ -4,6 +4,7 @@ import io
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
 import pytest
@@ -11,7 +12,7 @@ from django.core import mail
 from django.utils import timezone
 
 from accounts.errors import Conflict, Invalid
-from datasets.models import Dataset
+from datasets.models import Dataset, DatasetVersion
 from organizations.models import Membership
 from pipelines import actions, driving, tasks
 from pipelines.models import Pipeline, Run, Step
@@ -307,6 +308,49 @@ def test_a_deployment_gets_the_model_that_won(by: Membership) -> None:
     actions.change(by, run.pipeline, definition=gone)
     failed = look(actions.start_run(by, run.pipeline))
     assert "no deployment 'x'" in failed.why
+
+
+def test_rows_are_added_to_a_data_set_once_and_to_what_it_is_then(
+    by: Membership, node: make.Node, tmp_path: Path
+) -> None:
+    """An append that was prepared while others added theirs takes theirs in, too."""
+    make.version(by, name="flowers")
+    kept = make.version(by, name="kept")
+    piping.connection(by, "house")
+    params = {"connection": "house", "data": "flowers", "table": "kept", "mode": "append"}
+    run = begun(by, {"key": "write", "stage": "write_back", "params": params})
+
+    def written() -> Task:
+        task = node.claim()
+        assert task.kind == "pipeline.write-back"
+        assert set(task.payload["tables"]) == {"before"}
+        file = io.BytesIO()
+        pl.concat([make.flowers(), make.flowers()]).write_parquet(file)
+        file.seek(0)
+        sent = store_artifact(task.organization, "data", file, task=task)
+        node.end(task, result={"data": {"rows": 150}, "files": {"data": str(sent.pk)}})
+        return task
+
+    other = DatasetVersion.objects.get(pk=kept.pk)
+    other.pk, other.number, other._state.adding = uuid4(), 2, True
+    other.save()
+    Dataset.objects.filter(pk=kept.dataset_id).update(latest=other)
+    task = written()
+    look(run)
+    assert states(run) == {"write": "running"}, "it is written anew, to what is there now"
+    again = written()
+    assert again.pk != task.pk
+    assert again.payload["began"] > task.payload["began"]
+    look(run)
+    ingest_next(tmp_path)
+    look(run)
+    assert run.state == "succeeded"
+    kept.dataset.refresh_from_db()
+    assert kept.dataset.latest.rows == 300
+    actions.retry_run(by, run, "write")
+    look(run)
+    assert run.state == "succeeded", "what was added is not added again"
+    assert kept.dataset.versions.count() == 3
 
 
 # --- Several runs --------------------------------------------------------------------------------
