@@ -52,7 +52,7 @@ test-quick: dev  ## the tests that need a second each at most
 	@$(DEV) -m pytest -m "not (engine or e2e or browser or chaos or slow)" $(ARGS)
 
 test-rest: dev  ## the tests that `make test` leaves out
-	@$(PYTHON) tools/venvs.py $(HEAVY)
+	@$(PYTHON) tools/venvs.py $(HEAVY) spark
 	@$(DEV) -m pytest -m "browser or chaos or heavy" $(ARGS)
 
 test-all: test test-rest  ## everything that can be tested

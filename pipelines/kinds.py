@@ -64,6 +64,34 @@ KINDS: Mapping[str, Kind] = {
             ),
         ),
     ),
+    "hive": Kind(
+        "Hive (HiveServer2)",
+        "Queries by the protocol of HiveServer2, which Spark's Thrift server speaks, too. A new "
+        "table takes the old one's place.",
+        (
+            Field("host", "Host", required=True, help="A name or an address."),
+            Field("port", "Port", "port", default=10000),
+            Field("database", "Database", default="default"),
+            Field("user", "User", help="One that may read, and write what it must."),
+            Field("password", "Password", "secret"),
+            Field(
+                "auth", "Sign-in", "choice", default="plain",
+                choices=(
+                    ("plain", "User and password (NONE, LDAP, PAM, CUSTOM)"),
+                    ("nosasl", "NOSASL"),
+                ),
+                help="What hive.server2.authentication says. Kerberos is not there.",
+            ),
+            Field(
+                "sslmode", "Encryption", "choice", default="disable",
+                choices=(
+                    ("disable", "None"),
+                    ("require", "TLS"),
+                    ("verify-full", "TLS, and the certificate must be the host's"),
+                ),
+            ),
+        ),
+    ),
 }  # fmt: skip
 
 

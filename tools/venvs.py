@@ -3,10 +3,10 @@
     python3.11 tools/venvs.py web node pycaret
     python3.11 tools/venvs.py --engine flaml
 
-``web``, ``dev``, ``node``, ``nodejs`` and ``tools`` come from ``requirements/<name>.txt``, any
-other name is an engine's: ``requirements/engine-<name>.txt`` (with ``--engine`` no other name is
-taken). A stamp inside each virtualenv holds
-the hash of what it was made from, so that a second call does nothing; a virtualenv without one was
+``web``, ``dev``, ``node``, ``nodejs``, ``spark`` and ``tools`` come from
+``requirements/<name>.txt``, any other name is an engine's: ``requirements/engine-<name>.txt`` (with
+``--engine`` no other name is taken). A stamp inside each virtualenv holds the hash of what it was
+made from, so that a second call does nothing; a virtualenv without one was
 interrupted half-way and is made anew. Standard library only, since nothing is installed yet.
 """
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENVS = ROOT / ".venvs"
 STAMP = ".flowml-stamp"
 PYTHON = (3, 11)  # PyCaret 3.3 takes nothing later; one version for all keeps the locks simple
-OURS = {"web", "dev", "node", "nodejs", "tools"}
+OURS = {"web", "dev", "node", "nodejs", "spark", "tools"}
 ROOM_MIB = 300  # below this even the smallest virtualenv is not worth starting
 
 # What pip was told about where packages come from, under uv's names for it.

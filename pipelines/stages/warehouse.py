@@ -15,6 +15,7 @@ from workers.node.child import PlatformError
 if TYPE_CHECKING:
     from pipelines.connectors.base import Warehouse
 
+SERVERS = {"postgres": "Postgres", "hive": "Hive"}  # class by module, which has the kind's name
 MARGIN_S = 30  # of a task's time, for what comes after the query
 MOST_SPILL_MIB = 16 * 1024
 
@@ -26,6 +27,7 @@ def opened(task: Mapping[str, Any]) -> Iterator["Warehouse"]:
     ``payload["tables"]`` maps names in SQL to names of inputs. Must be called before anything has
     started a thread: the embedded warehouse leaves the network first.
     """
+    warehouse: Warehouse
     told = task.get("confidential") or {}
     if problem := told.get("problem"):
         raise WorkError(str(problem), code="connection")
@@ -34,10 +36,11 @@ def opened(task: Mapping[str, Any]) -> Iterator["Warehouse"]:
     time_s = max(1.0, float(limits.get("time_s") or 600) - MARGIN_S)
     if kind == "duckdb":
         warehouse = _duckdb(task, int(limits.get("ram_mib") or 2048), time_s)
-    elif kind == "postgres":
+    elif kind in SERVERS:
         settings, secrets = told.get("settings") or {}, told.get("secrets") or {}
         rules = reach.parse(str(told.get("reach") or ""))
-        warehouse = _connector("postgres").Postgres(settings, secrets, rules, time_s=time_s)
+        made = getattr(_connector(kind), SERVERS[kind])
+        warehouse = made(settings, secrets, rules, time_s=time_s)
     else:
         raise WorkError(
             f'A connection of the kind "{kind}" is no warehouse that FlowML can use yet.',
