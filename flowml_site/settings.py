@@ -317,6 +317,17 @@ try:
     reach.parse(REACH)
 except reach.BadRule as problem:
     raise ImproperlyConfigured(f"FLOWML_REACH: {problem}") from None
+# How files travel to and from connections (pipelines/transfers.py).
+TRANSFER = {
+    "chunk_mib": env.int("TRANSFER_CHUNK_MIB", default=8),
+    "workers": env.int("TRANSFER_PARALLEL_WORKERS", default=4),
+    "retries": env.int("TRANSFER_MAX_RETRIES", default=5),
+    "verify": env.bool("TRANSFER_VERIFY_CHECKSUM", default=True),
+}
+# Folders of nodes below which connections may keep files. {organization} stands for an id. And
+# whether programs of pipelines may run there, as the node's own user.
+LOCAL_ROOTS = [one for one in env.str("FLOWML_LOCAL_ROOTS", default="").split(os.pathsep) if one]
+LOCAL_PROGRAMS = env.bool("FLOWML_LOCAL_PROGRAMS", default=False)
 FILE_UPLOAD_HANDLERS = ["datasets.uploads.LimitedUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 1024 * 1024  # form fields and JSON; files are streamed
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 20_000  # the form that tries a model has one for each column

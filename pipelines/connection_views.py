@@ -25,9 +25,13 @@ SECTION = "connections"
 def _where(one: Connection) -> str:
     """What it leads to, in short."""
     settings = one.settings
+    if "host" not in settings and "folder" in settings:
+        return str(settings["folder"])
     if "host" not in settings:
         return kinds.KINDS[one.kind].what.partition(",")[0] if one.kind in kinds.KINDS else ""
-    return f"{settings['host']}:{settings.get('port', '')}/{settings.get('database', '')}"
+    names = ("database", "bucket", "folder")
+    within = str(next((settings[name] for name in names if settings.get(name)), ""))
+    return f"{settings['host']}:{settings.get('port', '')}/{within.lstrip('/')}"
 
 
 @require_GET

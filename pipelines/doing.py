@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from clusters.models import Deployment
 from datasets import actions as data_actions
 from datasets.models import Dataset, DatasetVersion
 from organizations.models import Membership, Organization, Role, ServiceToken
-from pipelines import graph
+from pipelines import chunks, graph
 from pipelines.models import Connection, Run, Step
 from training import actions as training
 from training import named, offers
@@ -35,8 +36,13 @@ from workers.models import Artifact, Task
 from workers.waiting import waits_for
 
 SQL, WRITE_BACK = "pipeline.sql", "pipeline.write-back"
+UPLOAD, DOWNLOAD = "pipeline.upload", "pipeline.download"
+REMOTE, REMOTE_END = "pipeline.remote", "pipeline.remote-end"
 NODE_TIME_S = 3600
 NODE_RAM_MIB = 2048
+# Files in pieces need little of a machine, and a program elsewhere nothing but somebody who looks.
+MOVES: Mapping[str, Any] = {"light": True, "ram_mib": 1024, "time_limit_s": 6 * 3600}
+LOOKS: Mapping[str, Any] = {"cpu_millis": 100, "ram_mib": 512}
 # A message that control did not send by then is asked for once more, and given up at last.
 TELL_AGAIN_S, TELL_WITHIN_S = 60, 300
 State = Step.State
@@ -377,6 +383,7 @@ def _on_node(
     connection: Connection,
     payload: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
+    **needs: Any,
 ) -> None:
     """A task of a node. What the connection says, secrets too, comes with its claim: handing.py."""
     task = add_task(
@@ -390,14 +397,40 @@ def _on_node(
             **payload,
         },
         inputs=inputs,
-        ram_mib=NODE_RAM_MIB,
-        time_limit_s=NODE_TIME_S,
+        **{"ram_mib": NODE_RAM_MIB, "time_limit_s": NODE_TIME_S, **needs},
     )
     work.step.task, work.step.subject = task, task.pk
     work.step.output = {"task": str(task.pk)}
 
 
+def _upload(work: Work) -> None:
+    version, payload = work.data(), {"path": work.param("path")}
+    assert version.data is not None
+    _on_node(work, UPLOAD, work.connection(), payload, {"data": version.data}, **MOVES)
+    # What it gives is what it was given: a later stage can wait for the file to be there.
+    work.step.output["sent"] = {
+        "dataset": str(version.dataset_id),
+        "version": str(version.pk),
+        "name": version.dataset.name,
+        "number": version.number,
+        "rows": version.rows,
+    }
+
+
+def _download(work: Work) -> None:
+    _on_node(work, DOWNLOAD, work.connection(), {"path": work.param("path")}, {}, **MOVES)
+
+
+def _remote(work: Work) -> None:
+    payload = {"command": work.param("command"), "folder": work.param("folder", "")}
+    limit_s = int(work.param("time_limit_s", NODE_TIME_S))
+    _on_node(work, REMOTE, work.connection(), payload, {}, **LOOKS, time_limit_s=limit_s)
+
+
 _START: Mapping[str, Callable[[Work], None]] = {
+    "upload": _upload,
+    "download": _download,
+    "remote": _remote,
     "sql": _sql,
     "train": _train,
     "check": _check,
@@ -478,15 +511,20 @@ def _node_ended(work: Work) -> Said | None:
         return Said(State.FAILED, error="Its task was deleted.")
     if not task.has_ended:
         return None
+    told = task.result.get("data") or {}
+    if "transfer" in told:
+        chunks.note(work.step, told["transfer"])
     if task.state == Task.State.CANCELLED:
         return Said(State.CANCELLED, error=task.error or "It was cancelled.")
     if task.state != Task.State.SUCCEEDED:
         return Said(State.FAILED, error=task.error or "It failed.")
     sent = {str(one.pk): one for one in task.artifacts.all()}
     data = sent.get(str((task.result.get("files") or {}).get("data")))
-    told = task.result.get("data") or {}
-    if work.step.stage == "sql" and data is None:
+    if work.step.stage in {"sql", "download"} and data is None:
         return Said(State.FAILED, error="The node sent no table.")
+    if work.step.stage in {"upload", "remote"}:
+        kept = {key: told[key] for key in ("path", "bytes", "seconds", "status") if key in told}
+        return Said(State.SUCCEEDED, {**work.step.output.get("sent", {}), **kept})
     if data is None:
         return Said(State.SUCCEEDED, {**work.step.output, "rows": told.get("rows")})
     # A warehouse that is the organization's own data sets: the table is one of them.
@@ -494,6 +532,9 @@ def _node_ended(work: Work) -> Said | None:
 
 
 _LOOK: Mapping[str, Callable[[Work], Said | None]] = {
+    "upload": _node_ended,
+    "download": _node_ended,
+    "remote": _node_ended,
     "sql": _node_ended,
     "train": _train_ended,
     "check": _done_at_once,
@@ -524,7 +565,7 @@ def _take_in(work: Work, rows: Artifact, name: str, *, lent: bool = False) -> Sa
             rows,
             dataset,
             name=name,
-            filename=f"{offers.label_of(name)}.parquet",
+            filename=f"{offers.label_of(name)}{_suffix(work)}",
             origin=_origin(work),
             lent=lent,
         )
@@ -542,9 +583,16 @@ def _is_version(dataset: Dataset, version: DatasetVersion) -> dict[str, Any]:
     }
 
 
+def _suffix(work: Work) -> str:
+    """Of the file that the step made: by it, it is told how to read it."""
+    if work.step.stage == "download":
+        return PurePosixPath(work.param("path")).suffix.lower() or ".csv"
+    return ".parquet"
+
+
 def _origin(work: Work) -> dict[str, Any]:
     """Where the version of a data set comes from: the step, and what it was made of."""
-    made_of = {key: work.param(key) for key in ("connection", "sql") if work.param(key)}
+    made_of = {key: work.param(key) for key in ("connection", "sql", "path") if work.param(key)}
     if work.step.stage == "write_back":
         made_of["write"] = _run_id(work)
     for name, what in (("data", "version"), ("model", "model")):
@@ -598,13 +646,30 @@ def cancel(step: Step, by: str) -> None:
         tasks = [step.task] if step.task else []
     for task in tasks:
         cancel_task(task, by=by)
+        if step.stage == "remote" and not task.has_ended:
+            _end_program(task)
+
+
+def _end_program(task: Task) -> None:
+    """Else it would go on: its machine knows nothing of the task that has looked after it."""
+    add_task(
+        task.organization,
+        kind=REMOTE_END,
+        subject=task.subject,
+        topic=task.stream_id,
+        payload={key: task.payload[key] for key in ("connection", "run_id")},
+        light=True,
+        **LOOKS,
+        time_limit_s=300,
+    )
 
 
 def waits_for_others(step: Step) -> bool:
     """Whether a cancelled step has to wait until what it started has ended."""
     if step.stage == "train":
         return True
-    return step.stage in {"sql", "write_back", "score"} and "version" not in step.output
+    by_tasks = {"sql", "write_back", "score", "upload", "download", "remote"}
+    return step.stage in by_tasks and "version" not in step.output
 
 
 def refused(error: Exception) -> str:

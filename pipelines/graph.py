@@ -134,6 +134,36 @@ STAGES: Mapping[str, Stage] = {
         },
         on_node=True,
     ),
+    "upload": Stage(
+        "Send data to a place with files",
+        {
+            "connection": _CONNECTION,
+            "data": _DATA,
+            "path": Param(required=True, help="Within the connection's folder; .parquet or .csv."),
+        },
+        gives="data",
+        on_node=True,
+    ),
+    "remote": Stage(
+        "Run a program on a machine",
+        {
+            "connection": _CONNECTION,
+            "command": Param(required=True, help="For the machine's shell."),
+            "folder": Param(help="Where it runs, within the connection's folder."),
+            "time_limit_s": Param("number", least=1, most=7 * 24 * 3600, help="An hour."),
+        },
+        on_node=True,
+    ),
+    "download": Stage(
+        "Fetch a file as data",
+        {
+            "connection": _CONNECTION,
+            "path": Param(required=True, help="Within the connection's folder."),
+            "dataset": Param(required=True, help="The data set that gets a new version."),
+        },
+        gives="data",
+        on_node=True,
+    ),
     "notify": Stage(
         "Notify by e-mail",
         {"to": Param("emails", required=True), "message": Param()},

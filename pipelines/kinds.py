@@ -12,7 +12,10 @@ MOST_TEXT, MOST_SECRET = 255, 8 * 1024
 
 @dataclass(frozen=True)
 class Field:
-    """One thing to fill in. ``kind``: text, port, choice or secret."""
+    """One thing to fill in. ``kind``: text, port, number, choice or secret.
+
+    ``lines``: a secret of several lines. ``least`` and ``most``: of a number; of a text, its signs.
+    """
 
     name: str
     title: str
@@ -21,13 +24,19 @@ class Field:
     default: Any = None
     choices: tuple[tuple[str, str], ...] = ()
     help: str = ""
+    lines: bool = False
+    least: int = 0
+    most: int = MOST_TEXT
 
 
 @dataclass(frozen=True)
 class Kind:
+    """``keeps_files``: files go there and come from there; else it is a warehouse."""
+
     title: str
     what: str
     fields: tuple[Field, ...] = ()
+    keeps_files: bool = False
 
     @property
     def settings(self) -> dict[str, Field]:
@@ -37,6 +46,21 @@ class Kind:
     def secrets(self) -> dict[str, Field]:
         return {field.name: field for field in self.fields if field.kind == "secret"}
 
+
+# How files travel there, where it should differ from the operator's settings.
+_TRAVEL = (
+    Field("chunk_mib", "Chunk size in MiB", "number", least=1, most=64),
+    Field("workers", "Chunks side by side", "number", least=1, most=16),
+    Field("retries", "Tries of a chunk after the first", "number", least=0, most=20),
+    Field(
+        "verify", "Checksums", "choice",
+        choices=(
+            ("", "As the operator has set it"),
+            ("yes", "Compare each chunk and the whole"),
+            ("no", "Trust the way"),
+        ),
+    ),
+)  # fmt: skip
 
 KINDS: Mapping[str, Kind] = {
     "duckdb": Kind(
@@ -92,6 +116,35 @@ KINDS: Mapping[str, Kind] = {
             ),
         ),
     ),
+    "ssh": Kind(
+        "Machine by SSH",
+        "Files by SFTP, and programs that run there. Only a machine that shows the known host key "
+        "is believed.",
+        (
+            Field("host", "Host", required=True, help="A name or an address."),
+            Field("port", "Port", "port", default=22),
+            Field("user", "User", required=True),
+            Field(
+                "host_key", "Known host key", most=2000,
+                help="What ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub prints there "
+                "(SHA256:…), or the public key itself. Without it a test shows the one it saw.",
+            ),
+            Field("private_key", "Private key", "secret", lines=True),
+            Field("passphrase", "Passphrase of the key", "secret"),
+            Field(
+                "folder", "Folder", default="flowml",
+                help="Where files go and programs run: from the user's home, or from /.",
+            ),
+            *_TRAVEL,
+        ),
+        keeps_files=True,
+    ),
+    "local": Kind(
+        "Folder on a node",
+        "Files on the machine of the node that does the work, where its operator allows it.",
+        (Field("folder", "Folder", required=True, most=1000), *_TRAVEL),
+        keeps_files=True,
+    ),
 }  # fmt: skip
 
 
@@ -113,7 +166,7 @@ def check_settings(kind: str, given: Mapping[str, Any]) -> tuple[dict[str, Any],
         if problem := _problem(field, value):
             errors[name] = problem
         else:
-            good[name] = int(value) if field.kind == "port" else value
+            good[name] = int(value) if field.kind in {"port", "number"} else value
     return good, errors
 
 
@@ -140,8 +193,13 @@ def _problem(field: Field, value: Any) -> str:
         text = str(value)
         good = not isinstance(value, bool) and text.isascii() and text.isdecimal()
         return "" if good and 0 < int(text[:9]) < 65536 else "Give a number from 1 to 65535."
-    if not isinstance(value, str) or len(value) > MOST_TEXT or not value.isprintable():
-        return f"Give a text of at most {MOST_TEXT} characters, in one line."
+    if field.kind == "number":
+        text = str(value)
+        good = not isinstance(value, bool) and text.isascii() and text.isdecimal()
+        good = good and field.least <= int(text[:9]) <= field.most
+        return "" if good else f"Give a whole number from {field.least} to {field.most}."
+    if not isinstance(value, str) or len(value) > field.most or not value.isprintable():
+        return f"Give a text of at most {field.most} characters, in one line."
     if field.kind == "choice" and value not in dict(field.choices):
         return f"Use one of: {', '.join(dict(field.choices))}."
     return ""

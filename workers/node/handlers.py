@@ -41,6 +41,10 @@ TABLE: dict[str, Way] = {
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
     "pipeline.sql": Way("pipelines.stages.sql:run", "node"),
     "pipeline.write-back": Way("pipelines.stages.write_back:run", "node"),
+    "pipeline.upload": Way("pipelines.stages.upload:run", "node", light=True),
+    "pipeline.download": Way("pipelines.stages.download:run", "node", light=True),
+    "pipeline.remote": Way("pipelines.stages.remote:run", "node"),
+    "pipeline.remote-end": Way("pipelines.stages.remote:end", "node", light=True),
     "pipeline.test": Way("pipelines.stages.check:run", "node", light=True),
 }
 PREDICTOR = "training.engines.harness:load_predictor"

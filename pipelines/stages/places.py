@@ -1,0 +1,84 @@
+"""The place with files, or the machine, that a task names. No Django."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from pipelines import reach
+from pipelines.stages.warehouse import _connector as connector
+from pipelines.transfers import Away, Damaged, Far, Rules, Transfer
+from workers.node.channel import WorkError
+
+T = TypeVar("T")
+KINDS = frozenset({"ssh", "s3", "hdfs", "local"})
+
+
+class Place(Protocol):
+    """Somewhere that keeps files. What fails is told as transfers.Away or WorkError."""
+
+    where: str
+
+    async def check(self) -> str:
+        """Reach it and write there. Returns a sentence on what was found."""
+        ...
+
+    def file(self, name: str, *, reading: bool = False) -> Far:
+        """The file ``name``, below the connection's folder. Raises WorkError for what lies
+        elsewhere."""
+        ...
+
+
+def opened(task: Mapping[str, Any]) -> tuple[Place, Rules]:
+    """The place of ``task``, and how files travel there. Raises WorkError where it has none."""
+    told = task.get("confidential") or {}
+    if problem := told.get("problem"):
+        raise WorkError(str(problem), code="connection")
+    kind, settings = str(told.get("kind") or ""), told.get("settings") or {}
+    secrets, rules = told.get("secrets") or {}, reach.parse(str(told.get("reach") or ""))
+    place: Place
+    if kind == "ssh":
+        place = connector("ssh").Machine(settings, secrets, rules)
+    elif kind == "local":
+        roots, programs = told.get("roots") or [], bool(told.get("programs"))
+        place = connector("local").Folder(settings, roots, programs=programs)
+    else:
+        raise WorkError(
+            f'A connection of the kind "{kind}" keeps no files that FlowML can reach.',
+            code="connection",
+        )
+    return place, Rules.of(told.get("transfer") or {})
+
+
+def wait_for(work: Callable[[], Awaitable[T]]) -> T:
+    """What ``work`` gives, with what can't be waited for any longer told in a sentence."""
+    try:
+        return asyncio.run(_one(work))
+    except (Away, Damaged) as error:
+        text = str(error)
+        raise WorkError(f"{text[:1].upper()}{text[1:]}", code="away") from None
+
+
+async def _one(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
+
+
+def teller(channel: Any, verb: str) -> Callable[[Transfer], None]:
+    """Tells a transfer's progress, and once each what went wrong and was mended."""
+    noted = 0
+
+    def tell(transfer: Transfer) -> None:
+        nonlocal noted
+        for note in transfer.notes[noted : noted + 20]:
+            channel.notice(note, level="warning")
+        noted = len(transfer.notes)
+        done, size = transfer.settled >> 20, transfer.size >> 20
+        channel.progress(
+            0.95 * transfer.fraction,
+            f"{verb} {transfer.path}: {done:,} of {size:,} MiB",
+            chunks={
+                "done": sum(one.state != "waiting" for one in transfer.chunks),
+                "of": len(transfer.chunks),
+            },
+        )
+
+    return tell
