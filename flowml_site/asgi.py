@@ -18,6 +18,7 @@ from django.urls import path  # noqa: E402
 from flowml_site.bodies import guard_bodies  # noqa: E402
 from flowml_site.metrics import count  # noqa: E402
 from flowml_site.origins import own_origins_only  # noqa: E402
+from pipelines.consumers import WorkflowLogs  # noqa: E402
 from workers.api.heartbeat import thin  # noqa: E402
 from workers.consumers import LiveConsumer, NodeConsumer  # noqa: E402
 from workers.longpoll import waiting_claims  # noqa: E402
@@ -44,6 +45,7 @@ sockets = URLRouter(
     [
         path("ws/node", NodeConsumer.as_asgi()),
         path("ws", AuthMiddlewareStack(LiveConsumer.as_asgi())),
+        path("api/workflow/tasks/<uuid:pk>/logs", AuthMiddlewareStack(WorkflowLogs.as_asgi())),
     ]
 )
 

@@ -268,6 +268,7 @@ CELERY_BEAT_SCHEDULE = {
         "options": {"expires": 12},
     },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
+    "pipelines-tidy": {"task": "pipelines.tasks.tidy", "schedule": 24 * 3600.0},
 }
 
 CHANNEL_LAYERS = {
@@ -311,6 +312,13 @@ WHITENOISE_USE_FINDERS = DEBUG
 FILE_UPLOAD_TEMP_DIR = FLOWML_VAR / "tmp"
 # Folders of this machine whose files a training may name. {organization} stands for an id.
 DATA_ROOTS = [one for one in env.str("FLOWML_DATA_ROOTS", default="").split(os.pathsep) if one]
+# Registries whose images deployments may run, alone or with the beginning of a path. Empty: none.
+CONTAINER_REGISTRIES = [
+    one.strip().lower() for one in env.list("FLOWML_CONTAINER_REGISTRIES", default=[]) if one
+]
+# The files of workflow tasks' logs, in FLOWML_VAR/logs/workflow (pipelines/logs.py).
+LOG_ROTATION_SIZE_MB = env.int("LOG_ROTATION_SIZE_MB", default=10)
+LOG_KEEP_DAYS = env.int("LOG_KEEP_DAYS", default=30)
 # Where connections may lead: host:port entries (pipelines/reach.py). Empty: nowhere.
 REACH = env.str("FLOWML_REACH", default="")
 try:

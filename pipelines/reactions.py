@@ -3,9 +3,12 @@ taken along, stopped or goes."""
 
 from typing import Any
 
+from django.db import transaction
+from django.db.models.signals import post_delete
+
 from organizations import parts
 from organizations.models import Organization
-from pipelines import actions, driving, schedules
+from pipelines import actions, driving, logs, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step, TransferChunk
 from workers.models import Task
 from workers.signals import task_ended
@@ -13,6 +16,7 @@ from workers.signals import task_ended
 
 def connect() -> None:
     task_ended.connect(_ended, dispatch_uid="pipelines.ended")
+    post_delete.connect(_forget_log, sender=Run, dispatch_uid="pipelines.log")
     parts.register(export=_export, stop=_stop, purge=_purge)
 
 
@@ -21,6 +25,11 @@ def _ended(task: Task, **_: Any) -> None:
     waiting = Step.objects.filter(state=Step.State.RUNNING, subject__in=[task.subject, task.pk])
     for run in waiting.order_by().values_list("run", flat=True).distinct():
         driving.ask(run)
+
+
+def _forget_log(instance: Run, **_: Any) -> None:
+    run = instance.pk
+    transaction.on_commit(lambda: logs.forget(run))
 
 
 def _export(home: Organization, bundle: parts.Bundle) -> None:

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from accounts import mail
 from accounts.errors import FlowError
-from pipelines import actions, doing, driving
+from pipelines import actions, doing, driving, logs
 from pipelines.models import Pipeline, Run, Step
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,20 @@ def sweep() -> None:
             driving.advance(run)
         except Exception:  # what is wrong with one run is no other's trouble
             log.exception("a run was not looked at", extra={"run": str(run)})
+    for going in Run.objects.filter(state=Run.State.RUNNING):
+        logs.write(going)
     waiting = Run.objects.filter(state=Run.State.QUEUED).values_list("pipeline", flat=True)
     for pipeline in waiting.distinct().order_by("pipeline"):
         actions.begin_next(pipeline)
     untold = Run.objects.filter(told_at=None, finished_at__gt=timezone.now() - TOLD_WITHIN)
     for run in untold.values_list("pk", flat=True):
         ended(str(run))
+
+
+@shared_task(name="pipelines.tasks.tidy")
+def tidy() -> None:
+    """Let old log files go."""
+    logs.tidy()
 
 
 @shared_task(name="pipelines.tasks.scheduled")
@@ -60,6 +68,7 @@ def ended(run: str) -> None:
     if not found.has_ended:
         return
     actions.begin_next(found.pipeline_id)
+    logs.write(found)
     mine = Run.objects.filter(pk=run, told_at=None)
     if not mine.update(told_at=timezone.now()):
         return

@@ -13,7 +13,7 @@ from django.db import transaction
 from accounts.errors import Invalid, NotFound
 from organizations.models import Membership
 from organizations.naming import NameTaken
-from pipelines import actions
+from pipelines import actions, logs
 from pipelines.models import Connection, Pipeline, Run, Step
 from training.models import TrainingJob
 
@@ -145,6 +145,23 @@ def told(run: Run) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "steps": rows,
     }
+
+
+def said(run: Run, after: int, most: int) -> list[dict[str, Any]]:
+    """The lines of its log above the number ``after``, oldest first, in the words of these
+    endpoints. ``step``: one of STEPS, or "" for the task as a whole."""
+    events = logs.events_of(run, after=after)[:most]
+    return [
+        {
+            "seq": line["seq"],
+            "task_id": str(run.pk),
+            "step": "data_fetch" if line["step"] == "infer_fetch" else line["step"],
+            "message": line["message"],
+            "level": line["level"],
+            "timestamp": line["at"].isoformat(),
+        }
+        for line in logs.lines(run, events)
+    ]
 
 
 def _whole(step: Step) -> str:

@@ -198,10 +198,14 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
             with _going_on():  # the next poll makes up for it
                 await self._catch_up(message["topic"])
 
+    async def _missed(self, topic: str, after: int) -> list[dict[str, Any]]:
+        """What is sent of the topic's events above ``after``, each with its number as "seq"."""
+        return await database_sync_to_async(live.missed)(topic, after)
+
     async def _catch_up(self, topic: str) -> None:
         async with self._locks.setdefault(topic, asyncio.Lock()):
             while topic in self.seen:
-                events = await database_sync_to_async(live.missed)(topic, self.seen[topic])
+                events = await self._missed(topic, self.seen[topic])
                 for event in events:
                     await self.send_json(event)
                     self.seen[topic] = event["seq"]
