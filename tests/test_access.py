@@ -152,6 +152,8 @@ POST    /models/{model}/predict                                 sign    403     
 POST    /models/{model}/explain                                 sign    403     200     200     404
 GET     /models/{model}/importance                              sign    200     200     200     404
 POST    /models/{model}/importance/ask                          sign    403     302     302     404
+GET     /models/{model}/dependence                              sign    200     200     200     404
+POST    /models/{model}/dependence/ask                          sign    403     302     302     404
 GET     /models/{model}/learning-curve                          sign    200     200     200     404
 POST    /models/{model}/learning-curve/ask                      sign    403     302     302     404
 POST    /models/{model}/predict-file                            sign    403     302     302     404

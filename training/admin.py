@@ -9,7 +9,7 @@ from unfold.decorators import display
 from accounts.console import ReadOnly, acts, operator
 from training import actions
 from training.jobrequests import JobRequest
-from training.learned import Importance, LearningCurve
+from training.learned import Dependence, Importance, LearningCurve
 from training.models import (
     BatchPrediction,
     DataCheck,
@@ -165,6 +165,20 @@ class ImportanceAdmin(ReadOnly):
 
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, found: Importance) -> str:
+        return str(found.state)
+
+
+@admin.register(Dependence)
+class DependenceAdmin(ReadOnly):
+    list_display = ("model", "organization", "is_now", "rows", "created_at", "finished_at")
+    list_filter = ("state", ("organization", AutocompleteSelectFilter))
+    list_select_related = ("model", "organization")
+    search_fields = ("id", "model__name", "organization__name", "error")
+    date_hierarchy = "created_at"
+    exclude = ("columns",)
+
+    @display(description="State", ordering="state", label=STATES)
+    def is_now(self, found: Dependence) -> str:
         return str(found.state)
 
 

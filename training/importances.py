@@ -70,39 +70,63 @@ def _tasks(found: Importance) -> Any:
 
 
 def _begin(home: Organization, model: TrainedModel, priority: int = 0) -> Importance:
-    asked = [part.model for part in model.parts()] if model.is_ensemble else [model]
+    check(model)
+    quotas.reserve(home, cpu_hours=0)
+    found, _ = Importance.objects.update_or_create(
+        model=model,
+        defaults={
+            "organization": home, "state": State.RUNNING, "asked_at": timezone.now(), "error": "",
+        },
+    )  # fmt: skip
+    ask_nodes(
+        model,
+        kind=IMPORTANCE,
+        subject=found.pk,
+        topic=f"importance:{found.pk}",
+        payload={"importance_s": BUDGET_S},
+        time_limit_s=int(BUDGET_S + GRACE_S),
+        priority=priority,
+    )
+    return found
+
+
+def check(model: TrainedModel) -> None:
+    """Raise Conflict for a model that can't be asked about rows of its data set any more."""
+    asked = _asked(model)
     version = model.job.dataset_version
     if not model.is_usable or not asked or any(one.artifact is None for one in asked):
         raise Conflict("This model can't be asked: its files are gone.", code="model-gone")
     if version is None or version.data is None:
         raise Conflict("The data set is gone, so no column of it can be shuffled.",
                        code="data-gone")  # fmt: skip
-    races = [one.task for one in asked]
-    if any(race is None for race in races):
+    if any(one.task is None for one in asked):
         raise Conflict("How this model was trained is no longer known.", code="task-gone")
-    quotas.reserve(home, cpu_hours=0)
-    now = timezone.now()
-    found, _ = Importance.objects.update_or_create(
-        model=model,
-        defaults={"organization": home, "state": State.RUNNING, "asked_at": now, "error": ""},
-    )
-    for one, race in zip(asked, races, strict=True):
-        assert race is not None
+
+
+def _asked(model: TrainedModel) -> list[TrainedModel]:
+    return [part.model for part in model.parts()] if model.is_ensemble else [model]
+
+
+def ask_nodes(model: TrainedModel, *, payload: dict[str, Any], **how: Any) -> None:
+    """Queue light work on a model's rows: one task, or one for each member of an ensemble.
+
+    ``payload`` is added to that of the race; ``how`` goes to add_task.
+    """
+    version = model.job.dataset_version
+    for one in _asked(model):
+        assert one.task is not None
         assert one.artifact is not None
+        assert version is not None
+        assert version.data is not None
         add_task(
-            home,
-            kind=IMPORTANCE,
-            subject=found.pk,
-            topic=f"importance:{found.pk}",
-            payload={**race.payload, "member": str(one.pk), "importance_s": BUDGET_S},
+            model.organization,
+            payload={**one.task.payload, "member": str(one.pk), **payload},
             inputs={"data": version.data, "model": one.artifact},
             engine=one.engine,
             light=True,
-            ram_mib=race.ram_mib,
-            time_limit_s=int(BUDGET_S + GRACE_S),
-            priority=priority,
+            ram_mib=one.task.ram_mib,
+            **how,
         )
-    return found
 
 
 @transaction.atomic

@@ -64,3 +64,32 @@ class Importance(OrgOwned):
     @property
     def has_ended(self) -> bool:
         return self.state != self.State.RUNNING
+
+
+class Dependence(OrgOwned):
+    """How what a model says changes with one column; ``columns`` as engines/dependence.py tells.
+
+    ``classes``: the names of those whose probability is followed, empty for a number. What is done
+    with it: dependences.py.
+    """
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+
+    model = models.OneToOneField("TrainedModel", models.CASCADE, related_name="dependence")
+    state = models.CharField(max_length=12, choices=State, default=State.RUNNING)
+    asked_at = models.DateTimeField(help_text="Tasks that were queued before are not looked at.")
+    columns = models.JSONField(default=list)
+    classes = models.JSONField(default=list)
+    rows = models.PositiveIntegerField(default=0)
+    unseen = models.BooleanField(default=True, help_text="Whether the model had not seen them.")
+    error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+
+    def __str__(self) -> str:
+        return f"dependence {str(self.model_id)[:8]}"

@@ -13,7 +13,7 @@ from datasets.models import DatasetVersion
 from organizations.models import Organization, OrgOwned, OrgQuerySet
 from training.evaluation import METRICS, Metric
 from training.jobrequests import JobRequest  # noqa: F401 - Django looks for tables here
-from training.learned import Importance, LearningCurve  # noqa: F401 - Django looks for tables here
+from training.learned import Dependence, Importance, LearningCurve  # noqa: F401 - for Django
 from training.names import NamedModel  # noqa: F401 - Django looks for tables here
 from workers.actions import emit
 from workers.models import Artifact, IllegalMove, StaleWrite, Task

@@ -8,9 +8,9 @@ from datasets.registry import register_use
 from organizations import parts, service
 from organizations.models import Organization
 from organizations.quotas import register_meter
-from training import actions, curves, findings, finish, general, importances, named
+from training import actions, curves, dependences, findings, finish, general, importances, named
 from training.jobrequests import JobRequest
-from training.learned import Importance, LearningCurve
+from training.learned import Dependence, Importance, LearningCurve
 from training.models import (
     CHECK,
     REFIT,
@@ -74,6 +74,8 @@ def _ended(task: Task, **_: Any) -> None:
         curves.finish(task)
     elif task.kind == importances.IMPORTANCE:
         importances.finish(task)
+    elif task.kind == dependences.DEPENDENCE:
+        dependences.finish(task)
     elif task.kind == INGEST:
         general.go_on(task.subject)
 
@@ -99,6 +101,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     bundle.add_table("model_aliases", NamedAlias.objects.filter(named__organization=home))
     bundle.add_table("learning_curves", LearningCurve.objects.of(home))
     bundle.add_table("importances", Importance.objects.of(home))
+    bundle.add_table("dependences", Dependence.objects.of(home))
     bundle.add_table("data_checks", DataCheck.objects.of(home))
     for model in models.select_related("artifact").only("pk", "artifact__file").iterator(100):
         if model.artifact is not None:

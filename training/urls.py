@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import compare, jobs, models, names, new
+from training.views import compare, dependence, jobs, models, names, new
 
 app_name = "training"
 urlpatterns = [
@@ -25,6 +25,8 @@ urlpatterns = [
     path("models/<uuid:model_id>/explain", models.explain, name="explain"),
     path("models/<uuid:model_id>/importance", models.importance, name="importance"),
     path("models/<uuid:model_id>/importance/ask", models.ask_importance, name="ask-importance"),
+    path("models/<uuid:model_id>/dependence", dependence.dependence, name="dependence"),
+    path("models/<uuid:model_id>/dependence/ask", dependence.ask, name="ask-dependence"),
     path("models/<uuid:model_id>/learning-curve", models.learning_curve, name="learning-curve"),
     path(
         "models/<uuid:model_id>/learning-curve/ask",

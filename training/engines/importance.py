@@ -21,6 +21,7 @@ import numpy as np
 
 from training import splits
 from training.engines import frame, harness, tables
+from training.engines.base import Problem
 from training.engines.frame import Categories, Frame
 from training.engines.tables import Array, InputError
 from workers.node.channel import Channel, WorkError
@@ -51,7 +52,8 @@ def importance(task: Mapping[str, Any], channel: Channel) -> harness.Answer:
     used = {column.name: column.features for column in model.schema.columns}
     channel.progress(0.02, "Reading the rows")
     try:
-        rows, unseen, prepared = _rows(Path(task["inputs"]["data"]), payload, problem, model, names)
+        rows, unseen, taken = some_rows(Path(task["inputs"]["data"]), payload, problem, names)
+        prepared = frame.prepare(model.schema, taken, strict=False)
     except (InputError, splits.BadSplit) as error:
         raise WorkError(str(error), code="data") from error
     sets: list[list[Any]] = []
@@ -93,14 +95,10 @@ def importance(task: Mapping[str, Any], channel: Channel) -> harness.Answer:
     }
 
 
-def _rows(
-    path: Path,
-    payload: Mapping[str, Any],
-    problem: Any,
-    model: harness.ServedModel,
-    names: list[str],
-) -> tuple[Array, bool, Frame]:
-    """Some rows' places in the file, whether the model has not seen them, and the rows."""
+def some_rows(
+    path: Path, payload: Mapping[str, Any], problem: Problem, names: list[str]
+) -> tuple[Array, bool, dict[str, Array]]:
+    """Some rows' places in the file, whether the model has not seen them, and their columns."""
     by = splits.column_of(payload["split"])
     table = tables.read_file(path, [*names, problem.target, *([by] if by else [])])
     target = tables.as_array(table[problem.target])
@@ -117,7 +115,7 @@ def _rows(
     if len(chosen) < 2:
         raise InputError("There are no rows to shuffle.", "no_rows")
     taken = {name: tables.as_array(table[name])[chosen] for name in names}
-    return chosen, unseen, frame.prepare(model.schema, taken, strict=False)
+    return chosen, unseen, taken
 
 
 def _shuffled(whole: Frame, features: list[str], order: Array) -> Frame:

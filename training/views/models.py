@@ -18,7 +18,7 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, explaining, importances, named, pages, thresholds
+from training import actions, dependences, explaining, importances, named, pages, thresholds
 from training import curves as learning
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
@@ -140,6 +140,7 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
         "learning": learning.on_page(stored),
+        **dependences.on_page(stored, request.GET),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [
             note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
@@ -181,6 +182,7 @@ def _refit_performance(
         "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
         "learning": learning.on_page(stored),
+        **dependences.on_page(stored, request.GET),
         "scored_on": pages.refit_words(origin.name, test.get("rows")),
         "notes": [],
     }
@@ -383,6 +385,7 @@ def _learning_curve(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
     context = {
         "model": stored,
         "learning": learning.on_page(stored),
+        **dependences.on_page(stored, request.GET),
         "may_change": request.membership.may(Role.DEVELOPER),
     }
     return render(request, "training/_learning_curve.html", context)

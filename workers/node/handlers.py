@@ -37,6 +37,9 @@ TABLE: dict[str, Way] = {
     "training.importance": Way(
         "training.engines.importance:importance", "engine", light=True, network=False
     ),
+    "training.dependence": Way(
+        "training.engines.dependence:dependence", "engine", light=True, network=False
+    ),
     "training.check": Way("training.gate:run", "node", light=True, network=False),
     "training.predict_file": Way("training.engines.harness:predict_file", "engine", light=True),
     "pipeline.sql": Way("pipelines.stages.sql:run", "node"),
