@@ -129,15 +129,19 @@ def _start(by: Membership, asked: JobRequest, dataset: Dataset) -> None:
     """Begin the training of a request whose data can be read."""
     wish = asked.request
     target = wish["target"]
+    described = dataset.latest.columns if dataset.latest else []
     if not target:
-        version = dataset.latest
-        columns = [str(column["name"]) for column in version.columns] if version else []
+        columns = [str(column["name"]) for column in described]
         target = jobtypes.target_of(columns)
         if target is None:
             sentence = "Name the column to predict as 'target'."
             shown = ", ".join(columns[:30])
             raise Invalid(f"{sentence} There are: {shown}.", errors={"target": [sentence]})
     ask = offers.Ask(wish["engine"], asked.model_type, wish["hyperparameters"])
+    try:
+        choice = jobtypes.choice(asked.model_type, described, target)
+    except jobtypes.NoRoute as refusal:
+        raise Invalid(str(refusal), errors={refusal.field: [str(refusal)]}) from None
     asked.training = actions.start_job(
         by,
         dataset.pk,
@@ -149,6 +153,7 @@ def _start(by: Membership, asked: JobRequest, dataset: Dataset) -> None:
         device=wish["device"],
         ensemble=False,
         refit=False,
+        **choice,
     )
     asked.save()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from training.engines import named
 
@@ -140,6 +141,35 @@ def target_of(columns: Sequence[str]) -> str | None:
     """The column that is meant where a request names none; None when it isn't plain."""
     usual = [name for name in columns if name.lower() in {"target", "label", "class", "y"}]
     return usual[0] if len(usual) == 1 else None
+
+
+def choice(model_type: str, columns: Sequence[Mapping[str, Any]], target: str) -> dict[str, Any]:
+    """What a training by this type takes of the data: ``exclude``, ``column_types``, ``split``.
+
+    A type that learns from texts or pictures takes the columns of that role alone; where none has
+    the role text, all of plain text. It is ranked by a part of the rows, however few there are:
+    a fit for each fold takes long. Raises NoRoute where there is nothing for it to learn from.
+    """
+    wanted = TYPES[model_type].data
+    if wanted == "table":
+        return {}
+    others = [column for column in columns if column["name"] != target]
+    chosen = [str(column["name"]) for column in others if column["role"] == wanted]
+    if not chosen and wanted == "text":
+        usual = {"categorical", "identifier"}
+        chosen = [
+            str(column["name"])
+            for column in others
+            if column["dtype"] == "string" and column["role"] in usual
+        ]
+    if not chosen:
+        what = {"text": "texts", "image": "pictures"}[wanted]
+        raise NoRoute("dataset", f"'{model_type}' learns from {what}, and the data set has none.")
+    return {
+        "exclude": [str(column["name"]) for column in others if column["name"] not in chosen],
+        "column_types": dict.fromkeys(chosen, wanted),
+        "split": {"validation": 0.2},
+    }
 
 
 def table() -> str:

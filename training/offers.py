@@ -86,7 +86,8 @@ def choose(
     if not known:
         raise Refused({"engine": [f"'{engine}' has no models that can be asked for by name."]})
     if wanted == ALL or not wanted:
-        names = [n for n, m in known.items() if m.does(task) and (wanted == ALL or n in USUAL)]
+        fitting = {n: m for n, m in known.items() if m.does(task) and m.reads == "table"}
+        names = [n for n in fitting if wanted == ALL or n in USUAL]
     else:
         asked = [wanted] if isinstance(wanted, str) else wanted
         names = list(dict.fromkeys(_model_called(engine, one, task) for one in asked))

@@ -43,6 +43,11 @@ class FileChannel:
         missing = [path for path in files.values() if not Path(path).is_file()]
         self.say("candidate", key=key, data=data, files=files, missing=missing)
 
+    def checkpoint(self, name: str, path: str) -> None:
+        kept = f"kept-{len(list(Path().glob('kept-*')))}"
+        os.link(path, kept)
+        self.say("checkpoint", key=name, files={"checkpoint": kept})
+
     @property
     def stopping(self) -> bool:
         return os.path.exists("stop")

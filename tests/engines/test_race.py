@@ -42,6 +42,12 @@ class Run:
     def notice(self, message: str, **data: Any) -> None:
         self.notices.append(message)
 
+    def checkpoint(self, name: str, to: Path) -> bool:
+        return False
+
+    def keep(self, name: str, path: Path) -> None:
+        pass
+
 
 @pytest.fixture(autouse=True)
 def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 
+import polars as pl
 import pytest
 from django.core.cache import cache
 from django.db import connection
@@ -100,6 +101,25 @@ def test_a_training_goes_to_the_engine_of_its_kind(by, api, node):
         1.0,
     )
     assert api("get", "?kind=training")[1]["results"][0]["description"] == "A forest"
+
+
+def test_a_text_classifier_learns_from_texts_alone(by, api):
+    said = [f"the picture number {row} was {'good' if row % 3 else 'bad'}" for row in range(60)]
+    kinds = [f"kind {row % 3}" for row in range(60)]
+    table = pl.DataFrame({"said": said, "size": list(range(60)), "kind": kinds})
+    make.version(by, table)
+    wish = {"model_type": "bert", "hyperparameters": {"epochs": 3, "max_length": 32}}
+    status, told = api("post", "/training", KIND | wish)
+    assert (status, told["engine"]) == (202, "torch"), told
+    payload = Task.objects.get().payload
+    assert [(one["name"], one["role"]) for one in payload["columns"]] == [("said", "text")]
+    assert payload["split"].get("folds") is None
+    assert payload["hyperparameters"] == wish["hyperparameters"]
+    for given, says in [({"epoch": 3}, "Did you mean 'epochs'"), ({"max_length": 4}, "from 8 to")]:
+        status, told = api("post", "/training", KIND | wish | {"hyperparameters": given})
+        assert (status, says in told["detail"]) == (400, True), told
+    status, told = api("post", "/training", KIND | {"model_type": "bert", "target": "said"})
+    assert status == 400
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,24 @@ def test_of_texts_so_many_words_are_read():
     for given_input in ("one two three", {"text": "one two three"}, ["one two three"]):
         asked = inference.read_input(given_input, columns, 2)
         assert asked.rows == [{"review": "one two"}]
+
+
+def columns(**roles):
+    return [
+        {"name": name, "role": role, "dtype": "float" if role == "numeric" else "string"}
+        for name, role in roles.items()
+    ]
+
+
+def test_what_reads_texts_takes_them_alone_and_a_table_is_taken_whole():
+    given = columns(said="text", size="numeric", town="categorical", label="categorical")
+    found = jobtypes.choice("bert", given, "label")
+    assert found["exclude"] == ["size", "town"]
+    assert found["column_types"] == {"said": "text"}
+    assert jobtypes.choice("random_forest", given, "label") == {}
+    short = columns(size="numeric", town="categorical", label="categorical")
+    assert jobtypes.choice("transformer", short, "label")["column_types"] == {"town": "text"}
+    with pytest.raises(jobtypes.NoRoute, match="learns from texts, and the data set has none"):
+        jobtypes.choice("bert", columns(size="numeric", label="categorical"), "label")
+    with pytest.raises(jobtypes.NoRoute, match="pictures"):
+        jobtypes.choice("resnet", given, "label")

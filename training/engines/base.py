@@ -127,6 +127,15 @@ class Run(Protocol):
     def notice(self, message: str, **data: Any) -> None:
         """Tell the person something worth knowing, such as a model that failed."""
 
+    def checkpoint(self, name: str, to: Path) -> bool:
+        """Put at ``to`` how far an earlier attempt came with this fit; False if it left nothing.
+
+        The file may be of a node that is not trusted: read it by checkpoints.py alone.
+        """
+
+    def keep(self, name: str, path: Path) -> None:
+        """Hand over how far a fit has come: a file of ``folder``, which may be replaced later."""
+
 
 class Predictor(ABC):
     """A loaded model. ``threads`` is how many it may use where many rows make them worth it."""

@@ -11,6 +11,7 @@ import csv
 import importlib
 import json
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,6 +253,7 @@ class HarnessRun:
         self.budget_s = float(task["payload"]["budget_s"])
         self.spent_s = float(task.get("spent_s") or 0.0)
         self.done = frozenset(task.get("done") or ())
+        self._checkpoints: dict[str, str] = dict(task.get("checkpoints") or {})
         self.folder = Path.cwd() / "models"
         self.folder.mkdir(exist_ok=True)
         self.sent = 0
@@ -277,6 +279,18 @@ class HarnessRun:
     def notice(self, message: str, **data: Any) -> None:
         self.last_notice = message
         self.channel.notice(message, **data)
+
+    def checkpoint(self, name: str, to: Path) -> bool:
+        """Put there how far an earlier attempt came; False where it left nothing."""
+        found = self._checkpoints.get(name)
+        if found is None:
+            return False
+        shutil.copyfile(found, to)
+        return True
+
+    def keep(self, name: str, path: Path) -> None:
+        """Hand over how far a fit has come, for an attempt on another node to go on from."""
+        self.channel.checkpoint(name, str(path.relative_to(Path.cwd())))
 
     def finish(self, message: str) -> None:
         self._what, self._data, self._fraction = message, {}, 1.0

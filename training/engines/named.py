@@ -149,7 +149,7 @@ def models_of(engine: str) -> Mapping[str, Model]:
 
 
 def reads(model: str) -> str:
-    """What a model of this name learns from: "table", "text" or "image"; "" means a whole race."""
+    """What a model of this name learns from: "text", "image", or "table", as races do."""
     found = [models[model].reads for models in MODELS.values() if model in models]
     return found[0] if found else "table"
 
@@ -528,8 +528,49 @@ TABULAR_NETWORK = Model(
     ),
 )
 
+# What classifies texts: see language.py.
+
+_EPOCHS = (
+    _int("epochs", 5, 1, 1_000, "most passes over the rows"),
+    _int("patience", 2, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
+)
+_PRETRAINED = _bool("pretrained", True, "whether it starts from weights that are at hand")
+
+
+def _text_model(name: str, title: str) -> Model:
+    return Model(
+        name,
+        title,
+        "network",
+        "scaled",
+        "network",
+        None,
+        (
+            *_EPOCHS,
+            _int("batch_size", 16, 2, 512, "texts per step"),
+            _float(
+                "learning_rate", None, 1e-7, 0.1,
+                "highest step; null: 5e-5 from pretrained weights, else 5e-4", optional=True,
+            ),
+            _float("weight_decay", 0.01, 0, 1, "penalty"),
+            _float("dropout", None, 0, 0.9, "share left out; null: the network's", optional=True),
+            _int("max_length", 128, 8, 512, "tokens (words or parts of words) that are read"),
+            _PRETRAINED,
+            _int("layers", None, 1, 24, "of a network that starts from nothing", optional=True),
+            _int("hidden_size", None, 16, 1_024, "numbers per token, likewise", optional=True),
+            _int("heads", None, 1, 16, "that attend in each layer, likewise", optional=True),
+        ),
+        reads="text",
+    )  # fmt: skip
+
+
+TEXT = (
+    _text_model("bert", "Text classifier (BERT)"),
+    _text_model("transformer", "Text classifier (transformer)"),
+)
+
 # By engine.
 MODELS: dict[str, dict[str, Model]] = {
     "sklearn": {model.name: model for model in SKLEARN},
-    "torch": {TABULAR_NETWORK.name: TABULAR_NETWORK},
+    "torch": {model.name: model for model in (TABULAR_NETWORK, *TEXT)},
 }

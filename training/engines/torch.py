@@ -1,13 +1,23 @@
-"""PyTorch: tabular networks (networks.py has all but the passes over the rows)."""
+"""PyTorch: networks on tables, texts and pictures.
+
+What surrounds the passes over the rows is in networks.py for tables, in deep.py for the others;
+what a network of texts looks like in language.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .networks import Framework, NetworkEngine, Plan, Table, Weights, folded
+from . import checkpoints, deep, named
+from .base import Candidate, Data, Predictions, Predictor, Problem, Run
+from .frame import Frame
+from .networks import Framework, NetworkEngine, Plan, Table, Weights, folded, softmax
 from .tables import Array
 
 if TYPE_CHECKING:
@@ -24,6 +34,9 @@ class Torch(NetworkEngine):
         "torch",
         "torch.nn.functional",
         "torch._dynamo",  # which the first optimizer would import, for seconds
+        "training.engines.language",  # it keeps what comes next from looking for a network
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.bert.modeling_bert",
         "sklearn.dummy",
         "sklearn.metrics",
         "pyarrow.csv",
@@ -32,13 +45,194 @@ class Torch(NetworkEngine):
     )
     modules = (
         "matrix", "folding", "estimators", "named", "blend", "checkpoints", "networks", "torch",
+        "deep", "language",
     )  # fmt: skip
 
     def make(self, plan: Plan) -> Framework:
         return TorchNetwork(plan)
 
+    def train(self, problem: Problem, data: Data, run: Run) -> Iterator[Candidate]:
+        if reader := reader_of(problem.model):
+            packages = [*PACKAGES, *reader.PACKAGES]
+            yield from deep.train(
+                self.name,
+                problem,
+                data,
+                run,
+                lambda params, rows: reader.maker(problem.model, params, problem, rows),
+                packages,
+            )
+        else:
+            yield from super().train(problem, data, run)
+
+    def load(self, folder: Path) -> Predictor:
+        told = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        reader = reader_of(told.get("kind", ""))
+        found: Predictor = reader.load(folder, told) if reader else super().load(folder)
+        return found
+
+    def final(self, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+        return recipe if reader_of(recipe.get("model", "")) else super().final(recipe)
+
+    def fit(self, recipe: Mapping[str, Any], problem: Problem, data: Data, folder: Path) -> None:
+        if reader := reader_of(recipe.get("model", "")):
+            make = reader.maker(recipe["model"], recipe["params"], problem, data)
+            deep.refit(recipe, problem, data, folder, make)
+        else:
+            super().fit(recipe, problem, data, folder)
+
 
 ENGINE = Torch()
+PACKAGES = ["numpy", "pyarrow", "torch", "transformers", "tokenizers", "safetensors"]
+
+
+def reader_of(model: str) -> Any:
+    """The module that makes networks of this model's samples; None of a network on a table."""
+    if named.reads(model) == "text":
+        from . import language
+
+        return language
+    return None
+
+
+class SampleNetwork(deep.Network):
+    """A network of torch on samples: a subclass builds it and makes tensors of some samples."""
+
+    def __init__(
+        self, network: torch.nn.Module, samples: Array, params: Mapping[str, Any], threads: int
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network, self.samples, self.params = network.to(self.device), samples, params
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def inputs(self, samples: Array) -> Any:
+        """What :meth:`logits` takes of these samples."""
+        raise NotImplementedError
+
+    def logits(self, inputs: Any) -> torch.Tensor:
+        """Rows x classes."""
+        raise NotImplementedError
+
+    def batches(self, samples: Array, rows: Array, size: int) -> list[Array]:
+        """The rows in this order, cut; a subclass may put like ones together."""
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def epoch(
+        self,
+        goal: Array,
+        order: Array,
+        rate: Callable[[float], float],
+        late: Callable[[float], bool],
+    ) -> float:
+        import torch
+        from torch.nn import functional
+
+        if self.optimizer is None:
+            self.optimizer = self._optimizer()
+        self.network.train()
+        total, seen, began = 0.0, 0, time.monotonic()
+        for rows in self.batches(self.samples, order, int(self.params["batch_size"])):
+            if len(rows) < 2 < len(order):  # a batch normalisation needs two
+                continue
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate(seen / len(order))
+            wanted = torch.from_numpy(np.ascontiguousarray(goal[rows])).to(self.device)
+            found = self.logits(self.inputs(self.samples[rows]))
+            loss = functional.cross_entropy(found.float(), wanted)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            total, seen = total + float(loss.detach()) * len(rows), seen + len(rows)
+            if late((time.monotonic() - began) / seen):
+                break
+        return total / max(1, seen)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.AdamW(
+            self.network.parameters(),
+            lr=float(self.params["learning_rate"]),
+            weight_decay=float(self.params["weight_decay"]),
+        )
+
+    def scores(self, samples: Array) -> Array:
+        return scores_of(self, samples, int(self.network.classes))  # type: ignore[arg-type]
+
+    def weights(self) -> dict[str, Array]:
+        state = self.network.state_dict()
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        import torch
+
+        self.network.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in weights.items()})
+
+    def state(self) -> dict[str, Array]:
+        assert self.optimizer is not None
+        return state_of(self.network, self.optimizer)
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        import torch
+
+        if any(name.startswith("optimizer.") for name in state):
+            self.optimizer = self._optimizer()
+            take_up(state, self.network, self.optimizer)
+        else:
+            self.set_weights(checkpoints.part(state, "network"))
+            torch.manual_seed(0)
+
+
+def scores_of(network: SampleNetwork, samples: Array, classes: int) -> Array:
+    """Rows x classes: probabilities, in the samples' order."""
+    import torch
+
+    found = np.zeros((len(samples), classes))
+    network.network.eval()
+    with torch.inference_mode():
+        for rows in network.batches(samples, np.arange(len(samples)), 32):
+            logits = network.logits(network.inputs(samples[rows]))
+            found[rows] = softmax(logits.double().cpu().numpy())
+    return found
+
+
+class SamplePredictor(Predictor):
+    """A stored network of samples."""
+
+    def __init__(self, network: SampleNetwork) -> None:
+        self.network = network
+
+    def predict(self, frame: Frame) -> Predictions:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        return deep.predictions(self.network.scores(self.network.read(frame)))
+
+
+def write_weights(network: torch.nn.Module, folder: Path) -> None:
+    """``weights.safetensors``, numbers rounded to half as many digits."""
+    import torch
+    from safetensors.torch import save_file
+
+    halves = {
+        name: tensor.detach().cpu().to(torch.float16 if tensor.is_floating_point() else None)
+        for name, tensor in network.state_dict().items()
+    }
+    save_file({name: one.contiguous().clone() for name, one in halves.items()}, folder / WEIGHTS)
+
+
+def read_weights(network: torch.nn.Module, folder: Path) -> None:
+    """What :func:`write_weights` wrote. Nothing is unpickled."""
+    from safetensors.torch import load_file
+
+    network.load_state_dict(load_file(folder / WEIGHTS))
+
+
+WEIGHTS = "weights.safetensors"
 
 
 class TorchNetwork(Framework):
@@ -155,16 +349,16 @@ def take_up(
     for name, array in state.items():
         what, _, rest = name.partition(".")
         if what == "network":
-            weights[rest] = torch.from_numpy(array)
+            weights[rest] = torch.from_numpy(array.copy())
         elif what == "optimizer":
             place, _, called = rest.partition(".")
-            memory.setdefault(int(place), {})[called] = torch.from_numpy(array)
+            memory.setdefault(int(place), {})[called] = torch.from_numpy(array.copy())
     network.load_state_dict(weights)
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    for place, parameter in enumerate(parameters):
-        for array in memory.get(place, {}).values():
+    for number, parameter in enumerate(parameters):
+        for array in memory.get(number, {}).values():
             if array.ndim and array.shape != parameter.shape:
                 raise ValueError("the optimizer's memory is of another network")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": memory, "param_groups": groups})
-    torch.set_rng_state(torch.from_numpy(state["random"]))
+    torch.set_rng_state(torch.from_numpy(state["random"].copy()))

@@ -62,6 +62,10 @@ class Channel:
         """Hand over one finished model. The same ``key`` twice is stored once."""
         self._send("candidate", key=key, data=dict(data), files=self._keep(files))
 
+    def checkpoint(self, name: str, path: str) -> None:
+        """Hand over how far a fit has come. Only the newest of a name is of use to anybody."""
+        self._send("checkpoint", key=name, files=self._keep({"checkpoint": path}))
+
     def result(self, data: Mapping[str, Any], files: Mapping[str, str]) -> None:
         """End the work well. Called by ``child``, which sends what the handler returned."""
         self._send("result", data=dict(data), files=dict(files))
