@@ -149,6 +149,7 @@ GET     /models/compare/differences?model={model}               sign    200     
 GET     /models/{model}                                         sign    200     200     200     404
 GET     /models/{model}?tab=try                                 sign    200     200     200     404
 POST    /models/{model}/predict                                 sign    403     200     200     404
+POST    /models/{model}/sensitivity                             sign    403     200     200     404
 POST    /models/{model}/explain                                 sign    403     200     200     404
 GET     /models/{model}/importance                              sign    200     200     200     404
 POST    /models/{model}/importance/ask                          sign    403     302     302     404

@@ -461,6 +461,9 @@ class SchemaField:
     options: list[str]
     hint: str
     errors: list[str] = field(default_factory=list)
+    low: str = ""  # of a number, in the data: a slider goes from here
+    high: str = ""
+    step: str = ""
 
 
 def schema_fields(
@@ -495,9 +498,85 @@ def schema_fields(
                 options=options,
                 hint=hint,
                 errors=list((errors or {}).get(name, ())),
+                **(_range(dtype, facts) if kind == "number" else {}),
             )
         )
     return fields
+
+
+def _range(dtype: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """From where to where a slider goes, and by which steps; empty for numbers all alike."""
+    low, high = facts.get("min"), facts.get("max")
+    if low is None or high is None or not float(low) < float(high):
+        return {}
+    step = 1.0 if dtype == "integer" else 10.0 ** math.floor(math.log10((high - low) / 50))
+    return {"low": f"{low:.10g}", "high": f"{high:.10g}", "step": f"{step:.10g}"}
+
+
+MOST_TRIED = 25  # values of a column in the sensitivity chart
+
+
+def tried(
+    column: Mapping[str, Any], facts: Mapping[str, Any], now: str
+) -> tuple[str, list[str]] | None:
+    """Values to try of a column and whether they are a "number" or a "word"; None for free text.
+
+    ``facts``: what is known of the data; ``now``: what the form has, which is among them.
+    """
+    dtype = str(column.get("dtype", "string"))
+    kind, _, options, _ = _control(dtype, str(column.get("role", "")), facts)
+    if kind == "number":
+        low, high = facts.get("min"), facts.get("max")
+        if low is None or high is None or not float(low) < float(high):
+            return None
+        values = {low + (high - low) * i / (MOST_TRIED - 2) for i in range(MOST_TRIED - 1)}
+        try:
+            values.add(float(now))
+        except ValueError:
+            pass
+        if dtype == "integer":
+            values = {float(round(value)) for value in values}
+        return "number", [f"{value:.10g}" for value in sorted(values) if math.isfinite(value)]
+    words = list(options[: MOST_TRIED - 1])
+    if now and now not in words:
+        words.append(now)
+    return ("word", words) if len(words) > 1 else None
+
+
+def sensitivity(
+    column: str,
+    kind: str,
+    values: Sequence[str],
+    now: str,
+    said: Sequence[float],
+    what: str,
+) -> Chart:
+    """How the answer changes with one column of the row in the form, the others as they are."""
+    xs: list[float] = (
+        [float(value) for value in values]
+        if kind == "number"
+        else [float(place) for place in range(len(values))]
+    )
+    data: dict[str, Any] = {
+        "series": [{"name": "", "points": [list(one) for one in zip(xs, said, strict=True)]}],
+        "x": column,
+        "y": what,
+        "still": True,
+    }
+    if kind == "word":
+        data["categories"] = list(values)
+    if now in values:
+        data["mark"] = xs[list(values).index(now)]
+    return Chart(
+        id="sensitivity-chart",
+        kind="xy",
+        title=f"With another {column}",
+        text=f"{what} for other values of {column}, all else as in the form; the dashed line is "
+        "where it is now.",
+        data=data,
+        heads=[column, what],
+        rows=[list(one) for one in zip(values, said, strict=True)],
+    )
 
 
 def _control(dtype: str, role: str, facts: Mapping[str, Any]) -> tuple[str, str, list[str], str]:

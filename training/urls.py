@@ -22,6 +22,7 @@ urlpatterns = [
     path("models/compare/differences", compare.differing, name="compare-differences"),
     path("models/<uuid:model_id>", models.model, name="model"),
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),
+    path("models/<uuid:model_id>/sensitivity", models.sensitivity, name="sensitivity"),
     path("models/<uuid:model_id>/explain", models.explain, name="explain"),
     path("models/<uuid:model_id>/importance", models.importance, name="importance"),
     path("models/<uuid:model_id>/importance/ask", models.ask_importance, name="ask-importance"),

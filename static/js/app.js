@@ -398,12 +398,32 @@
     if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
   });
 
+  // ---- Sliders beside fields of numbers: with the mouse alone, the field itself has the keyboard ----
+
+  function paintSliders(root = document) {
+    for (const slider of root.querySelectorAll("[data-moves]")) slider.hidden = false;
+  }
+
+  document.addEventListener("input", (event) => {
+    const slider = event.target.closest("[data-moves]");
+    if (slider) {
+      event.stopPropagation();
+      const field = document.getElementById(slider.dataset.moves);
+      field.value = slider.value;
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+      return;
+    }
+    const beside = event.target.id && document.querySelector(`[data-moves="${event.target.id}"]`);
+    if (beside && event.target.value !== "") beside.value = event.target.value;
+  });
+
   // ---- Charts are loaded only where a page has one ---------------------------------------------
 
   function paint(root = document) {
     paintTimes(root);
     paintClocks();
     paintTicks(root);
+    paintSliders(root);
     if (window.flowmlCharts) window.flowmlCharts(root);
   }
 

@@ -518,3 +518,42 @@ def test_a_file_that_is_no_table_is_refused_in_place(
     assert page.status_code == 200
     stranger = as_(make.member(Role.ADMIN))
     assert stranger.get(taken["Location"]).status_code == 404
+
+
+def test_other_values_of_a_column_are_tried_with_the_row_of_the_form(
+    developer: Membership, serving_node: make.FakeServing
+) -> None:
+    table = make.flowers()
+    version = make.version(developer, table)
+    for column in version.columns:
+        if column["name"] == "petal_cm":
+            column["max"] = float(table["petal_cm"].max())  # type: ignore[arg-type]
+    version.save()
+    model = make.scored_model(developer, of=version)
+    Worker.objects.update(address=serving_node.address)
+    url = reverse("training:sensitivity", args=[model.pk])
+    form = {"column-0": "2.5", "column-1": "blue", "column-2": "50", "of": "kind 1"}
+
+    def tell(rows: int) -> None:
+        classes = ["kind 0", "kind 1", "kind 2"]
+        shares = [[0.5 - i / 100, 0.1 + i / 100, 0.4] for i in range(rows)]
+        serving_node.answer = {
+            "predictions": ["kind 0"] * rows, "probabilities": shares, "classes": classes,
+        }  # fmt: skip
+
+    tell(25)
+    page = as_(developer).post(url, form | {"column": "0"}, headers=HTMX).content.decode()
+    asked = serving_node.asked[-1]["rows"]
+    assert len(asked) == 25, "24 even steps, and what the form has"
+    assert 2.5 in [row[0] for row in asked]
+    assert {tuple(row[1:]) for row in asked} == {("blue", 50.0)}
+    assert "Probability of kind 1" in page
+    assert "&quot;mark&quot;: 2.5" in page
+    assert '<option value="0" selected>petal_cm</option>' in page
+    tell(3)
+    page = as_(developer).post(url, form | {"column": "1"}, headers=HTMX).content.decode()
+    assert {row[1] for row in serving_node.asked[-1]["rows"]} == {"red", "blue", "white"}
+    assert "&quot;categories&quot;" in page
+    wrong = as_(developer).post(url, form | {"column": "1", "column-0": "much"}, headers=HTMX)
+    assert wrong.status_code == 200
+    assert "data-chart" not in wrong.content.decode()

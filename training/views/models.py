@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -298,6 +299,73 @@ def predict(request: OrgRequest, model_id: UUID) -> HttpResponse:
         stored.schema, _columns(stored), request.POST.dict(), answer.get("errors")
     )
     return _model_page(request, stored, "try", status, answer=answer, fields=fields)
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def sensitivity(request: OrgRequest, model_id: UUID) -> HttpResponse:
+    """How the answer changes with one column of the form's row: that part of the page alone.
+
+    ``column`` is the number of the control, ``of`` the class whose probability is shown.
+    """
+    stored = _model(request, model_id)
+    schema = stored.schema
+    known = {str(column["name"]): column for column in _columns(stored)}
+    row = pages.row_of(schema, request.POST)
+    offered = [
+        (i, str(column["name"]), found)
+        for i, column in enumerate(schema)
+        if (found := pages.tried(
+            column, known.get(str(column["name"]), {}), request.POST.get(f"column-{i}", "")
+        ))
+    ]  # fmt: skip
+    context: dict[str, Any] = {
+        "model": stored, "columns": [(i, name) for i, name, _ in offered], "classes": [],
+    }  # fmt: skip
+    wanted = request.POST.get("column", "")
+    chosen = next(
+        (one for one in offered if str(one[0]) == wanted), offered[0] if offered else None
+    )
+    if chosen is None:
+        return render(request, "training/_sensitivity.html", context)
+    place, name, (kind, values) = chosen
+    context["column"] = place
+    try:
+        said = actions.predict(stored, [{**row, name: value} for value in values])
+    except FlowError as error:
+        texts = [text for each in error.errors.values() for text in each]
+        return render(
+            request, "training/_sensitivity.html",
+            context | {"problem": " ".join(dict.fromkeys([error.detail, *texts[:1]]))},
+        )  # fmt: skip
+    numbers: list[float] = [float(one) for one in said.predictions] if not said.classes else []
+    what = f"Predicted {stored.job.target}"
+    if said.classes:
+        of = request.POST.get("of", "")
+        names = [str(one) for one in said.classes]
+        usual = stored.job.positive_class or names[-1]
+        of = of if of in names else usual
+        context |= {"classes": names, "of": of}
+        what = f"Probability of {of}"
+        code = names.index(of)
+        numbers = (
+            [float(each[code]) for each in said.probabilities]
+            if said.probabilities
+            else [float(str(one) == of) for one in said.predictions]
+        )
+    now = request.POST.get(f"column-{place}", "")
+    if kind == "number":
+        now = next((v for v in values if _same(v, now)), "")
+    context["chart"] = pages.sensitivity(name, kind, values, now, numbers, what)
+    context["picture_json"] = json.dumps(context["chart"].data)
+    return render(request, "training/_sensitivity.html", context)
+
+
+def _same(value: str, text: str) -> bool:
+    try:
+        return float(value) == float(text)
+    except ValueError:
+        return False
 
 
 @require_POST
