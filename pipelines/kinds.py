@@ -62,6 +62,11 @@ _TRAVEL = (
     ),
 )  # fmt: skip
 
+_TLS = Field(
+    "tls", "Encryption", "choice", default="yes",
+    choices=(("yes", "HTTPS"), ("no", "None: only within a network that you trust")),
+)  # fmt: skip
+
 KINDS: Mapping[str, Kind] = {
     "duckdb": Kind(
         "DuckDB (your data sets)",
@@ -135,6 +140,25 @@ KINDS: Mapping[str, Kind] = {
                 "folder", "Folder", default="flowml",
                 help="Where files go and programs run: from the user's home, or from /.",
             ),
+            *_TRAVEL,
+        ),
+        keeps_files=True,
+    ),
+    "s3": Kind(
+        "S3",
+        "Files in a bucket of S3, or of a server that speaks its protocol.",
+        (
+            Field(
+                "host", "Host", required=True,
+                help="s3.eu-central-1.amazonaws.com, say, or a server of your own.",
+            ),
+            Field("port", "Port", "port", default=443),
+            Field("bucket", "Bucket", required=True),
+            Field("region", "Region", default="us-east-1"),
+            Field("folder", "Folder", help="What names of files begin with."),
+            Field("access_key", "Access key", "secret"),
+            Field("secret_key", "Secret key", "secret"),
+            _TLS,
             *_TRAVEL,
         ),
         keeps_files=True,

@@ -9,6 +9,7 @@ the whole is right, so that nobody ever sees a part of it. Runs on nodes; no Dja
 import asyncio
 import hashlib
 import os
+import posixpath
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -118,9 +119,11 @@ class Lane(Protocol):
 
 
 class Far(Protocol):
-    """One file at the far side. ``most_lanes``: how many may write at once."""
+    """One file at the far side. ``most_lanes``: how many may write at once. ``compares``: whether
+    it can say what it has without sending it once more."""
 
     most_lanes: int
+    compares: bool
 
     async def lane(self) -> Lane: ...
 
@@ -132,13 +135,24 @@ class Far(Protocol):
         """SHA-256 of the file, as the far side reads it; "" where it can't say."""
         ...
 
-    async def begin(self, size: int) -> int:
+    async def begin(self, size: int, sha256: str) -> int:
         """Make ready for writing. Returns how many bytes an earlier try may have left."""
         ...
 
     async def finish(self) -> None:
         """Give the file its name, in place of one that has it."""
         ...
+
+
+def below(folder: str, name: str) -> str:
+    """The path of a file in ``folder``. Raises WorkError for a name that leads out of it."""
+    if not name or name.startswith("/") or ".." in name.split("/") or not name.isprintable():
+        raise WorkError(
+            f'"{name[:100]}" is no path within the connection\'s folder: write "name" or '
+            '"folder/name".',
+            code="path",
+        )
+    return posixpath.normpath(posixpath.join(folder, name))
 
 
 def cut(size: int, chunk_bytes: int) -> list[Chunk]:
@@ -177,7 +191,7 @@ async def _send(
             for chunk in made.chunks:
                 chunk.state = THERE
             return
-    left = await _patiently(lambda: far.begin(made.size), rules)
+    left = await _patiently(lambda: far.begin(made.size, made.sha256), rules)
     suspects = [one for one in made.chunks if one.offset + one.size <= left]
 
     async def is_there(lane: Lane, chunk: Chunk) -> None:
@@ -234,7 +248,7 @@ async def fetch(
         )
     made = Transfer(path, size, cut(size, rules.chunk_bytes))
     part = target.with_name(target.name + PART)
-    left = part.stat().st_size if part.exists() else 0
+    left = part.stat().st_size if far.compares and part.exists() else 0
     file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(file, size)
@@ -250,7 +264,7 @@ async def fetch(
             if len(data) != chunk.size:
                 raise WorkError(f"{path} was changed while it was read.", code="changed")
             chunk.sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-            if rules.verify and not await lane.has(chunk, data):
+            if rules.verify and far.compares and not await lane.has(chunk, data):
                 raise Damaged
             os.pwrite(file, data, chunk.offset)
             chunk.state = DONE

@@ -19,7 +19,9 @@ from pipelines.models import NAME, Run
 class NewWorkflow(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=63, validators=[NAME])
     experiment_id = serializers.UUIDField(
-        help_text="A training: its target, engines and budget are used again."
+        required=False,
+        help_text="A training: its target, engines and budget are used again. Needed where no "
+        "commands are given.",
     )
     sample_sql = serializers.CharField(max_length=graph.MOST_TEXT, help_text="Rows to train on.")
     infer_sql = serializers.CharField(max_length=graph.MOST_TEXT, help_text="Rows to score.")
@@ -28,12 +30,33 @@ class NewWorkflow(serializers.Serializer[Any]):
     )
     hdfs_path = serializers.CharField(
         max_length=1000, required=False, allow_blank=True,
-        help_text="Not used: files go through FlowML's own storage.",
+        help_text="The folder of the files, within that of the connection 'machine'; "
+        "workflow/<name>. Without a machine, files go through FlowML's own storage.",
     )  # fmt: skip
     connection = serializers.CharField(
         max_length=63, required=False, allow_blank=True,
         help_text="Of the organization's warehouses, by name; needed where there are several.",
     )  # fmt: skip
+    machine = serializers.CharField(
+        max_length=63, required=False, allow_blank=True,
+        help_text="A connection to a machine or a place with files: sample.csv, infer.csv and the "
+        "result lie there.",
+    )  # fmt: skip
+    train_command = serializers.CharField(
+        max_length=graph.MOST_TEXT, required=False, allow_blank=True,
+        help_text="Trains on the machine, in the folder with sample.csv; FlowML trains where there "
+        "is none.",
+    )  # fmt: skip
+    infer_command = serializers.CharField(
+        max_length=graph.MOST_TEXT, required=False, allow_blank=True,
+        help_text="Scores infer.csv there, and writes result_file.",
+    )  # fmt: skip
+    result_file = serializers.RegexField(
+        r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z", required=False, help_text="result.csv"
+    )
+    time_limit_s = serializers.IntegerField(
+        required=False, min_value=1, max_value=7 * 24 * 3600, help_text="Of each command; 3600."
+    )
 
 
 class WorkflowStep(serializers.Serializer[Any]):

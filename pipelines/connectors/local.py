@@ -89,6 +89,7 @@ class LocalFile:
     """A transfers.Far and, since a disk needs no more than one, its own lane."""
 
     most_lanes = 1
+    compares = True
 
     def __init__(self, path: Path, *, reading: bool) -> None:
         self._path = path
@@ -113,7 +114,7 @@ class LocalFile:
 
         return await asyncio.to_thread(read)
 
-    async def begin(self, size: int) -> int:
+    async def begin(self, size: int, sha256: str) -> int:
         with _words(str(self._path)):
             self._part.parent.mkdir(parents=True, exist_ok=True)
             with self._part.open("ab") as file:

@@ -16,7 +16,7 @@ from typing import Any
 import asyncssh
 
 from pipelines import reach
-from pipelines.transfers import BLOCK, PART, Away, Chunk, Damaged
+from pipelines.transfers import BLOCK, PART, Away, Chunk, Damaged, below
 from workers.node.channel import WorkError
 
 CONNECT_S = 10
@@ -123,14 +123,7 @@ class Machine:
 
     def path(self, name: str) -> str:
         """A file's path there. Raises WorkError for a name that leads out of the folder."""
-        parts = name.split("/")
-        if not name or name.startswith("/") or ".." in parts or not name.isprintable():
-            raise WorkError(
-                f'"{name[:100]}" is no path within the connection\'s folder: write "name" or '
-                '"folder/name".',
-                code="path",
-            )
-        return posixpath.normpath(posixpath.join(self.folder, name))
+        return below(self.folder, name)
 
     async def connect(self) -> asyncssh.SSHClientConnection:
         """A new connection to the machine, whose key was compared."""
@@ -306,6 +299,7 @@ class RemoteFile:
     """A transfers.Far: a file by SFTP, put together under another name and renamed at the end."""
 
     most_lanes = 16
+    compares = True
 
     def __init__(self, machine: Machine, path: str, *, reading: bool) -> None:
         self._machine = machine
@@ -336,7 +330,7 @@ class RemoteFile:
             digests = await _Digests.start(connection)
             return await digests.ask(path, None) if digests else ""
 
-    async def begin(self, size: int) -> int:
+    async def begin(self, size: int, sha256: str) -> int:
         async with self._sftp() as sftp:
             if folder := posixpath.dirname(self._part):
                 await sftp.makedirs(folder, exist_ok=True)

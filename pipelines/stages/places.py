@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pipelines import reach
@@ -41,12 +42,16 @@ def opened(task: Mapping[str, Any]) -> tuple[Place, Rules]:
     elif kind == "local":
         roots, programs = told.get("roots") or [], bool(told.get("programs"))
         place = connector("local").Folder(settings, roots, programs=programs)
+    elif kind == "s3":
+        place = connector("s3").Bucket(settings, secrets, rules)
     else:
         raise WorkError(
             f'A connection of the kind "{kind}" keeps no files that FlowML can reach.',
             code="connection",
         )
-    return place, Rules.of(told.get("transfer") or {})
+    wanted = Rules.of(told.get("transfer") or {})
+    least = getattr(place, "least_chunk", 0)
+    return place, replace(wanted, chunk_bytes=max(wanted.chunk_bytes, least))
 
 
 def wait_for(work: Callable[[], Awaitable[T]]) -> T:

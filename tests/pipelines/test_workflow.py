@@ -117,3 +117,56 @@ def test_what_can_not_be_is_refused(api: Api, body: dict[str, Any], by: Membersh
     errors = api("post", "workflow/tasks", body, 400)["errors"]
     assert list(errors) == ["connection"]
     api("post", "workflow/tasks", body | {"connection": "second"}, 202)
+
+
+SCRIPTS = {"train_command": "sh train.sh", "infer_command": "sh infer.sh"}
+
+
+def test_programs_of_a_machine_train_and_score(api: Api, body: dict[str, Any], by: Any) -> None:
+    piping.connection(by, "gpu", kind="ssh", settings={"host": "gpu.example.org", "port": 22})
+    del body["experiment_id"]
+    told = api("post", "workflow/tasks", body | SCRIPTS | {"machine": "gpu"}, 202)
+    assert list(status_of(told)) == [
+        "data_fetch", "data_upload", "train", "infer", "result_download", "hive_upload",
+    ]  # fmt: skip
+    stages = {one["key"]: one for one in Pipeline.objects.get().version.definition["stages"]}
+    assert stages["data_upload"]["params"]["path"] == "workflow/daily/sample.csv"
+    assert stages["train"]["params"]["command"] == "sh train.sh"
+    # What an earlier run has left there is not taken for the result of this one.
+    assert stages["infer"]["params"]["command"] == "rm -f -- result.csv\nsh infer.sh"
+    assert stages["hive_upload"]["params"]["data"] == "$result_download"
+    tasks.sweep()
+    assert status_of(api("get", f"workflow/tasks/{told['task_id']}"))["data_fetch"] == "running"
+
+
+def test_files_of_a_training_within_flowml_can_be_kept_at_a_place(
+    api: Api, body: dict[str, Any], by: Any
+) -> None:
+    piping.connection(by, "share", kind="local", settings={"folder": "/srv/share"})
+    api("post", "workflow/tasks", body | {"machine": "share", "hdfs_path": "/runs/7"}, 202)
+    stages = {one["key"]: one for one in Pipeline.objects.get().version.definition["stages"]}
+    assert stages["train"]["params"]["data"] == "$data_upload"
+    assert stages["result_download"]["params"] == {
+        "connection": "share", "data": "$infer", "path": "runs/7/result.csv",
+    }  # fmt: skip
+    assert stages["hive_upload"]["params"]["data"] == "$result_download"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"hdfs_path": "x"}, "hdfs_path"),
+        ({"machine": "gpu", "hdfs_path": "../x"}, "hdfs_path"),
+        ({"machine": "gpu", "train_command": "x"}, "infer_command"),
+        ({"machine": "house"} | SCRIPTS, "machine"),
+        (SCRIPTS, "machine"),
+        ({"machine": "gpu", "result_file": "../x"} | SCRIPTS, "result_file"),
+        ({"machine": "gpu", "experiment_id": None}, "experiment_id"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_field(
+    api: Api, body: dict[str, Any], by: Any, change: dict[str, Any], field: str
+) -> None:
+    piping.connection(by, "gpu", kind="ssh", settings={"host": "gpu.example.org", "port": 22})
+    sent = {key: value for key, value in (body | change).items() if value is not None}
+    assert list(api("post", "workflow/tasks", sent, 400)["errors"]) == [field]
