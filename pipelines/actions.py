@@ -13,7 +13,7 @@ from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
 from organizations.naming import unique
-from pipelines import doing, driving, graph, schedules
+from pipelines import doing, driving, graph, hooks, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
 from workers.models import emit
@@ -86,6 +86,11 @@ def check(home: Organization, definition: Any) -> dict[str, Any]:
             errors |= _strangers(home, stage["params"]["to"], f"stages[{n}].params.to")
     if "notify" in checked:
         errors |= _strangers(home, checked["notify"]["to"], "notify.to")
+        wanted = checked["notify"].get("hooks", [])
+        there = set(hooks.of(home).filter(name__in=wanted).values_list("name", flat=True))
+        if gone := [name for name in wanted if name not in there]:
+            sentence = f"There is no web hook {', '.join(gone)[:200]} among the connections."
+            errors["notify.hooks"] = [sentence]
     if errors:
         text = " ".join(sentence for sentences in errors.values() for sentence in sentences)
         raise Invalid(text, errors=errors)

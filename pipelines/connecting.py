@@ -159,11 +159,14 @@ def users_of(connection: Connection) -> list[Pipeline]:
     return [
         pipeline
         for pipeline in pipelines.order_by("name")
-        if any(
-            stage.get("params", {}).get("connection") == connection.name
-            for stage in (pipeline.version.definition if pipeline.version else {}).get("stages", ())
-        )
+        if pipeline.version and connection.name in _named(pipeline.version.definition)
     ]
+
+
+def _named(definition: Mapping[str, Any]) -> set[str]:
+    """The connections that a pipeline names."""
+    found = {stage.get("params", {}).get("connection") for stage in definition.get("stages", ())}
+    return found | set((definition.get("notify") or {}).get("hooks", ()))
 
 
 def _tests(connections: Iterable[Connection]) -> dict[UUID, Task]:

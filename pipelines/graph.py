@@ -300,15 +300,21 @@ def _problem(param: Param, value: Any) -> str:
 def _notify(given: Any, errors: dict[str, list[str]]) -> dict[str, Any]:
     if given is None or given == {}:
         return {}
-    if not isinstance(given, dict) or given.keys() - {"to", "on"}:
-        _add(errors, "notify", 'Give an object: {"to": [address, ...], "on": ["failed"]}.')
+    if not isinstance(given, dict) or given.keys() - {"to", "hooks", "on"}:
+        shape = 'Give an object: {"to": [address, ...], "hooks": [name, ...], "on": ["failed"]}.'
+        _add(errors, "notify", shape)
         return {}
-    if problem := _problem(Param("emails"), given.get("to")):
+    to, hooks = given.get("to", []), given.get("hooks", [])
+    if problem := _problem(Param("emails"), to):
         _add(errors, "notify.to", problem)
+    if problem := _problem(Param("names"), hooks):
+        _add(errors, "notify.hooks", problem)
+    if not to and not hooks:
+        _add(errors, "notify.to", "Say who is told: addresses, web hooks, or both.")
     on = given.get("on", ["failed"])
     if not isinstance(on, list) or not on or any(one not in ENDS for one in on):
         _add(errors, "notify.on", f"Give a list of some of: {', '.join(ENDS)}.")
-    return {"to": given.get("to"), "on": on}
+    return {"to": to, "on": on, **({"hooks": hooks} if hooks else {})}
 
 
 def _check_links(stages: Sequence[Mapping[str, Any]], errors: dict[str, list[str]]) -> None:

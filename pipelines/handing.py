@@ -19,7 +19,7 @@ from workers.models import Task
 TEST = "pipeline.test"
 KINDS = (
     "pipeline.sql", "pipeline.write-back", "pipeline.upload", "pipeline.download",
-    "pipeline.remote", "pipeline.remote-end", TEST,
+    "pipeline.remote", "pipeline.remote-end", "pipeline.hook", TEST,
 )  # fmt: skip
 
 

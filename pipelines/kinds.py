@@ -163,11 +163,40 @@ KINDS: Mapping[str, Kind] = {
         ),
         keeps_files=True,
     ),
+    "hdfs": Kind(
+        "HDFS (WebHDFS)",
+        "Files in HDFS, by the REST interface of its name node.",
+        (
+            Field("host", "Host", required=True, help="Of the name node."),
+            Field("port", "Port", "port", default=9870),
+            Field("user", "User", required=True),
+            Field("folder", "Folder", help="From /; /user/<user>/flowml where it is empty."),
+            Field("token", "Delegation token", "secret"),
+            _TLS,
+            *_TRAVEL,
+        ),
+        keeps_files=True,
+    ),
     "local": Kind(
         "Folder on a node",
         "Files on the machine of the node that does the work, where its operator allows it.",
         (Field("folder", "Folder", required=True, most=1000), *_TRAVEL),
         keeps_files=True,
+    ),
+    "webhook": Kind(
+        "Web hook",
+        "Is told, by a signed POST, how runs and long trainings have ended.",
+        (
+            Field("host", "Host", required=True, help="A name or an address."),
+            Field("port", "Port", "port", default=443),
+            Field("path", "Path", default="/", help="It begins with a slash."),
+            _TLS,
+            Field("key", "Signing key", "secret", help="What its receiver checks signatures with."),
+            Field(
+                "training_min", "Trainings that took at least so many minutes", "number",
+                most=100_000, help="Empty: none. Runs of pipelines name the hook themselves.",
+            ),
+        ),
     ),
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ class Connection(OrgOwned):
         HDFS = "hdfs", "HDFS (WebHDFS)"
         S3 = "s3", "S3"
         SSH = "ssh", "Machine by SSH"
+        WEBHOOK = "webhook", "Web hook"
 
     name = models.CharField(max_length=63, validators=[NAME])
     kind = models.CharField(max_length=12, choices=Kind)

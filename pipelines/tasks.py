@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from accounts import mail
 from accounts.errors import FlowError
-from pipelines import actions, doing, driving, logs
+from pipelines import actions, doing, driving, hooks, logs
 from pipelines.models import Pipeline, Run, Step
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,10 @@ def ended(run: str) -> None:
     if found.state not in wanted.get("on", ()):
         return
     text = f"The run {found} has {_WORDS[found.state]}.\n{found.why}\n\n{_link(found)}"
+    try:
+        hooks.run_ended(found, wanted.get("hooks", []))
+    except Exception:  # nor are the hooks the addresses'
+        log.exception("an end was not told", extra={"run": run})
     for to in wanted["to"]:
         try:
             doing.members(found.organization, [to])

@@ -1,5 +1,7 @@
 """A mail to who started a training, when it has ended after as long as they want to be told of."""
 
+import logging
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
@@ -9,6 +11,10 @@ from accounts import mail
 from organizations.models import Membership
 from training.models import TrainingJob
 from workers import bells
+
+log = logging.getLogger(__name__)
+# Apps to the right that tell of trainings in other ways put a function here.
+LISTENERS: list[Callable[[TrainingJob], None]] = []
 
 
 def ended(job: TrainingJob) -> None:
@@ -20,9 +26,16 @@ def ended(job: TrainingJob) -> None:
 
 
 def tell(pk: UUID) -> None:
-    """Write to who started it, if they want that and are still a member."""
+    """Write to who started it, if they want that and are still a member; tell all who listen."""
     job = TrainingJob.objects.for_list().filter(pk=pk).first()
-    if job is None or job.finished_at is None or job.created_by is None:
+    if job is None or job.finished_at is None:
+        return
+    for listener in LISTENERS:
+        try:
+            listener(job)
+        except Exception:  # the mail goes out all the same
+            log.exception("an end was not told", extra={"job": str(pk)})
+    if job.created_by is None:
         return
     person = job.created_by
     least = person.mail_after_min

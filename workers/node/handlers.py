@@ -48,6 +48,7 @@ TABLE: dict[str, Way] = {
     "pipeline.download": Way("pipelines.stages.download:run", "node", light=True),
     "pipeline.remote": Way("pipelines.stages.remote:run", "node"),
     "pipeline.remote-end": Way("pipelines.stages.remote:end", "node", light=True),
+    "pipeline.hook": Way("pipelines.stages.hook:run", "node", light=True),
     "pipeline.test": Way("pipelines.stages.check:run", "node", light=True),
 }
 PREDICTOR = "training.engines.harness:load_predictor"
