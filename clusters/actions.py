@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, IntegerField, Q, Sum, Value, When
 from django.utils import timezone
 
 from accounts import sealing
 from accounts.errors import Conflict, FlowError, Invalid, NotFound
-from clusters import cycle, scheduling, words
+from clusters import canaries, cycle, images, scheduling, watch, words
 from clusters.models import (
+    CONTAINERS,
     Cluster,
     ClusterNode,
     Dependency,
@@ -29,19 +33,32 @@ from organizations import quotas, rls
 from organizations.audit import record
 from organizations.models import Membership, Organization
 from organizations.naming import unique
-from training.models import TrainedModel
+from training import named
+from training.actions import start_job
+from training.models import TrainedModel, TrainingJob
+from training.offers import Ask
 from workers.actions import open_stream
 from workers.models import Worker, emit
 
+log = logging.getLogger(__name__)
+
 MOST_REPLICAS = 100
+JUDGED = timedelta(minutes=10)  # of a canary's requests
 CANARY_PERCENT = 10  # where no share was said
 MOST_VARIABLES, MOST_ENV_BYTES = 100, 32 * 1024
 # Variables that would change how our own code in the process starts.
 KEPT_NAMES = ("FLOWML", "PYTHON", "LD_", "PATH", "HOME", "TMPDIR")
-CONTAINERS = (
-    "Containers can't be deployed yet: only models can, as processes on your nodes. "
-    "Give a model in place of docker_image."
+NO_CONTAINERS = (
+    "Containers can't be deployed yet: the operator allows no registry of images "
+    "(FLOWML_CONTAINER_REGISTRIES). Models can be."
 )
+
+
+class Follower(NamedTuple):
+    """In whose name a deployment follows an alias: nobody's, but within its organization."""
+
+    organization: Organization
+    name: str
 
 
 class Impossible(Invalid):
@@ -216,6 +233,7 @@ def deploy(
     name: str,
     cluster: UUID | None = None,
     model: UUID | None = None,
+    follows: str = "",
     docker_image: str = "",
     needs: Resources,
     priority: int = Priority.MEDIUM,
@@ -241,8 +259,10 @@ def deploy(
         organization=home, cluster=where, name=name, ram_mib=needs.ram_mib,
         cpu_millis=needs.cpu_millis, gpus=needs.gpus, priority=priority, preemptible=preemptible,
         spread=spread, replicas=replicas, timeout_s=timeout_s, max_in_flight=max_in_flight,
-        samples=samples, drift_threshold=drift_threshold, created_by=by.author,
+        samples=samples, drift_threshold=drift_threshold, created_by=by.author, follows=follows,
     )  # fmt: skip
+    if follows:
+        model = _followed(home, follows, other=model or docker_image)
     revision = _revision(by, model, docker_image, env or {}, port, health_path)
     refuse_impossible(where, needs, revision.labels)
     needed = _dependencies(home, depends_on)
@@ -258,6 +278,17 @@ def deploy(
     return made
 
 
+def _followed(home: Organization, follows: str, *, other: object = None) -> UUID:
+    """The model that a name or an alias means now. Raises Invalid, NotFound, Conflict."""
+    if other:
+        sentence = "Give a model, an image or an alias to follow: one of them."
+        raise Invalid(sentence, errors={"follows": [sentence]})
+    version = named.find(home, follows)
+    if version.model_id is None:
+        raise Conflict(f"{follows} has no model.")
+    return UUID(str(version.model_id))
+
+
 def _told(one: Deployment) -> dict[str, Any]:
     return {
         "cluster": one.cluster.name,
@@ -269,7 +300,7 @@ def _told(one: Deployment) -> dict[str, Any]:
 
 
 def _revision(
-    by: Membership,
+    by: Membership | Follower,
     model: UUID | None,
     image: str,
     env: Mapping[str, str],
@@ -277,9 +308,22 @@ def _revision(
     health_path: str,
 ) -> Revision:
     if image:
-        raise Invalid(CONTAINERS, code="no-containers", errors={"docker_image": [CONTAINERS]})
+        allowed = _allowed(image)
+        if model is not None:
+            sentence = "Give a model or an image, not both."
+            raise Invalid(sentence, errors={"docker_image": [sentence]})
+        _check_env(env, ("FLOWML",))
+        return Revision(
+            image=str(allowed),
+            env_sealed=sealing.seal(dict(env)) if env else "",
+            env_names=sorted(env),
+            port=port,
+            health_path=health_path,
+            engines=[CONTAINERS],
+            made_by=by.name[:160],
+        )
     if model is None:
-        sentence = "Say which model to deploy."
+        sentence = "Say which model to deploy, or which docker_image."
         raise Invalid(sentence, errors={"model": [sentence]})
     found = (
         TrainedModel.objects.of(by.organization).select_related("artifact").filter(pk=model).first()
@@ -290,7 +334,7 @@ def _revision(
     if not found.is_usable or any(part.artifact is None for part in parts):
         sentence = "This model can't predict, so it can't be deployed."
         raise Invalid(sentence, errors={"model": [sentence]})
-    _check_env(env)
+    _check_env(env, KEPT_NAMES)
     return Revision(
         model=found,
         env_sealed=sealing.seal(dict(env)) if env else "",
@@ -303,12 +347,30 @@ def _revision(
     )
 
 
-def _check_env(env: Mapping[str, str]) -> None:
+def _allowed(image: str) -> images.Image:
+    """The image of that name, if the operator lets it run. Raises Invalid."""
+    registries = settings.CONTAINER_REGISTRIES
+    if not registries:
+        raise Invalid(NO_CONTAINERS, code="no-containers", errors={"docker_image": [NO_CONTAINERS]})
+    try:
+        found = images.parse(image)
+    except ValueError as problem:
+        raise Invalid(str(problem), errors={"docker_image": [str(problem)]}) from None
+    if not images.is_allowed(found, registries):
+        sentence = (
+            f"Images of {found.registry}/{found.path} may not run here. The operator allows: "
+            f"{', '.join(registries)}."
+        )
+        raise Invalid(sentence, code="registry-not-allowed", errors={"docker_image": [sentence]})
+    return found
+
+
+def _check_env(env: Mapping[str, str], kept: tuple[str, ...]) -> None:
     problem = ""
     for name in env:
         if not (name.isascii() and name.isidentifier()):
             problem = f"{name[:40]!r} is no name of a variable: letters, digits and underscores."
-        elif name.upper().startswith(KEPT_NAMES):
+        elif name.upper().startswith(kept):
             problem = f"{name[:40]} is set by FlowML itself."
         elif "\0" in env[name]:
             problem = f"The value of {name[:40]} holds a zero byte."
@@ -347,7 +409,8 @@ def refuse_impossible(cluster: Cluster, needs: Resources, labels: frozenset[str]
     if not good:
         sentence = words.reason({"code": "labels", "names": sorted(labels)})
         sentence = sentence.replace(" that is online", "")
-        raise Impossible(sentence, errors={"model": [sentence]})
+        field = "docker_image" if CONTAINERS in labels else "model"
+        raise Impossible(sentence, errors={field: [sentence]})
     lacks = scheduling.impossible(needs, good, cluster.limit)
     if lacks is not None:
         sentence = (
@@ -434,11 +497,14 @@ def change(
     needs: Resources | None = None,
     depends_on: Sequence[UUID] | None = None,
     canary: Mapping[str, Any] | None = None,
+    follows: str | None = None,
     **revision: Any,
 ) -> Deployment:
     """Scale it, change its urgency, or give it a new revision (model, env, port, health_path).
 
     ``canary`` {model, percent, shadow} tries another model beside it, or changes that one's share.
+    ``follows`` is a name or an alias whose model it runs from now on; "" ends that, as does a model
+    of its own.
 
     A new revision's replicas come up beside the old ones, which stop as they answer. What it needs
     changes only while it is stopped. Raises as ``deploy`` does.
@@ -476,6 +542,16 @@ def change(
                 ignore_conflicts=True,
             )
             changes["depends_on"] = [other.name for other in needed]
+        if follows:
+            other = revision.get("model") or revision.get("docker_image")
+            wanted = _followed(stored.organization, follows, other=other)
+            if stored.revision is None or stored.revision.model_id != wanted:
+                revision["model"] = wanted
+        elif revision.get("model") or revision.get("docker_image"):
+            follows = ""
+        if follows is not None and follows != stored.follows:
+            changes |= {"follows": follows or "nothing"}
+            _follow(stored, follows)
         if revision:
             changes |= _revise(by, stored, **revision)
         if canary is not None:
@@ -489,25 +565,134 @@ def change(
     return stored
 
 
+def _follow(stored: Deployment, follows: str) -> None:
+    stored.follows, stored.not_followed = follows, {}
+    stored.save(update_fields=["follows", "not_followed"])
+
+
+def follow_all() -> None:
+    """Let every deployment that follows an alias run the model that this means now.
+
+    What can't be run is tried once, and told with an event.
+    """
+    following = Deployment.objects.there().exclude(follows="")
+    for one in following.select_related("organization", "revision"):
+        try:
+            _keep_up(one)
+        except FlowError as refusal:
+            log.warning(
+                "an alias is not followed", extra={"deployment": str(one.pk), "why": str(refusal)}
+            )
+
+
+def _keep_up(one: Deployment) -> None:
+    home = one.organization
+    try:
+        model = _followed(home, one.follows)
+    except FlowError as refusal:  # the alias is gone, or means what can't be used: it runs on
+        _not_followed(one, "", refusal.detail)
+        return
+    if one.revision is not None and one.revision.model_id == model:
+        if one.not_followed:
+            Deployment.objects.filter(pk=one.pk).update(not_followed={})
+        return
+    if one.not_followed.get("model") == str(model):
+        return
+    by = Follower(home, one.follows)
+    try:
+        with _held(one) as stored:
+            if stored.follows != one.follows:
+                return
+            changes = _revise(by, stored, model=model)
+            assert stored.revision is not None
+            refuse_impossible(stored.cluster, stored.needs, stored.revision.labels)
+            told = {key: str(value) for key, value in changes.items()}
+            emit(stored.topic, "deployment.changed", {"by": by.name, "changes": told})
+            record("deployment.changed", stored, organization=home, by=by.name, changes=changes)
+    except FlowError as refusal:
+        _not_followed(one, str(model), refusal.detail)
+
+
+def _not_followed(one: Deployment, model: str, why: str) -> None:
+    told = {"model": model, "why": why}
+    if one.not_followed == told:
+        return
+    with transaction.atomic():
+        Deployment.objects.filter(pk=one.pk).update(not_followed=told)
+        emit(one.topic, "deployment.alias-not-followed", {"alias": one.follows, "why": why})
+
+
+def retrain(by: Membership, one: Deployment) -> TrainingJob:
+    """Train what it runs again, as it was trained, on the newest version of the data set.
+
+    Raises Conflict without a training to repeat or while one runs, and as ``start_job`` does.
+    """
+    model = one.revision.model if one.revision else None
+    if model is None:
+        raise Conflict(f"{one} runs no model that could be trained again.", code="no-training")
+    if one.retraining is not None and one.retraining.state in TrainingJob.ACTIVE:
+        raise Conflict(f"{one} is being trained again already.", code="retraining")
+    asked = dict(model.job.request)
+    dataset = asked.pop("dataset", None)
+    if model.job.dataset_version is None or dataset is None:
+        raise Conflict("The data set that it was trained on is gone.", code="no-training")
+    asks = [Ask(**ask) for ask in asked.pop("asks", ())]
+    asked |= {"version": None, "name": f"{one.name}, again"[:160]}
+    with transaction.atomic():
+        job = start_job(by, UUID(str(dataset)), asks=asks, **asked)
+        Deployment.objects.filter(pk=one.pk).update(retraining=job)
+        told = {"by": by.name, "job": str(job.pk)}
+        emit(one.topic, "deployment.retraining", told)
+        record("deployment.retrained", one, by=by, changes={"job": job.pk})
+    return job
+
+
+def judge_canaries() -> None:
+    """Let canaries go that have shown that they are worse than what runs beside them."""
+    tried = Deployment.objects.there().filter(canary__isnull=False, is_started=True)
+    for one in tried.select_related("canary", "revision", "cluster", "organization"):
+        if one.canary is None or one.revision is None:
+            continue
+        asked = watch.failures(one, timezone.now() - JUDGED)
+        nobody = canaries.Asked(0, 0)
+        why = canaries.why_abandon(
+            int(one.canary_is.get("failures") or 0),
+            str(one.canary_is.get("error") or ""),
+            asked.get(one.canary.number, nobody),
+            asked.get(one.revision.number, nobody),
+        )
+        if why:
+            try:
+                abandon("FlowML", one, why=why, number=one.canary.number)
+            except NoCanary:
+                pass  # somebody was quicker
+
+
 def _try_canary(
     by: Membership,
     stored: Deployment,
     *,
     model: UUID | None = None,
+    docker_image: str = "",
     percent: int | None = None,
     shadow: bool | None = None,
 ) -> dict[str, Any]:
     """Begin one, or change its share. Raises Invalid without a model where there is none yet."""
     current, tried = stored.revision, stored.canary
     assert current is not None
-    if tried is None and model is None:
+    image = str(_allowed(docker_image)) if docker_image else ""
+    if tried is None and model is None and not image:
         sentence = "Say which model to try."
         raise Invalid(sentence, errors={"canary": [sentence]})
-    if model is not None and (tried is None or tried.model_id != model):
-        if model == current.model_id:
-            sentence = "This model runs already: try another one."
+    is_other = tried is None or (tried.model_id, tried.image) != (model, image)
+    if (model is not None or image) and is_other:
+        if (model, image) == (current.model_id, current.image):
+            sentence = "This runs already: try another one."
             raise Invalid(sentence, errors={"canary": [sentence]})
-        tried = _revision(by, model, "", current.env, current.port, current.health_path)
+        if bool(image) != bool(current.image):
+            sentence = "A model is tried beside a model, and an image beside an image."
+            raise Invalid(sentence, errors={"canary": [sentence]})
+        tried = _revision(by, model, image, current.env, current.port, current.health_path)
         refuse_impossible(stored.cluster, stored.needs, tried.labels)
         _number(stored, tried)
         stored.canary, stored.canary_is = tried, {}
@@ -515,6 +700,9 @@ def _try_canary(
     if percent is not None:
         stored.canary_percent = percent
     if shadow is not None:
+        if shadow and current.image:
+            sentence = "Containers have no shadows: asking them twice may do something twice."
+            raise Invalid(sentence, errors={"canary": [sentence]})
         stored.canary_is_shadow = shadow
     stored.save(update_fields=["canary", "canary_is", "canary_percent", "canary_is_shadow"])
     assert tried is not None
@@ -529,6 +717,8 @@ def promote(by: Membership, one: Deployment) -> Deployment:
         tried = _canary_of(stored)
         old = stored.revision.number if stored.revision else 0
         stored.revision = tried
+        if stored.follows:
+            _follow(stored, "")
         _end_canary(stored)
         _fresh_start(stored)
         told = {"revision": tried.number, "from": old}
@@ -537,14 +727,22 @@ def promote(by: Membership, one: Deployment) -> Deployment:
     return stored
 
 
-def abandon(by: Membership, one: Deployment) -> Deployment:
-    """The canary goes, and gets no request any more. Raises NoCanary."""
+def abandon(
+    by: Membership | str, one: Deployment, *, why: str = "", number: int | None = None
+) -> Deployment:
+    """The canary goes, and gets no request any more.
+
+    Raises NoCanary, where ``number`` is given also when the canary is another revision by now.
+    """
     with _held(one) as stored:
         tried = _canary_of(stored)
+        if number is not None and tried.number != number:
+            raise NoCanary(f"The canary of {stored} is another one by now.")
         _end_canary(stored)
-        told = {"canary": f"none: revision {tried.number} was abandoned"}
-        emit(stored.topic, "deployment.changed", {"by": by.name, "changes": told})
-        record("deployment.canary-abandoned", stored, by=by, changes={"revision": tried.number})
+        told = {"by": _name(by), "revision": tried.number, "why": why}
+        emit(stored.topic, "deployment.canary-abandoned", told)
+        changes = {"revision": tried.number, **({"why": why} if why else {})}
+        record("deployment.canary-abandoned", stored, by=by, changes=changes)
     return stored
 
 
@@ -567,16 +765,19 @@ def keep_no_samples(by: Membership, one: Deployment) -> Deployment:
     return change(by, one, samples=False)
 
 
-def _revise(by: Membership, stored: Deployment, **new: Any) -> dict[str, Any]:
+def _revise(by: Membership | Follower, stored: Deployment, **new: Any) -> dict[str, Any]:
     old = stored.revision
     assert old is not None
     env = new.get("env")
+    model, image = new.get("model"), new.get("docker_image") or ""
+    if not model and not image:
+        model, image = old.model_id, old.image
     _add_revision(
         stored,
         _revision(
             by,
-            new["model"] if new.get("model") else old.model_id,
-            new.get("docker_image") or "",
+            model,
+            image,
             old.env if env is None else env,
             new.get("port") or old.port,
             new.get("health_path") or old.health_path,
@@ -605,6 +806,8 @@ def roll_back(by: Membership, one: Deployment, number: int | None = None) -> Dep
         refuse_impossible(stored.cluster, stored.needs, found.labels)
         stored.revision = found
         stored.save(update_fields=["revision"])
+        if stored.follows:
+            _follow(stored, "")  # or the alias would take it forward again at once
         if stored.canary_id == found.pk:
             _end_canary(stored)
         _fresh_start(stored)

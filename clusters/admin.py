@@ -14,6 +14,7 @@ from clusters.models import (
     Dependency,
     Deployment,
     DriftReport,
+    LogLine,
     Outcome,
     Replica,
     Revision,
@@ -130,6 +131,17 @@ class ReplicaAdmin(ReadOnly):
     @display(description="State", ordering="state", label=LABELS)
     def is_now(self, one: Replica) -> str:
         return str(one.state)
+
+
+@admin.register(LogLine)
+class LogLineAdmin(ReadOnly):
+    """Without what was printed: that is the tenant's."""
+
+    list_display = ("deployment", "replica", "revision", "at")
+    list_select_related = ("deployment",)
+    search_fields = ("deployment__name",)
+    date_hierarchy = "at"
+    exclude = ("text",)
 
 
 @admin.register(ServedMinute)

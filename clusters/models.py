@@ -11,13 +11,15 @@ from django.utils import timezone
 from accounts import sealing
 from clusters.scheduling import Resources
 from organizations.models import OrgOwned, OrgQuerySet
-from training.models import TrainedModel
+from training.models import TrainedModel, TrainingJob
 from workers.models import Allocation, Worker
 
 NAME = RegexValidator(
     r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z",
     "Use letters, digits, dots, dashes and underscores, and begin with a letter or a digit.",
 )
+
+CONTAINERS = "containers"  # among what a node must have: Docker or Podman
 
 
 def canary_replicas(replicas: int, percent: int) -> int:
@@ -138,6 +140,16 @@ class Deployment(OrgOwned):
     drift_threshold = models.FloatField(
         default=0.2, help_text="A column whose PSI is past it has drifted: see clusters/drift.py."
     )
+    follows = models.CharField(
+        max_length=170, blank=True, help_text="The name, or name@alias, whose model it runs."
+    )
+    not_followed = models.JSONField(
+        default=dict, blank=True, help_text="The model that it could not become, and why."
+    )
+    retraining = models.ForeignKey(
+        TrainingJob, models.SET_NULL, null=True, blank=True, related_name="+",
+        help_text="The last training that was started here, on newer data.",
+    )  # fmt: skip
     deleted_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
@@ -347,6 +359,24 @@ class Replica(OrgOwned):
         return f"{self.deployment} #{self.number}, placement {self.generation}"
 
 
+class LogLine(models.Model):
+    """A line that a replica has printed. The newest of a deployment are kept."""
+
+    deployment = models.ForeignKey(Deployment, models.CASCADE, related_name="log_lines")
+    replica = models.PositiveSmallIntegerField(help_text="Its number.")
+    generation = models.PositiveIntegerField(help_text="Of its placement.")
+    revision = models.PositiveIntegerField()
+    at = models.DateTimeField()
+    text = models.TextField()
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "-id"]
+        indexes: ClassVar = [models.Index(fields=["deployment", "-id"], name="log_line_newest")]
+
+    def __str__(self) -> str:
+        return self.text[:80]
+
+
 class ServedMinute(models.Model):
     """What a deployment was asked in one minute, by revision; 0: when none answered."""
 
@@ -356,6 +386,9 @@ class ServedMinute(models.Model):
     requests = models.PositiveIntegerField(help_text="All of them.")
     refused = models.PositiveIntegerField(default=0, help_text="Of these with a status of 4xx.")
     errors = models.PositiveIntegerField(default=0, help_text="Of these with a status of 5xx.")
+    failed = models.PositiveIntegerField(
+        default=0, help_text="Times that a replica could not answer: others were asked then."
+    )
     rows = models.PositiveBigIntegerField(default=0, help_text="Predicted.")
     compared = models.PositiveBigIntegerField(
         default=0, help_text="Rows that a shadow predicted as well."

@@ -7,12 +7,21 @@ again.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
+
 from accounts.errors import NotFound
-from clusters.models import Replica
+from clusters import images
+from clusters.models import LogLine, Replica
 from workers.models import Worker
+
+KEPT_LINES = 5000  # of a deployment's log
+LAST_WORDS = timedelta(minutes=2)  # what a replica printed may arrive after its end
 
 _SAID = """
 WITH free AS (
@@ -77,14 +86,12 @@ def what_to_run(node: Worker, replica: UUID) -> dict[str, Any]:
     if found is None or not found.has_room:
         raise NotFound("This replica is not for this node, or not any more.")
     deployment, revision = found.deployment, found.revision
-    return {
+    told = {
         "replica": str(found.pk),
         "generation": found.generation,
         "deployment": str(deployment.pk),
         "name": deployment.name,
         "organization": str(deployment.organization_id),
-        "runtime": "process",
-        "models": [what_is(model) for model in parts_of(revision.model)],
         "limits": {
             "ram_mib": deployment.ram_mib,
             "cpu_millis": deployment.cpu_millis,
@@ -92,6 +99,46 @@ def what_to_run(node: Worker, replica: UUID) -> dict[str, Any]:
         },
         "env": revision.env,
     }
+    if not revision.image:
+        models = [what_is(model) for model in parts_of(revision.model)]
+        return {**told, "runtime": "process", "models": models}
+    if not images.is_allowed(images.parse(revision.image), settings.CONTAINER_REGISTRIES):
+        raise NotFound("The operator does not allow images of this registry any more.")
+    lines = LogLine.objects.filter(deployment=deployment, generation=found.generation)
+    last = lines.order_by("-id").values_list("at", flat=True).first()
+    return {
+        **told,
+        "runtime": "container",
+        "image": revision.image,
+        "port": revision.port,
+        "health_path": revision.health_path,
+        "logged_until": last.isoformat() if last else "",
+    }
+
+
+def take_log(
+    node: Worker, replica: UUID, generation: int, lines: Sequence[tuple[datetime, str]]
+) -> None:
+    """Keep what a replica of the node has printed. Raises NotFound for any other."""
+    still = Q(ended_at__isnull=True) | Q(ended_at__gte=timezone.now() - LAST_WORDS)
+    found = (
+        Replica.objects.select_related("revision")
+        .filter(still, pk=replica, node=node, generation=generation)
+        .first()
+    )
+    if found is None:
+        raise NotFound("This replica is not for this node, or not any more.")
+    LogLine.objects.bulk_create(
+        LogLine(
+            deployment_id=found.deployment_id, replica=found.number, generation=generation,
+            revision=found.revision.number, at=at, text=text,
+        )
+        for at, text in lines
+    )  # fmt: skip
+    mine = LogLine.objects.filter(deployment=found.deployment_id).order_by("-id")
+    oldest = mine.values_list("id", flat=True)[KEPT_LINES : KEPT_LINES + 1]
+    for pk in oldest:
+        mine.filter(id__lte=pk).delete()
 
 
 def what_is(model: Any) -> dict[str, str]:

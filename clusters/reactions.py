@@ -9,6 +9,7 @@ from clusters.models import (
     Dependency,
     Deployment,
     DriftReport,
+    LogLine,
     Outcome,
     Replica,
     Revision,
@@ -44,6 +45,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     bundle.add_table("dependencies", Dependency.objects.filter(deployment__in=mine.values("pk")))
     bundle.add_table("replicas", Replica.objects.of(home))
     for name, model in (
+        ("log_lines", LogLine),
         ("served_minutes", ServedMinute),
         ("samples", Sample),
         ("drift_reports", DriftReport),

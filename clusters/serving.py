@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from django.http import Http404
 
-from accounts.errors import FlowError, Unavailable
+from accounts.errors import Conflict, FlowError, Unavailable
 from clusters import inflight, watch, words
 from clusters.models import Deployment, Replica
 from clusters.nodes import what_is
@@ -41,7 +41,7 @@ class Place:
     replica: UUID
     number: int
     revision: int
-    model: UUID
+    model: UUID | None  # None: it is a container
     node: Worker
     timeout_s: int  # of its deployment, as are the others
     max_in_flight: int
@@ -49,6 +49,10 @@ class Place:
     is_canary: bool
     percent: int  # of the requests, that the canary answers, or is asked as well
     is_shadow: bool
+
+
+class IsContainer(Conflict):
+    code = "is-a-container"
 
 
 class TooSlow(FlowError):
@@ -94,7 +98,7 @@ def places_of(home: Organization, deployment: UUID) -> list[Place]:
                 one.deployment.canary_id == one.revision_id and one.deployment.canary_is_shadow,
             )
             for one in rows
-            if one.node is not None and one.revision.model_id is not None
+            if one.node is not None and (one.revision.model_id or one.revision.image)
         ]
 
     return _places.get((home.pk, deployment), find)
@@ -111,7 +115,12 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
     try:
         places = places_of(home, deployment)
         if not places:
-            _refuse(home, deployment, {})
+            refuse(home, deployment, {})
+        if places[0].model is None:
+            raise IsContainer(
+                "This deployment runs a container, which is asked over HTTP: "
+                f"/api/deployments/{deployment}/http/…"
+            )
         with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s):
             answer = _predict(home, deployment, places[0].timeout_s, rows)
         status, revision, count = 200, answer["revision"], len(answer["predictions"])
@@ -132,40 +141,47 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
 
 
 def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) -> dict[str, Any]:
-    turn = _turns.setdefault(deployment, itertools.count())
     tried: dict[UUID, str] = {}
     began = time.monotonic()
     until = began + timeout_s
     while True:
         places = [one for one in places_of(home, deployment) if one.replica not in tried]
         if not places and (not tried or time.monotonic() - began > PATIENCE_S):
-            _refuse(home, deployment, tried)
+            refuse(home, deployment, tried)
         if not places:  # those that there were went: others come
             with rls.waiting():
                 time.sleep(AGAIN_S)
             _places.clear()
             continue
-        place = _choose(places, next(turn))
+        place = choose(deployment, places)
         shadow = None if place.is_shadow else _shadow(places)
         try:
             # The only one may just be connecting anew, or be hard to reach where web is busy.
             tries = 1 if len(places) > 1 else serving.PATIENT_TRIES
             return _ask(home, deployment, place, rows, until, tries, shadow)
         except serving.NodeSlow as slow:  # another would be as slow
+            watch.note_failed(deployment, place.revision)
             raise TooSlow(
                 f"The model gave no answer within {timeout_s} s. Send fewer rows at once, add "
                 "replicas if many ask, or raise the deployment's timeout_s."
             ) from slow
         except serving.NodeFailed as failure:
+            watch.note_failed(deployment, place.revision)
             tried[place.replica] = str(failure)
             _places.clear()
 
 
-def _choose(places: Sequence[Place], turn: int) -> Place:
+def forget_places() -> None:
+    """Look anew: one of them has gone."""
+    _places.clear()
+
+
+def choose(deployment: UUID, places: Sequence[Place]) -> Place:
     """Whose turn it is: the canary's by its share, and the others' one after the other.
 
     Whichever side has no replica left that answers, the other takes its requests.
     """
+    turn = next(_turns.setdefault(deployment, itertools.count()))
     canary = [one for one in places if one.is_canary]
     others = [one for one in places if not one.is_canary]
     if canary and others:
@@ -196,7 +212,7 @@ def _ask_shadow(
 
     A model with other columns can't be asked the same. With many waiting the question is dropped.
     """
-    model = serving.servable(home, place.model)
+    model = serving.servable(home, place.model) if place.model else None
     if model is None or [one["name"] for one in model.schema] != [one["name"] for one in schema]:
         return
     if not _shadows_waiting.acquire(blocking=False):
@@ -239,7 +255,7 @@ def _ask(
     tries: int,
     shadow: Place | None = None,
 ) -> dict[str, Any]:
-    model = serving.servable(home, place.model)
+    model = serving.servable(home, place.model) if place.model else None
     if model is None:
         raise serving.NodeFailed("its model is gone")
     try:
@@ -305,7 +321,8 @@ def _ask_for(
     return serving.ask_node(place.node, json.dumps(body, allow_nan=False).encode(), tries, within_s)
 
 
-def _refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:
+def refuse(home: Organization, deployment: UUID, tried: dict[UUID, str]) -> None:
+    """Say why nobody answers. Raises Http404, Unavailable."""
     found = Deployment.objects.of(home).there().filter(pk=deployment).first()
     if found is None:
         raise Http404

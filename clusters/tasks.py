@@ -8,7 +8,7 @@ from celery import shared_task
 from django.db.models import F
 from django.utils import timezone
 
-from clusters import cycle, watch
+from clusters import actions, cycle, watch
 from clusters.models import Cluster, Replica
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,9 @@ def run_cycle(cluster: str) -> None:
 
 @shared_task(name="clusters.tasks.sweep")
 def sweep() -> None:
-    """Every cluster that has something to do gets its cycle, whoever forgot to ask for it."""
+    """Every cluster that has something to do gets its cycle, whoever forgot to ask for it; and
+    deployments keep up with the aliases that they follow."""
+    actions.follow_all()
     for cluster in Cluster.objects.filter(deployments__isnull=False).distinct():
         try:
             cycle.run(cluster.pk)
@@ -37,3 +39,4 @@ def sweep() -> None:
 def flush_watch() -> None:
     """What deployments were asked, and whether it is what they were trained on."""
     watch.flush()
+    actions.judge_canaries()

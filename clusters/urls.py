@@ -15,7 +15,9 @@ urlpatterns = [
     path("deployments/<uuid:deployment>", views.deployment, name="deployment"),
     path("deployments/<uuid:deployment>/live", views.deployment_live, name="live"),
     path("deployments/<uuid:deployment>/watch", views.watched, name="watch"),
+    path("deployments/<uuid:deployment>/logs", views.logs, name="logs"),
     path("deployments/<uuid:deployment>/change", views.change, name="change"),
+    path("deployments/<uuid:deployment>/canary", views.canary, name="canary"),
     *(
         path(f"deployments/<uuid:deployment>/{action}", views.act, {"action": action}, name=action)
         for action in views.DOES

@@ -33,6 +33,7 @@ from workers.models import Event
 
 EVENTS = 30
 ENDED = 5
+LINES = 200
 MODELS = 50
 # A training that is "stopped" ended early; a deployment just doesn't run.
 SHOWN_STATE = {"stopped": "halted"}
@@ -43,6 +44,7 @@ DOES = {
     "rollback": (actions.roll_back, "goes back to the revision before."),
     "promote": (actions.promote, "gives all requests to what was its canary."),
     "abandon": (actions.abandon, "has no canary any more."),
+    "retrain": (actions.retrain, "is being trained again, on the newest data."),
     "forget": (actions.keep_no_samples, "keeps no samples any more."),
 }
 
@@ -267,7 +269,7 @@ def deployments(request: OrgRequest) -> HttpResponse:
 
 _FIELDS = (
     "name", "cluster_id", "model", "required_ram_gb", "required_cpu_cores", "required_gpu_count",
-    "priority", "replicas",
+    "priority", "replicas", "docker_image", "port", "health_path", "follows",
 )  # fmt: skip
 
 
@@ -276,13 +278,18 @@ _FIELDS = (
 def new_deployment(request: OrgRequest) -> HttpResponse:
     home = request.membership.organization
     usual = {"required_ram_gb": "1", "required_cpu_cores": "0.5", "required_gpu_count": "0",
-             "priority": "MEDIUM", "replicas": "1", "preemptible": True}  # fmt: skip
+             "priority": "MEDIUM", "replicas": "1", "preemptible": True, "port": "8080",
+             "health_path": "/health"}  # fmt: skip
     values: dict[str, Any] = {**usual, "model": request.GET.get("model", "")}
     errors: dict[str, Any] = {}
     if request.method == "POST":
         values = {key: request.POST.get(key, "").strip() for key in _FIELDS}
         values |= {key: key in request.POST for key in ("preemptible", "spread")}
-        form = said.NewDeployment(data={k: v for k, v in values.items() if v != ""})
+        values["env"] = request.POST.get("env", "")
+        sent = {k: v for k, v in values.items() if v != ""} | {"env": _variables(values["env"])}
+        if sent.get("follows"):
+            sent.pop("model", None)
+        form = said.NewDeployment(data=sent)
         if form.is_valid():
             needs = form.needs(1024, 500, 0)
             wish = dict(form.validated_data)
@@ -305,7 +312,9 @@ def new_deployment(request: OrgRequest) -> HttpResponse:
         "section": "deployments",
         "values": values,
         "errors": errors,
-        "other_errors": _elsewhere(errors, set(_FIELDS)),
+        "other_errors": _elsewhere(errors, {*_FIELDS, "env"}),
+        "is_container": request.GET.get("what") == "container" or bool(values.get("docker_image")),
+        "registries": settings.CONTAINER_REGISTRIES,
         "models": _models(home, chosen),
         "clusters": [
             {"pk": str(one.pk), "name": one.name, "nodes": one.node_count} for one in clusters
@@ -314,6 +323,12 @@ def new_deployment(request: OrgRequest) -> HttpResponse:
         "may_make_cluster": request.membership.may(Role.ADMIN),
     }
     return render(request, "clusters/new_deployment.html", context, status=400 if errors else 200)
+
+
+def _variables(text: str) -> dict[str, str]:
+    """Of lines NAME=value."""
+    pairs = (line.partition("=") for line in text.splitlines() if line.strip())
+    return {name.strip(): value for name, _, value in pairs}
 
 
 def _model(home: Any, text: str) -> TrainedModel | None:
@@ -344,7 +359,10 @@ def _name_for(model: TrainedModel) -> str:
 def _deployment(request: OrgRequest, deployment: UUID) -> Deployment:
     mine = Deployment.objects.of(request.membership.organization).there()
     found: Deployment = get_object_or_404(
-        mine.select_related("cluster", "revision__model__job", "canary__model"), pk=deployment
+        mine.select_related(
+            "cluster", "revision__model__job", "canary__model", "retraining__best_model"
+        ),
+        pk=deployment,
     )
     found.organization = request.membership.organization
     return found
@@ -368,7 +386,22 @@ def _shown(request: OrgRequest, one: Deployment) -> dict[str, Any]:
         "events": [_told(event) for event in events],
         "revisions": list(one.revisions.select_related("model")[:10]),
         "canary": said.canary(one),
+        "retrained": _retrained(one),
         "may_change": request.membership.may(Role.DEVELOPER),
+    }
+
+
+def _retrained(one: Deployment) -> dict[str, Any] | None:
+    """The last training that was started here, and the model to try if it made a new one."""
+    job = one.retraining
+    if job is None:
+        return None
+    best = job.best_model if job.state == TrainingJob.State.SUCCEEDED else None
+    known = {getattr(each, "model_id", None) for each in (one.revision, one.canary)}
+    return {
+        "job": job,
+        "is_over": job.state not in TrainingJob.ACTIVE,
+        "model": best if best is not None and best.pk not in known else None,
     }
 
 
@@ -391,6 +424,13 @@ def _told(event: Event) -> dict[str, Any]:
         )
     elif what == "no-drift":
         text = "It is asked about values as it was trained on again"
+    elif what == "canary-abandoned":
+        who = data.get("by", "")
+        text = f"{who} abandoned the canary, revision {data.get('revision')}"
+    elif what == "retraining":
+        text = f"{data.get('by', '')} started the same training on the newest data"
+    elif what == "alias-not-followed":
+        text = f"What {data.get('alias', '')} means now can't run here"
     elif what == "stop-asked":
         text = f"{data.get('by', '')} asked it to stop"
     else:
@@ -408,6 +448,7 @@ def deployment(request: OrgRequest, deployment: UUID) -> HttpResponse:
         "after": after,
         "snippet": _snippet(one),
         "priorities": [(level.name, level.label.capitalize()) for level in Priority],
+        "models": _models(request.membership.organization, None) if one.revision else [],
         "dependents": actions.dependents(one),
         "needed": [
             {"pk": edge.needs_id, "name": edge.needs.name}
@@ -423,6 +464,15 @@ def deployment(request: OrgRequest, deployment: UUID) -> HttpResponse:
 def deployment_live(request: OrgRequest, deployment: UUID) -> HttpResponse:
     one = _deployment(request, deployment)
     return render(request, "clusters/_deployment_live.html", _shown(request, one))
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def logs(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    """The last lines that its replicas have printed."""
+    one = _deployment(request, deployment)
+    lines = list(one.log_lines.order_by("-id")[:LINES])[::-1]
+    return render(request, "clusters/_logs.html", {"one": one, "lines": lines})
 
 
 @require_GET
@@ -481,6 +531,11 @@ def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
 
 def _snippet(one: Deployment) -> str:
     """A line of curl that asks it, with a row of the model's columns."""
+    if one.revision is not None and one.revision.image:
+        return (
+            f"curl -s {settings.PUBLIC_URL}/api/deployments/{one.pk}/http"
+            f'{one.revision.health_path} \\\n  -H "Authorization: Bearer $TOKEN"'
+        )
     model = one.revision.model if one.revision else None
     row = typical_row(model) if model is not None else {}
     body = json.dumps({"rows": [row]}, ensure_ascii=False).replace("'", "'\\''")
@@ -506,6 +561,28 @@ def change(request: OrgRequest, deployment: UUID) -> HttpResponse:
         request,
         lambda: actions.change(request.membership, one, **form.validated_data),
         f"{one} is changed.",
+    )
+    return redirect(one)
+
+
+@require_POST
+@org_role(Role.DEVELOPER)
+def canary(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    """Try another model beside it, or change its share of the requests."""
+    one = _deployment(request, deployment)
+    wish = {key: request.POST[key] for key in ("model", "percent") if request.POST.get(key)}
+    form = said.Canary(data={**wish, "shadow": "shadow" in request.POST})
+    if not form.is_valid():
+        messages.error(request, "Choose a model, and 0 to 100 percent of the requests.")
+        return redirect(one)
+    if "model" in wish:
+        get_object_or_404(
+            TrainedModel.objects.of(request.membership.organization), pk=wish["model"]
+        )
+    _try(
+        request,
+        lambda: actions.change(request.membership, one, canary=form.validated_data),
+        f"{one} has a canary.",
     )
     return redirect(one)
 

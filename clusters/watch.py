@@ -22,7 +22,7 @@ import redis
 from django.db import transaction
 from django.utils import timezone
 
-from clusters import drift, outcomes
+from clusters import canaries, drift, outcomes
 from clusters.models import Deployment, DriftReport, Sample, ServedMinute
 from clusters.queue import valkey
 from training.models import TrainedModel
@@ -103,6 +103,20 @@ def note(
             pipe.execute()
     except redis.RedisError as problem:
         log.warning("a request was not noted", extra={"problem": str(problem)})
+
+
+def note_failed(deployment: UUID, revision: int) -> None:
+    """Count a replica that could not answer, whoever answered in its place. Never raises."""
+    minute = int(time.time() // 60)
+    name = f"{deployment}:{minute}"
+    try:
+        with valkey().pipeline(transaction=False) as pipe:
+            pipe.hincrby(_key(name), f"{revision}:failed", 1)
+            pipe.expire(_key(name), KEPT_S)
+            pipe.zadd(MINUTES, {name: minute})
+            pipe.execute()
+    except redis.RedisError as problem:
+        log.warning("a failure was not noted", extra={"problem": str(problem)})
 
 
 def _key(name: str) -> str:
@@ -199,6 +213,7 @@ def _copy_minutes() -> None:
             "requests",
             "refused",
             "errors",
+            "failed",
             "rows",
             "compared",
             "same",
@@ -229,6 +244,7 @@ def _rows(deployment: str, minute: int, fields: Mapping[bytes, bytes]) -> list[S
             requests=counts["n"],
             refused=counts["refused"],
             errors=counts["errors"],
+            failed=counts["failed"],
             rows=counts["rows"],
             compared=counts["compared"],
             same=counts["same"],
@@ -347,6 +363,17 @@ def _compared(model: UUID, samples: Sequence[tuple[Any, Any]]) -> list[drift.Dri
 
 
 # --- For pages and the API -----------------------------------------------------------------------
+
+
+def failures(one: Deployment, since: datetime) -> dict[int, canaries.Asked]:
+    """What each of its revisions was asked, and how often it could not answer."""
+    found: dict[int, canaries.Asked] = {}
+    for row in one.minutes.filter(minute__gte=since).order_by():
+        requests, failed = found.get(row.revision, canaries.Asked(0, 0))
+        found[row.revision] = canaries.Asked(
+            requests + row.requests + row.failed, failed + row.errors + row.failed
+        )
+    return found
 
 
 def served(one: Deployment, hours: int, step_min: int) -> list[dict[str, Any]]:

@@ -42,8 +42,10 @@ def reason(wait: Mapping[str, Any]) -> str:
         case "closed":
             return "No node of the cluster takes anything new: none is online, or all are drained."
         case "labels":
-            engines = [name for name in names if name != "own-node"]
+            engines = [name for name in names if name not in {"own-node", "containers"}]
             what = f"has {_and(engines)}" if engines else ""
+            if "containers" in names:
+                what = "runs containers (it needs Docker or Podman)"
             own = "is your organization's own" if "own-node" in names else ""
             return f"No node of the cluster that is online {_and([x for x in (what, own) if x])}."
         case "limit":

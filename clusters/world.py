@@ -12,7 +12,14 @@ from django.db.models import Q
 from django.utils import timezone
 
 from clusters import scheduling
-from clusters.models import Cluster, Dependency, Deployment, Replica, canary_replicas
+from clusters.models import (
+    CONTAINERS,
+    Cluster,
+    Dependency,
+    Deployment,
+    Replica,
+    canary_replicas,
+)
 from clusters.scheduling import NOTHING, Ending, Resources, Snapshot
 from workers.fairshare import Room
 from workers.models import Allocation, IllegalMove, Pulse, Worker
@@ -42,7 +49,8 @@ def total_of(capabilities: Mapping[str, Any]) -> Resources:
 
 def labels_of(capabilities: Mapping[str, Any], organization: UUID | None) -> frozenset[str]:
     own = [OWN_NODE] if organization else []
-    return frozenset([*capabilities.get("engines", ()), *own])
+    contained = [CONTAINERS] if capabilities.get("containers") else []
+    return frozenset([*capabilities.get("engines", ()), *own, *contained])
 
 
 def silent_before(now: datetime) -> datetime:

@@ -186,12 +186,15 @@ POST    /deployments/new                                        sign    403     
 GET     /deployments/{deployment}                               sign    200     200     200     404
 GET     /deployments/{deployment}/live                          sign    200     200     200     404
 GET     /deployments/{deployment}/watch                         sign    200     200     200     404
+GET     /deployments/{deployment}/logs                          sign    200     200     200     404
 POST    /deployments/{deployment}/change                        sign    403     302     302     404
 POST    /deployments/{deployment}/stop                          sign    403     302     302     404
 POST    /deployments/{deployment}/start                         sign    403     302     302     404
 POST    /deployments/{deployment}/rollback                      sign    403     302     302     404
 POST    /deployments/{deployment}/promote                       sign    403     302     302     404
 POST    /deployments/{deployment}/abandon                       sign    403     302     302     404
+POST    /deployments/{deployment}/canary                        sign    403     302     302     404
+POST    /deployments/{deployment}/retrain                       sign    403     302     302     404
 POST    /deployments/{deployment}/forget                        sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
 
@@ -346,9 +349,11 @@ POST    /api/deployments/{deployment}/start                      401    403     
 POST    /api/deployments/{deployment}/rollback                   401    403     202     202     404
 POST    /api/deployments/{deployment}/promote                    401    403     202     202     404
 POST    /api/deployments/{deployment}/abandon                    401    403     202     202     404
+POST    /api/deployments/{deployment}/retrain                    401    403     202     202     404
 GET     /api/deployments/{deployment}/revisions                  401    200     200     200     404
 GET     /api/deployments/{deployment}/events                     401    200     200     200     404
 GET     /api/deployments/{deployment}/metrics                    401    200     200     200     404
+GET     /api/deployments/{deployment}/logs                       401    200     200     200     404
 GET     /api/deployments/{deployment}/drift                      401    200     200     200     404
 GET     /api/deployments/{deployment}/feedback                   401    200     200     200     404
 POST    /api/deployments/{deployment}/feedback                   401    403     200     200     404
@@ -408,6 +413,7 @@ POST    /api/workers/tasks/{task}/end                           401     403     
 PUT     /api/workers/tasks/{task}/artifacts/model.zip           401     403     201     403
 GET     /api/workers/artifacts/{artifact}                       401     200     200     403
 GET     /api/workers/replicas/{replica}                         401     200     403     403
+POST    /api/workers/replicas/{replica}/log                     401     204     403     403
 """
 
 ELSEWHERE = {
@@ -416,6 +422,9 @@ ELSEWHERE = {
     "api/clusters/": "the list of clusters, as some write its address",
     "api/connections/": "the list of connections, as some write its address",
     "api/deployments/": "the list of deployments, as some write its address",
+    "api/deployments/<uuid:pk>/http": "tokens alone get in: tests/clusters/test_containers.py",
+    "api/deployments/<uuid:pk>/http/": "the same",
+    "api/deployments/<uuid:pk>/http/<path:path>": "the same",
     "api/pipelines/": "the list of pipelines, as some write its address",
     "api/pipelines/<uuid:pk>/runs/": "the list of runs, as some write its address",
     "api/pipelines/<uuid:pk>/runs/<uuid:run>/": "a run, as some write its address",
@@ -652,6 +661,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /deployments/new": lambda world: {
         key: value for key, value in a_deployment(world).items() if key != "depends_on"
     },
+    "POST /deployments/{deployment}/canary": lambda _: {"percent": "30"},
     "POST /deployments/{deployment}/change": lambda _: {"replicas": "2", "priority": "HIGH"},
     "POST /api/clusters": lambda _: {"name": "new"},
     "PATCH /api/clusters/{cluster}": lambda _: {"total_ram_gb": 4},
@@ -896,6 +906,8 @@ def said_by_nodes(row: Row) -> Any:
     if row.address.endswith("register"):
         capabilities = {"cpu": 2, "ram_mib": 4096, "engines": []}
         return {"name": "new", "capabilities": capabilities, "join_token": settings.JOIN_TOKEN}
+    if row.address.endswith("/log"):
+        return {"generation": 1, "lines": [["2026-01-01T00:00:00Z", "hello"]]}
     room = {"slots": 1, "light_slots": 1, "cpu_millis": 2000, "ram_mib": 4096}
     return {"attempt": 1, "events": [], "outcome": "succeeded", "running": [], "room": room}
 

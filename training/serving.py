@@ -378,7 +378,7 @@ def _ask_nodes(nodes: list[Worker], body: bytes) -> Answer:
     raise Unavailable(f"No node could answer with this model ({told}).", code="no-answer")
 
 
-def _post(node: Worker, body: bytes, tries: int, within_s: float) -> tuple[int, bytes]:
+def post(node: Worker, body: bytes, tries: int, within_s: float) -> tuple[int, bytes]:
     """Status and body of the node's answer, by the quickest way there is."""
     path = node.address.removeprefix("unix:")
     if _is_socket_of_ours(path):
@@ -407,7 +407,7 @@ def ask_node(node: Worker, body: bytes, tries: int, within_s: float | None = Non
     """
     within_s = ANSWER_S if within_s is None else within_s
     try:
-        status, raw = _post(node, body, tries, within_s)
+        status, raw = post(node, body, tries, within_s)
         answer = json.loads(raw)
     except TimeoutError:
         raise NodeSlow(f"gave no answer within {within_s:.0f} s") from None

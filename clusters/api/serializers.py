@@ -1,3 +1,4 @@
+from datetime import datetime
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -10,6 +11,7 @@ from clusters.models import (
     Cluster,
     Deployment,
     DriftReport,
+    LogLine,
     Priority,
     Replica,
     Revision,
@@ -176,9 +178,15 @@ class PriorityField(serializers.ChoiceField):
 
 class _What(serializers.Serializer[Any]):
     model = serializers.UUIDField(required=False, help_text="A model of the leaderboard.")
+    follows = serializers.CharField(
+        required=False, max_length=170, allow_blank=True,
+        help_text="In place of a model: a name or name@alias (iris@champion), whose model it runs, "
+        'and whichever that is later. In a PATCH "" ends that.',
+    )  # fmt: skip
     docker_image = serializers.CharField(
-        required=False, max_length=300, allow_blank=True, help_text="Not yet: models alone."
-    )
+        required=False, max_length=300, allow_blank=True,
+        help_text="In place of a model: an image of a registry that the operator allows.",
+    )  # fmt: skip
     env = serializers.DictField(
         child=serializers.CharField(max_length=32 * 1024, allow_blank=True), required=False,
         help_text="Variables of its process. They are kept encrypted, and never shown again.",
@@ -251,6 +259,9 @@ class NewDeployment(_How, _What):
 
 class Canary(serializers.Serializer[Any]):
     model = serializers.UUIDField(required=False, help_text="The one that is to be tried.")
+    docker_image = serializers.CharField(
+        required=False, max_length=300, help_text="Where the deployment runs a container."
+    )
     percent = serializers.IntegerField(
         required=False, min_value=0, max_value=100,
         help_text="Of the requests, that it answers. 10 unless another share is said.",
@@ -270,7 +281,8 @@ class DeploymentChange(_How, _What):
 
 class CanaryShown(serializers.Serializer[Any]):
     revision = serializers.IntegerField()
-    model = serializers.UUIDField()
+    model = serializers.UUIDField(allow_null=True)
+    docker_image = serializers.CharField()
     percent = serializers.IntegerField()
     shadow = serializers.BooleanField()
     ready = serializers.IntegerField(help_text="Its replicas that answer.")
@@ -289,6 +301,7 @@ def canary(one: Deployment) -> dict[str, Any] | None:
     return {
         "revision": tried.number,
         "model": tried.model_id,
+        "docker_image": tried.image,
         "percent": one.canary_percent,
         "shadow": one.canary_is_shadow,
         "ready": known.get("ready", 0),
@@ -381,6 +394,10 @@ class DeploymentFull(DeploymentRow):
     dependents = serializers.SerializerMethodField()
     model = serializers.UUIDField(source="revision.model_id", default=None)
     docker_image = serializers.CharField(source="revision.image", default="")
+    not_followed = serializers.CharField(
+        source="not_followed.why", default="", help_text="Why what it follows does not run."
+    )
+    retraining = serializers.UUIDField(source="retraining_id", help_text="A training job.")
     env = serializers.ListField(source="revision.env_names", default=list)
     port = serializers.IntegerField(source="revision.port", default=None)
     health_path = serializers.CharField(source="revision.health_path", default="")
@@ -390,7 +407,8 @@ class DeploymentFull(DeploymentRow):
 
     class Meta(DeploymentRow.Meta):
         fields = (  # type: ignore[assignment]
-            *DeploymentRow.Meta.fields, "model", "docker_image", "env", "port", "health_path",
+            *DeploymentRow.Meta.fields, "model", "follows", "not_followed", "retraining",
+            "docker_image", "env", "port", "health_path",
             "timeout_s", "max_in_flight", "samples", "drift_threshold", "depends_on",
             "dependents", "placed", "queue_position", "failures", "error", "not_before", "canary",
         )  # fmt: skip
@@ -432,11 +450,40 @@ class Done(DeploymentFull):
         return list(getattr(one, "warnings", []))
 
 
+class Retraining(serializers.Serializer[Any]):
+    job = serializers.UUIDField()
+
+
 class EventShown(serializers.Serializer[Any]):
     seq = serializers.IntegerField()
     at = serializers.DateTimeField()
     type = serializers.CharField()
     data = serializers.DictField()  # type: ignore[assignment]
+
+
+class LogLineShown(serializers.ModelSerializer[LogLine]):
+    class Meta:
+        model = LogLine
+        fields = ("id", "at", "replica", "revision", "text")
+
+
+class Log(serializers.Serializer[Any]):
+    results = LogLineShown(many=True)
+
+
+class Printed(serializers.Serializer[Any]):
+    """What a node says that a replica has printed."""
+
+    generation = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    lines = serializers.ListField(
+        child=serializers.ListField(min_length=2, max_length=2), max_length=1000
+    )
+
+    def validate_lines(self, lines: list[Any]) -> list[tuple[datetime, str]]:
+        when, text = serializers.DateTimeField(), serializers.CharField(
+            allow_blank=True, trim_whitespace=False, max_length=4000
+        )  # fmt: skip
+        return [(when.run_validation(at), text.run_validation(said)) for at, said in lines]
 
 
 class Served(serializers.Serializer[Any]):

@@ -1,21 +1,25 @@
 """Clusters and deployments, for programs; and what nodes ask about their replicas."""
 
 from typing import Any, ClassVar
+from urllib.parse import quote
 from uuid import UUID
 
 from django.db.models import QuerySet
+from django.http import HttpResponse
 from django.urls import reverse
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.authentication import TokenAuthentication
 from accounts.errors import Invalid
-from clusters import actions, outcomes, serving, totals, watch
+from accounts.jwt import JWTAuthentication
+from clusters import actions, forwarding, outcomes, serving, totals, watch
 from clusters.api import serializers as said
 from clusters.models import Cluster, Deployment
-from clusters.nodes import what_to_run
-from organizations.api.base import OrgViewSet
+from clusters.nodes import take_log, what_to_run
+from organizations.api.base import OrgAPIView, OrgViewSet
 from organizations.models import Role
 from training.api.serializers import Rows
 from workers.api.views import NodeView
@@ -126,7 +130,10 @@ class DeploymentFilter(filters.FilterSet):
 
 HOURS = {1: 1, 24: 15, 168: 120}  # and how many minutes a step of their charts is
 DAYS = 30
+METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 _HOURS = OpenApiParameter("hours", int, description="1, 24 or 168.")
+LINES = 500
+_SINCE = OpenApiParameter("after", int, description="Only lines of a higher id.")
 _AFTER = OpenApiParameter("after", int, description="Only events of a higher number.")
 
 
@@ -143,6 +150,7 @@ class DeploymentViewSet(OrgViewSet):
         "drift": Role.VIEWER,
         "outcomes": Role.VIEWER,
         "feedback": Role.DEVELOPER,
+        "logs": Role.VIEWER,
         "create": Role.DEVELOPER,
         "partial_update": Role.DEVELOPER,
         "destroy": Role.DEVELOPER,
@@ -151,6 +159,7 @@ class DeploymentViewSet(OrgViewSet):
         "rollback": Role.DEVELOPER,
         "promote": Role.DEVELOPER,
         "abandon": Role.DEVELOPER,
+        "retrain": Role.DEVELOPER,
         "predict": Role.DEVELOPER,
     }
     serves: ClassVar = {"predict": "deployment", "feedback": "deployment"}
@@ -241,6 +250,15 @@ class DeploymentViewSet(OrgViewSet):
         actions.abandon(self.membership, self._one())
         return self._done()
 
+    @extend_schema(request=None, responses={202: said.Retraining})
+    def retrain(self, request: Request, pk: UUID) -> Response:
+        """Train its model again, as it was, on the newest version of the data set.
+
+        What comes of it can be tried as a canary: PATCH {"canary": {"model": …}}.
+        """
+        job = actions.retrain(self.membership, self._one())
+        return Response(said.Retraining({"job": job.pk}).data, 202)
+
     def _done(self, warnings: Any = ()) -> Response:
         one = self._one()
         one.warnings = list(warnings)  # type: ignore[attr-defined]
@@ -261,6 +279,22 @@ class DeploymentViewSet(OrgViewSet):
         events = Event.objects.filter(stream=self._one().topic, seq__gt=int(after)).order_by("seq")
         page = self.paginate_queryset(events)
         return self.get_paginated_response(said.EventShown(page, many=True).data)
+
+    @extend_schema(parameters=[_SINCE], responses=said.Log, filters=False)
+    def logs(self, request: Request, pk: UUID) -> Response:
+        """What its replicas print, oldest first: the newest 500 lines, or what follows ``after``.
+
+        The newest 5,000 are kept.
+        """
+        after = request.query_params.get("after", "0")
+        if not after.isdecimal() or len(after) > 18:
+            raise Invalid("after is the id of a line.", errors={"after": ["Give a number."]})
+        mine = self._one().log_lines
+        if int(after):
+            lines = list(mine.filter(id__gt=int(after)).order_by("id")[:LINES])
+        else:
+            lines = list(mine.order_by("-id")[:LINES])[::-1]
+        return Response({"results": said.LogLineShown(lines, many=True).data})
 
     @extend_schema(parameters=[_HOURS], responses=said.DeploymentMetrics, filters=False)
     def metrics(self, request: Request, pk: UUID) -> Response:
@@ -323,6 +357,52 @@ class DeploymentViewSet(OrgViewSet):
         if self.action == "list":
             return found
         return found.prefetch_related("dependencies", "dependents")
+
+
+class ContainerView(OrgAPIView):
+    """HTTP of a deployment's container: any method, any path below it.
+
+    Tokens alone get in, no session of a browser: the container's pages are not FlowML's, and must
+    not be shown as if they were.
+    """
+
+    authentication_classes: Any = (TokenAuthentication, JWTAuthentication)
+    parser_classes: Any = ()
+    schema = None  # what it takes and gives is the container's matter
+    roles: ClassVar = dict.fromkeys(METHODS, Role.DEVELOPER)
+    serves: ClassVar = dict.fromkeys(METHODS, "deployment")
+
+    def _forward(self, request: Request, pk: UUID, path: str = "") -> HttpResponse:
+        query = request.META.get("QUERY_STRING", "")
+        asked = forwarding.Asked(
+            str(request.method),
+            "/" + quote(path, safe="/:@!$&'()*+,;=-._~") + (f"?{query}" if query else ""),
+            [*request.headers.items()],
+            request._request.body,
+        )
+        found = forwarding.forward(self.membership.organization, pk, asked)
+        answer = HttpResponse(found.body, status=found.status)
+        del answer["Content-Type"]
+        for name, value in found.headers:
+            answer[name] = value
+        # Whatever opens it shows it in an empty room: no script, no form, no cookie of ours.
+        answer["Content-Security-Policy"] = "sandbox; default-src 'none'"
+        answer["X-Content-Type-Options"] = "nosniff"
+        answer["X-FlowML-Revision"] = str(found.revision)
+        answer["X-FlowML-Replica"] = str(found.replica)
+        return answer
+
+    get = head = post = put = patch = delete = options = _forward  # type: ignore[assignment]
+
+
+class ReplicaLogView(NodeView):
+    """A node hands in what one of its replicas has printed."""
+
+    def post(self, request: Request, replica: UUID) -> Response:
+        form = said.Printed(data=request.data)
+        form.is_valid(raise_exception=True)
+        take_log(self.node, replica, **form.validated_data)
+        return Response(status=204)
 
 
 class ReplicaView(NodeView):

@@ -46,7 +46,9 @@ class FakeWeb:
         self.hide_waiting = False
         self.replicas: dict[str, dict[str, Any]] = {}  # what should run: as the answer names it
         self.specs: dict[str, dict[str, Any]] = {}
+        self.printed: dict[str, list[list[str]]] = defaultdict(list)  # by replica: time and line
         self.refuse_candidates = False
+        self.refuse_checkpoints = False
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner | None = None
@@ -89,6 +91,7 @@ class FakeWeb:
                 web.get("/api/workers/artifacts/{artifact}", self._download),
                 web.post("/api/workers/tasks/{task}/end", self._end),
                 web.get("/api/workers/replicas/{replica}", self._replica),
+                web.post("/api/workers/replicas/{replica}/log", self._take_log),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
@@ -118,6 +121,7 @@ class FakeWeb:
             "inputs": given,
             "limits": {"time_s": 60, "ram_mib": 1024},
             "done": [],
+            "checkpoints": {},
             "spent_s": 0,
             "token": f"{task}:1",
             "lease_s": 10,
@@ -158,6 +162,13 @@ class FakeWeb:
         """The lease is lost: the attempt's writes are refused from now on."""
         self.tasks[task]["attempt"] += 1
         self.tasks[task]["state"] = "lost"
+
+    def give_again(self, task: str) -> None:
+        """The lease of an attempt has run out, and the task waits for its next one."""
+        held = self.tasks[task]
+        held["attempt"] += 1
+        held |= {"state": "queued", "token": f"{task}:{held['attempt']}"}
+        self.queue.append(held)
 
     def of(self, task: str, type: str) -> list[dict[str, Any]]:
         return [event for event in self.events[task] if event["type"] == type]
@@ -238,6 +249,11 @@ class FakeWeb:
             raise problem(404, "not for this node")
         return web.json_response(spec)
 
+    async def _take_log(self, request: web.Request) -> web.Response:
+        self._worker(request)
+        self.printed[request.match_info["replica"]] += (await request.json())["lines"]
+        return web.Response(status=204)
+
     async def _claim(self, request: web.Request) -> web.Response:
         self._worker(request)
         room = (await request.json())["room"]
@@ -275,7 +291,13 @@ class FakeWeb:
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 != request.headers["X-SHA256"]:
             raise problem(400, "hash differs")
+        name = request.match_info["name"]
+        if self.refuse_checkpoints and name.startswith("checkpoint:"):
+            raise problem(413, "no room for checkpoints")
         stored = self.store(content)
+        if name.startswith("checkpoint:"):
+            task = self.tasks[request.match_info["task"]]
+            task["checkpoints"][name.removeprefix("checkpoint:")] = stored
         return web.json_response(stored, status=201)
 
     async def _download(self, request: web.Request) -> web.Response:

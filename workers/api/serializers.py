@@ -30,6 +30,7 @@ class Capabilities(serializers.Serializer[Any]):
         child=serializers.CharField(max_length=200), max_length=200, default=list
     )
     system = serializers.CharField(max_length=200, default="", allow_blank=True)
+    containers = serializers.CharField(max_length=80, default="", allow_blank=True)
 
     def validate_gpus(self, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
         memories = [gpu.get("memory_mib", 0) for gpu in gpus]

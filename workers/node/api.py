@@ -8,7 +8,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,6 +113,14 @@ class Api:
         return await self._json(
             "GET", f"/api/workers/replicas/{quote(replica, safe='')}", None, auth=self._worker()
         )
+
+    async def replica_log(
+        self, replica: str, generation: int, lines: Sequence[tuple[str, str]]
+    ) -> None:
+        """Hand in what a replica has printed: (time, text) of each line."""
+        path = f"/api/workers/replicas/{quote(replica, safe='')}/log"
+        body = {"generation": generation, "lines": [list(line) for line in lines]}
+        await self._json("POST", path, body, auth=self._worker())
 
     async def events(
         self, task: str, attempt: int, token: str, events: list[dict[str, Any]]

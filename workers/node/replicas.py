@@ -1,9 +1,10 @@
 """Replicas of deployments on this node: what should run is told with each heartbeat's answer, and
 made so here; how they are is told with the next heartbeat, again and again.
 
-A replica is model servers of its own, forked from its engine's warm parent with its limits. It is
-asked how it is every few seconds. One that ends, or takes more memory than it may, is reported with
-the reason and not started again: the platform decides when, and where.
+A replica is model servers of its own, forked from its engine's warm parent with its limits, or a
+container. It is asked how it is every few seconds. One that ends, or takes more memory than it may,
+is reported with the reason and not started again: the platform decides when, and where. What it
+prints goes to the log of its deployment.
 """
 
 import asyncio
@@ -11,10 +12,22 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from workers.node.api import Api, Refused, Unauthorized, Unreachable
+from workers.node.containers import (
+    AGAIN_S,
+    PULL_S,
+    START_S,
+    Container,
+    ContainerBroken,
+    Containers,
+    Lines,
+    NoAnswer,
+)
 from workers.node.gpus import Gpus, Need, NoRoom, visible
 from workers.node.parents import EngineBroken, Parents
 from workers.node.serving import Failed, Model, ModelServer, ServerDied, Serving
@@ -27,6 +40,7 @@ ANSWER_S = 30.0  # a replica that does not answer how it is for so long counts a
 LOAD_S = 110.0
 LATE_S = 1.5  # whoever asks web meanwhile may still be sent here
 FETCH_S = 30.0
+TELL_S = 1.0  # between two reports of what replicas print
 
 
 class Broken(Exception):
@@ -43,6 +57,9 @@ class Replica:
         self.why = ""
         self.servers: dict[str, ModelServer] = {}  # by engine
         self.models: dict[str, tuple[str, str]] = {}  # artifact -> engine, folder
+        self.container: Container | None = None
+        self.sick_since: float | None = None
+        self.lines = Lines({})
         self.stop_s: float | None = None  # told to stop, within so many seconds
         self.stopping = asyncio.Event()
         self.busy = 0
@@ -50,6 +67,18 @@ class Replica:
         self.is_free.set()
         self.ram_mib = 0
         self.task: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Somebody waits for its answer."""
+        self.busy += 1
+        self.is_free.clear()
+        try:
+            yield
+        finally:
+            self.busy -= 1
+            if not self.busy:
+                self.is_free.set()
 
     def told(self) -> dict[str, Any]:
         """What the heartbeat reports of it."""
@@ -71,6 +100,7 @@ class Replicas:
         parents: Parents,
         serving: Serving,
         gpus: Gpus,
+        containers: Containers,
         changed: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -78,6 +108,9 @@ class Replicas:
         self._parents = parents
         self._serving = serving
         self._gpus = gpus
+        self._containers = containers
+        self._cleared = False  # containers of an earlier life that nobody wants are gone
+        self._leaving = False  # this process ends, and another takes its place
         self._changed = changed  # there is something to report
         self.all: dict[str, Replica] = {}
 
@@ -88,6 +121,10 @@ class Replicas:
     def wanted(self, told: list[dict[str, Any]]) -> None:
         """Make it so: start what is new, stop what should go, forget what nobody asks about."""
         named = {str(one["replica"]): one for one in told}
+        if not self._cleared:
+            self._cleared = True
+            wanted = [key for key, one in named.items() if one.get("wish") != "stop"]
+            self._clearing = asyncio.create_task(self._containers.forget(wanted))
         for key, one in named.items():
             known = self.all.get(key)
             if one.get("wish") == "stop":
@@ -115,8 +152,9 @@ class Replicas:
             one.stop_s = grace_s
             one.stopping.set()
 
-    async def end(self) -> None:
-        """The node ends: everything does, at once."""
+    async def end(self, *, comes_back: bool = False) -> None:
+        """The node ends: everything does, at once. Containers stay where it ``comes_back``."""
+        self._leaving = comes_back
         for one in self.all.values():
             self._stop(one, 0.0)
         running = [one.task for one in self.all.values() if one.task and not one.task.done()]
@@ -127,6 +165,7 @@ class Replicas:
 
     async def _see_through(self, one: Replica) -> None:
         log.info("replica %s: starting", one.id)
+        telling = asyncio.create_task(self._tell_lines(one))
         try:
             starting = asyncio.create_task(self._load(one))
             stopping = asyncio.create_task(one.stopping.wait())
@@ -150,7 +189,12 @@ class Replicas:
             state, why = "failed", f"The node could not run it: {type(error).__name__}: {error}"
         finally:
             await asyncio.gather(*(server.stop() for server in one.servers.values()))
+            if one.container is not None:
+                stays = self._leaving and one.stopping.is_set()
+                await (one.container.let_go() if stays else one.container.remove())
             self._gpus.give_back(_holder(one))
+            telling.cancel()
+        await self._tell_once(one)  # its last words, before its end
         self._now(one, state, why)
         folder = self._settings.folder / "work" / f"replica-{one.id}"
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -160,22 +204,72 @@ class Replicas:
         log.info("replica %s: %s%s", one.id, state, f" ({why})" if why else "")
         self._changed()
 
-    async def _load(self, one: Replica) -> None:
-        """Fetch its models, start its servers and have them loaded. Raises Broken."""
+    async def _tell_lines(self, one: Replica) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            await self._tell_once(one)
+
+    async def _tell_once(self, one: Replica) -> None:
+        """Send what it has printed to the log of its deployment."""
+        lines = one.lines.give()
+        if not lines:
+            return
         try:
-            async with asyncio.timeout(LOAD_S):
-                await self._load_all(one)
+            await self._api.replica_log(one.id, one.generation, lines)
+        except (Unreachable, Unauthorized):
+            one.lines.put_back(lines)
+        except Refused as error:
+            log.debug("replica %s: nobody keeps what it prints: %s", one.id, error.detail)
+
+    async def _load(self, one: Replica) -> None:
+        """Start what it is, and wait until that can answer. Raises Broken."""
+        spec = await self._spec(one)
+        is_container = spec.get("runtime") == "container"
+        within_s = PULL_S + START_S if is_container else LOAD_S
+        try:
+            async with asyncio.timeout(within_s):
+                await (self._contain(one, spec) if is_container else self._load_all(one, spec))
         except TimeoutError:
-            raise Broken(f"It was not loaded within {LOAD_S:.0f} s.") from None
-        except (Failed, EngineBroken, NoRoom) as error:
+            raise Broken(f"It was not loaded within {within_s:.0f} s.") from None
+        except (Failed, EngineBroken, NoRoom, ContainerBroken) as error:
             raise Broken(str(error)) from error
         except ServerDied:
             raise Broken(await self._last_words(one)) from None
 
-    async def _load_all(self, one: Replica) -> None:
-        spec = await self._spec(one)
+    async def _contain(self, one: Replica, spec: dict[str, Any]) -> None:
+        """Find its container, or make one, and wait until it is healthy. Raises Broken."""
+        one.lines = Lines(spec.get("env") or {})
+        gpus = int(spec["limits"].get("gpus") or 0)
+        devices = await self._gpus.take(_holder(one), Need(gpus)) if gpus else []
+        making = asyncio.create_task(self._containers.run(one.id, spec, devices))
+        try:
+            one.container = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # It is told to stop while the engine is at work: what that makes must not stay.
+            making.add_done_callback(self._undo)
+            raise
+        last = str(spec.get("logged_until") or "")
+        after = datetime.fromisoformat(last) if last and not one.container.is_new else None
+        one.container.follow(one.lines.take, after)
+        began = time.monotonic()
+        while not await one.container.is_healthy():
+            if ended := await one.container.end():
+                raise Broken(ended)
+            if time.monotonic() - began > START_S:
+                raise Broken(
+                    f"It did not become healthy within {START_S:.0f} s: port {spec['port']} must "
+                    f"answer {spec['health_path']} with a status below 400."
+                )
+            await asyncio.sleep(AGAIN_S)
+
+    def _undo(self, made: "asyncio.Task[Container]") -> None:
+        if not made.cancelled() and made.exception() is None:
+            self._undoing = asyncio.create_task(made.result().remove())
+
+    async def _load_all(self, one: Replica, spec: dict[str, Any]) -> None:
         limits = spec.get("limits") or {}
         ram_mib, gpus = int(limits.get("ram_mib") or 0), int(limits.get("gpus") or 0)
+        one.lines = Lines(spec.get("env") or {})
         devices = await self._gpus.take(_holder(one), Need(gpus)) if gpus else []
         models = [Model.read(said) for said in spec["models"]]
         for model in models:
@@ -234,7 +328,7 @@ class Replicas:
             ram_mib=ram_mib,
             network=False,
         )
-        return ModelServer(child, f"{engine} of replica {one.id[:8]}")
+        return ModelServer(child, f"{engine} of replica {one.id[:8]}", told=one.lines.take)
 
     async def _watch(self, one: Replica, stopping: "asyncio.Task[bool]") -> None:
         """Be with it until it is told to stop. Raises Broken when it ends before that."""
@@ -242,6 +336,8 @@ class Replicas:
             await asyncio.wait({stopping}, timeout=CHECK_S)
             if stopping.done():
                 return
+            if one.container is not None:
+                await self._look_at(one, one.container)
             for server in one.servers.values():
                 if server.closed:
                     raise Broken(await self._last_words(one))
@@ -253,6 +349,21 @@ class Replicas:
                     f"It took {used / 1024:.1f} GB of memory and may take {one.ram_mib / 1024:.1f}."
                 )
             await self._ask_how_it_is(one)
+
+    async def _look_at(self, one: Replica, container: Container) -> None:
+        """Raises Broken where it has ended, or was not healthy for long."""
+        try:
+            if ended := await container.end():
+                raise Broken(ended)
+        except ContainerBroken as error:
+            log.warning("replica %s: %s", one.id, error)  # the engine may just be restarting
+            return
+        if await container.is_healthy():
+            one.sick_since = None
+            return
+        one.sick_since = one.sick_since or time.monotonic()
+        if time.monotonic() - one.sick_since > ANSWER_S:
+            raise Broken(f"{container.health_path} did not answer well for {ANSWER_S:.0f} s.")
 
     async def _ask_how_it_is(self, one: Replica) -> None:
         for artifact, (engine, folder) in one.models.items():
@@ -293,6 +404,8 @@ class Replicas:
             await asyncio.wait_for(one.is_free.wait(), max(0.0, until - time.monotonic()))
         except TimeoutError:
             log.warning("replica %s: its time is over while somebody waits", one.id)
+        if one.container is not None and not self._leaving:
+            await one.container.stop(max(0.0, until - time.monotonic()))
         for server in one.servers.values():
             server.hang_up()  # it ends by itself; what does not is killed
         ends = [server.child.exited for server in one.servers.values()]
@@ -310,18 +423,27 @@ class Replicas:
         server = one.servers.get(engine)
         if server is None:
             raise Failed(410, "This replica has another model.", code="replica-gone")
-        one.busy += 1
-        one.is_free.clear()
-        try:
-            return await server.ask({"model": model.artifact, "folder": folder, **ask})
-        except ServerDied:
-            raise Failed(502, "This replica ended before it answered.") from None
-        except TimeoutError:
-            raise Failed(504, "This replica gave no answer in time.") from None
-        finally:
-            one.busy -= 1
-            if not one.busy:
-                one.is_free.set()
+        with one.at_work():
+            try:
+                return await server.ask({"model": model.artifact, "folder": folder, **ask})
+            except ServerDied:
+                raise Failed(502, "This replica ended before it answered.") from None
+            except TimeoutError:
+                raise Failed(504, "This replica gave no answer in time.") from None
+
+    async def forward(self, id: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """The answer of its container to an HTTP request. Raises Failed."""
+        one = self.all.get(id)
+        if one is None or one.state != "running" or one.container is None:
+            raise Failed(410, "This replica is not here any more.", code="replica-gone")
+        with one.at_work():
+            try:
+                return await one.container.forward(asked, float(asked.get("within_s") or ANSWER_S))
+            except NoAnswer as error:
+                code = "broke-off" if error.sent else "replica-gone"
+                raise Failed(502 if error.sent else 410, str(error), code=code) from None
+            except TimeoutError:
+                raise Failed(504, "The container gave no answer in time.") from None
 
 
 def _holder(one: Replica) -> str:

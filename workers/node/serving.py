@@ -74,8 +74,12 @@ class Model(NamedTuple):
 class ModelServer:
     """One model server process, and the requests that wait for its answers."""
 
-    def __init__(self, child: Child, what: str) -> None:
+    def __init__(
+        self, child: Child, what: str, *, told: Callable[[str], None] | None = None
+    ) -> None:
+        """``told`` gets each line that it prints."""
         self.child = child
+        self._told = told
         self.used_at = time.monotonic()
         self._what = what
         self._numbers = itertools.count(1)
@@ -167,6 +171,8 @@ class ModelServer:
         for line in lines:
             self.tail = line.decode(errors="replace")[-500:] or self.tail
             log.info("model server %s: %s", self._what, line.decode(errors="replace")[:2000])
+            if self._told is not None:
+                self._told(line.decode(errors="replace"))
 
     def _close(self) -> None:
         if self.closed:
@@ -180,6 +186,17 @@ class ModelServer:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ServerDied(self._what))
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """A request as JSON. Raises Failed."""
+    try:
+        said = json.loads(body)
+        if said.get("http") or ("columns" in said and "rows" in said):
+            return dict(said)
+    except (ValueError, AttributeError):
+        pass
+    raise Failed(400, 'Send {"model", "columns", "rows"} as JSON.')
 
 
 class Serving:
@@ -200,6 +217,8 @@ class Serving:
         self.register_again = register_again
         # Answers of replicas of deployments, which have model servers of their own.
         self.of_replica: Callable[[str, Model, dict[str, Any]], Awaitable[dict[str, Any]]]
+        # Answers of their containers.
+        self.of_container: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
         self._trusted: dict[Model, Path] = {}
         self._fetching: dict[Model, asyncio.Task[Path]] = {}
         self._servers: dict[tuple[str, str], ModelServer] = {}
@@ -263,7 +282,11 @@ class Serving:
         """Status and body of the answer to a prediction request. Never raises."""
         began = time.perf_counter()
         try:
-            answer = await self._answer(request)
+            said = _read(request)
+            if asked := said.get("http"):
+                found = await self.of_container(str(said.get("replica")), asked)
+                return 200, json.dumps(found).encode()
+            answer = await self._answer(said)
         except Failed as problem:
             return problem.status, json.dumps(problem.body).encode()
         except Exception as error:
@@ -279,12 +302,8 @@ class Serving:
         }
         return 200, json.dumps(body).encode()
 
-    async def _answer(self, body: bytes) -> dict[str, Any]:
-        try:
-            said = json.loads(body)
-            columns, rows = said["columns"], said["rows"]
-        except (ValueError, KeyError, TypeError):
-            raise Failed(400, 'Send {"model", "columns", "rows"} as JSON.') from None
+    async def _answer(self, said: dict[str, Any]) -> dict[str, Any]:
+        columns, rows = said["columns"], said["rows"]
         model = Model.read(said.get("model"))
         if replica := said.get("replica"):
             ask = {"columns": columns, "rows": rows}

@@ -40,6 +40,10 @@ class Settings:
     model_server_mib: int = 2048
     poll: bool = False  # ask web for work and listen to no broker
     use_gpu: bool = True
+    # Where Docker or Podman answers (a URL); empty: at the usual places; off: nowhere.
+    containers: str = ""
+    # The network that containers get; empty: one of each organization's own.
+    container_network: str = ""
 
     @property
     def socket_path(self) -> Path:
@@ -70,6 +74,7 @@ class Settings:
                 "LC_ALL",
                 "TZ",
                 "FLOWML_TEST_HANDLERS",
+                "FLOWML_WEIGHTS",
                 "LD_LIBRARY_PATH",
             )
             if key in os.environ
@@ -139,6 +144,8 @@ def read(env: Mapping[str, str], cores: int, **flags: object) -> Settings:
         model_server_mib=int(env.get("FLOWML_MODEL_SERVER_MIB") or 2048),
         poll=_yes_or_no(env.get("FLOWML_POLL"), "FLOWML_POLL", usually=False),
         use_gpu=use_gpu,
+        containers=(env.get("FLOWML_CONTAINERS") or "").strip(),
+        container_network=(env.get("FLOWML_CONTAINER_NETWORK") or "").strip(),
     )
 
 

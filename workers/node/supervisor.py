@@ -18,6 +18,7 @@ from workers.node.api import Api, Gone, Refused, Unauthorized, Unreachable, back
 from workers.node.attempt import Attempt
 from workers.node.bell import Bell
 from workers.node.cache import trim
+from workers.node.containers import Containers
 from workers.node.delivery import recover
 from workers.node.gpus import Gpus
 from workers.node.parents import EngineBroken, Parents
@@ -57,10 +58,13 @@ class Supervisor:
         self.recovering: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.bell = Bell(settings, self._on_bell)
         self.serving = Serving(settings, self.api, self.parents, self.register_again)
+        self.containers = Containers(settings)
         self.replicas = Replicas(
-            settings, self.api, self.parents, self.serving, self.gpus, self._beat_soon
-        )
+            settings, self.api, self.parents, self.serving, self.gpus, self.containers,
+            self._beat_soon,
+        )  # fmt: skip
         self.serving.of_replica = self.replicas.answer
+        self.serving.of_container = self.replicas.forward
         self.relay = Relay(self.api, self.serving.answer, self._beat_soon)
         self.engines: list[str] = []
         self.heartbeat_s = 5.0
@@ -104,6 +108,7 @@ class Supervisor:
             self.settings.engines,
             folder,
         )
+        self._capabilities["containers"] = await asyncio.to_thread(self.containers.open)
         self.engines = list(self._capabilities["engines"])
         log.info(
             "node %s: %d cores, %d MiB, engines: %s",
@@ -513,7 +518,7 @@ class Supervisor:
         for task in list(self._runs):
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
-        await self.replicas.end()
+        await self.replicas.end(comes_back=self._status == RESTART)
         await self.serving.stop()
         await self.parents.stop()
         await asyncio.to_thread(procs.kill_marked, self.settings.mark)
