@@ -89,6 +89,7 @@ def _message(type: str, data: dict[str, Any]) -> str:
             more = f"{data.get('by', '')}: {', '.join(data.get('steps', []))}."
         return f"{_SAYS[type]} {more}".strip()
     said = data.get("message") or data.get("text") or data.get("line")
+    said = said or "\n".join(map(str, data.get("lines") or ()))
     if said:
         return str(said)
     if type.startswith("task."):

@@ -93,7 +93,7 @@ def start(
         return {"key": key, "stage": "upload", "params": params, "retries": 2}
 
     def run(key: str, command: str, *after: str) -> dict[str, Any]:
-        params = {"connection": machine, "command": command, "folder": folder}
+        params: dict[str, Any] = {"connection": machine, "command": command, "folder": folder}
         params["time_limit_s"] = time_limit_s
         return {"key": key, "stage": "remote", "params": params, "after": list(after)}
 
@@ -173,7 +173,7 @@ def _check(
 
 def _as_before(by: Membership, experiment: UUID | None) -> dict[str, Any]:
     """The settings of an earlier training. Raises NotFound."""
-    job = TrainingJob.objects.of(by.organization).filter(pk=experiment).first()
+    job = TrainingJob.objects.of(by.organization).filter(pk=str(experiment)).first()
     if job is None:
         raise NotFound(
             "There is no training with this id.",

@@ -15,8 +15,15 @@ from organizations.models import Role
 from pipelines import connecting, kinds
 from pipelines.models import NAME, Connection
 
-_SETTINGS = "postgres: host, port, database, user, sslmode. duckdb: none."
-_SECRETS = "postgres: password. They are kept encrypted, and never shown again."
+_SETTINGS = (
+    "postgres: host, port, database, user, sslmode. duckdb: none. ssh: host, port, user, host_key, "
+    "folder. s3: host, port, bucket, region, folder, tls. hdfs: host, port, user, folder, tls. "
+    "local: folder. These four: chunk_mib, workers, retries, verify, too."
+)
+_SECRETS = (
+    "postgres: password. ssh: private_key, passphrase. s3: access_key, secret_key. hdfs: token. "
+    "They are kept encrypted, and never shown again."
+)
 
 
 class NewConnection(serializers.Serializer[Any]):

@@ -44,6 +44,8 @@ def opened(task: Mapping[str, Any]) -> tuple[Place, Rules]:
         place = connector("local").Folder(settings, roots, programs=programs)
     elif kind == "s3":
         place = connector("s3").Bucket(settings, secrets, rules)
+    elif kind == "hdfs":
+        place = connector("hdfs").Hdfs(settings, secrets, rules)
     else:
         raise WorkError(
             f'A connection of the kind "{kind}" keeps no files that FlowML can reach.',
@@ -58,6 +60,8 @@ def wait_for(work: Callable[[], Awaitable[T]]) -> T:
     """What ``work`` gives, with what can't be waited for any longer told in a sentence."""
     try:
         return asyncio.run(_one(work))
+    except KeyError as error:
+        raise WorkError(f"It is not there: {error.args[0]}", code="no-file") from None
     except (Away, Damaged) as error:
         text = str(error)
         raise WorkError(f"{text[:1].upper()}{text[1:]}", code="away") from None

@@ -88,7 +88,7 @@ def test_the_embedded_warehouse_needs_nothing(api):
 @pytest.mark.parametrize(
     ("change", "field", "said"),
     [
-        ({"kind": "hdfs"}, "kind", "not a valid choice"),
+        ({"kind": "oracle"}, "kind", "not a valid choice"),
         ({"name": "a/b"}, "name", "letters"),
         ({"settings": {"host": "warehouse.example.org"}}, "settings.database", "needed"),
         ({"settings": {**HOST, "port": 6543}}, "settings.host", "FLOWML_REACH"),
