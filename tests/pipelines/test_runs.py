@@ -310,6 +310,23 @@ def test_a_deployment_gets_the_model_that_won(by: Membership) -> None:
     assert "no deployment 'x'" in failed.why
 
 
+def test_columns_that_went_since_the_training_are_named(by: Membership, node: make.Node) -> None:
+    make.version(by)
+    model = trained(node, begun(by, TRAIN))
+    make.version(by, make.flowers().drop("petal_cm", "colour"), name="today")
+    piping.connection(by, "house")
+    write = {"connection": "house", "data": "$score", "table": "scores"}
+    params = {"model": str(model.pk), "data": "today", "dataset": "scored"}
+    stages = [
+        {"key": "score", "stage": "score", "params": params},
+        {"key": "write", "stage": "write_back", "params": write},
+    ]
+    home = actions.make(by, name="daily", definition={"stages": stages})
+    run = look(look(actions.start_run(by, home)))
+    assert states(run) == {"score": "failed", "write": "not_run"}
+    assert "lacks columns that the model was trained with: petal_cm, colour." in run.why
+
+
 def test_rows_are_added_to_a_data_set_once_and_to_what_it_is_then(
     by: Membership, node: make.Node, tmp_path: Path
 ) -> None:
