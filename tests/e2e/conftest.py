@@ -24,6 +24,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Started once; a test that hurts it must leave it able to heal."""
     var = tmp_path_factory.mktemp("e2e") / "var"
     os.environ.setdefault("FLOWML_REACH", "localhost:*")  # the warehouses of tests are here
+    os.environ.setdefault("FLOWML_LOCAL_ROOTS", str(tmp_path_factory.mktemp("roots")))
+    os.environ.setdefault("FLOWML_LOCAL_PROGRAMS", "1")
     running = Platform(var, port=free_port())
     running.start()
     yield running
