@@ -8,7 +8,6 @@ from uuid import UUID
 
 from django.conf import settings
 from django.contrib import messages
-from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -18,6 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
 from accounts.pages import tell, tells_problems, wants_json, whole
+from accounts.pagination import Paginator
 from datasets import actions
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion

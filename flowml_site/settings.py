@@ -302,7 +302,7 @@ STORAGES = {
     "staticfiles": {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
         if DEBUG or "test" in sys.argv or os.environ.get("PYTEST_VERSION")
-        else "whitenoise.storage.CompressedManifestStaticFilesStorage",
+        else "flowml_site.statics.StaticFiles",
     },
 }
 STATIC_URL = "/static/"

@@ -8,7 +8,6 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -18,6 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.errors import FlowError, NotFound
 from accounts.models import User
 from accounts.pages import tells_problems
+from accounts.pagination import Paginator
 from organizations import actions, deletion, exports, invites, quotas, service, trail, usage
 from organizations.access import SESSION_KEY, OrgRequest, org_role
 from organizations.files import file_response

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import messages
-from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
+from accounts.pagination import Paginator
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from pipelines import actions, doing, gallery, graph, logs, schedules

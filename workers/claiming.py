@@ -262,7 +262,7 @@ def claim(worker: Worker, said: fairshare.Room) -> Task | None:
     The task's ``more`` says whether asking again at once may bring another.
     """
     with transaction.atomic():
-        node = next(iter(Worker.objects.raw(_NODE, {"node": worker.pk})), None)
+        node: Any = next(iter(Worker.objects.raw(_NODE, {"node": worker.pk})), None)
         if node is None or node.draining or node.restart_asked_at is not None:
             return None
         empty = fairshare.Room.of_empty(node.capabilities, node.concurrency)

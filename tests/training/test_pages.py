@@ -5,7 +5,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from organizations.models import Membership, Role
@@ -129,6 +131,24 @@ def test_a_longer_leaderboard_takes_no_more_queries(
             client.get(url)
         with django_assert_num_queries(6):
             client.get(reverse("training:job-live", args=[job.pk]))
+
+
+def test_what_the_list_adds_to_a_training_is_worked_out_for_its_own_page_alone(
+    developer: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten thousand trainings, the last page took half a second otherwise."""
+    monkeypatch.setattr("training.views.jobs.PER_PAGE", 2)
+    first = make.job(developer)
+    for _ in range(4):
+        make.job(developer, first.dataset_version)
+    newest = list(TrainingJob.objects.order_by("-created_at").values_list("pk", flat=True))
+    with CaptureQueriesContext(connection) as queries:
+        shown = as_(developer).get("/training?page=3").content.decode()
+    assert [pk for pk in newest if str(pk) in shown] == [first.pk]
+    (rows,) = (one["sql"] for one in queries if "OFFSET 4" in one["sql"])
+    skipped = rows[rows.rindex("IN (SELECT") :]
+    assert "OFFSET 4" in skipped
+    assert "workers_task" not in skipped
 
 
 def test_the_list_filters_by_state(developer: Membership, model: TrainedModel) -> None:

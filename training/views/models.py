@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.core.paginator import Paginator
 from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.cache import patch_vary_headers
@@ -15,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
 from accounts.pages import tells_problems
+from accounts.pagination import Paginator
 from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role

@@ -7,13 +7,13 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError, Invalid
 from accounts.pages import tells_problems
+from accounts.pagination import Paginator
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
 from organizations.access import OrgRequest, org_role
