@@ -6,6 +6,7 @@ inference over rows is control's: it asks a node and keeps the answer with the r
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -32,7 +33,7 @@ from organizations.models import Membership, Role, ServiceToken
 from training import actions, catalog, inference, jobtypes, named, offers, roots, serving
 from training.jobrequests import JobRequest
 from training.models import BatchPrediction, TrainedModel
-from training.rows import BadRows, check_rows
+from training.rows import MOST_PICTURE_BYTES, BadRows, check_rows
 from workers import bells
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,8 @@ def infer(
         request={"parameters": chosen},
         created_by=by.author,
     )
+    if asked_for.path is not None or asked_for.row is not None:
+        asked_for = _picture(by, model, asked_for)
     if asked_for.dataset is not None:
         return _infer_all(by, asked, model, asked_for.dataset)
     try:
@@ -233,7 +236,7 @@ def infer(
         raise Invalid(str(bad), code="bad-rows", errors=errors) from None
     asked.request["rows"] = rows
     if (before := _answered_before(asked)) is not None:
-        asked.result, asked.cached = before, True
+        asked.result, asked.cached, asked.request = before, True, _to_keep(asked)
         asked.state, asked.finished_at = State.SUCCEEDED, timezone.now()
         asked.save()
         return asked
@@ -242,6 +245,25 @@ def infer(
         record("inference.started", asked, by=by, changes={"model": model.name})
         transaction.on_commit(lambda: hasten(asked.pk))
     return _waited_for(asked, min(wait_s, MOST_WAIT_S)) if wait_s > 0 else asked
+
+
+def _picture(by: Membership, model: TrainedModel, asked: inference.Asked) -> inference.Asked:
+    """The picture that a request names, as a row of its own. Raises Invalid, NotFound."""
+    if asked.path is not None:
+        file = roots.open_file(asked.path, settings.DATA_ROOTS, by.organization.pk)
+        if file is None:
+            text = "'image_path' names a file under a storage root that the operator allowed."
+            raise NotFound(text, errors={"input_data.image_path": [text]})
+        with file:
+            data = file.read(MOST_PICTURE_BYTES + 1)
+    else:
+        dataset = named.find_dataset(by.organization, asked.dataset or "")
+        version = actions.ready_version(by, dataset.pk)
+        shows = [str(c["name"]) for c in version.columns if c["role"] == "image"]
+        column = next((name for name in shows), "")
+        data, _ = data_actions.picture(version, column=column, row=asked.row or 0)
+    (name,) = [str(column["name"]) for column in model.schema if column["role"] == "image"][:1]
+    return inference.Asked(rows=[{name: base64.b64encode(data).decode("ascii")}])
 
 
 def _model(by: Membership, called: str) -> TrainedModel:
@@ -306,7 +328,7 @@ def answer(pk: UUID) -> None:
         names = [column["name"] for column in model.schema]
         said = serving.ask(model, names, asked.request["rows"])
     except FlowError as refusal:
-        _end(asked, State.FAILED, error=refusal.detail)
+        _end(asked, State.FAILED, error=refusal.detail, request=_to_keep(asked))
         return
     result = {
         "answers": inference.shape(
@@ -314,8 +336,16 @@ def answer(pk: UUID) -> None:
         ),
         "ms": said.ms,
     }
-    _end(asked, State.SUCCEEDED, result=result)
     _remember(asked, result)
+    _end(asked, State.SUCCEEDED, result=result, request=_to_keep(asked))
+
+
+def _to_keep(asked: JobRequest) -> dict[str, Any]:
+    """The request without pictures, which are too large to be kept for ever."""
+    request: dict[str, Any] = asked.request
+    if asked.model and any(column["role"] == "image" for column in asked.model.schema):
+        return request | {"rows": f"{len(request['rows'])} with pictures"}
+    return request
 
 
 def sweep() -> None:

@@ -35,10 +35,13 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Rows by column; or a data set to predict all rows of, by its name or id."""
+    """Rows by column; or a data set to predict all rows of, by its name or id; or a picture: in a
+    row (from 0) of a data set, or in a file under a storage root."""
 
     rows: list[dict[str, Any]] | None = None
     dataset: str | None = None
+    row: int | None = None
+    path: str | None = None
 
 
 def parameters_for(classes: Sequence[str] | None, texts: bool) -> dict[str, Parameter]:
@@ -73,9 +76,18 @@ def read_input(
 
     A row is an object of columns, and several are a list. Text is CSV with a header, or for a model
     with one column the value itself. {"text": …}, {"csv": …} and {"dataset": …} say which it is.
+    A picture is base64 text, or {"dataset": …, "row": 7}, or {"image_path": …}.
     """
     names = [str(column["name"]) for column in columns]
     only = names[0] if len(names) == 1 else None
+    if any(column.get("role") == "image" for column in columns) and isinstance(given, Mapping):
+        dataset, row, path = given.get("dataset"), given.get("row"), given.get("image_path")
+        if set(given) == {"dataset", "row"} and isinstance(dataset, str):
+            if isinstance(row, bool) or not isinstance(row, int) or row < 0:
+                raise _refused("'row' is the number of a row of the data set, from 0.")
+            return Asked(dataset=dataset, row=row)
+        if set(given) == {"image_path"} and isinstance(path, str):
+            return Asked(path=path)
     if isinstance(given, Mapping) and len(given) == 1:
         ((kind, value),) = given.items()
         if kind == "dataset" and "dataset" not in names and isinstance(value, str):

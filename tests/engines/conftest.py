@@ -21,7 +21,7 @@ from training import splits
 
 REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["pycaret", "sklearn"]
-HEAVY = ["autogluon", "flaml", "torch"]  # these belong to `make test-rest`
+HEAVY = ["autogluon", "flaml", "torch", "tensorflow"]  # these belong to `make test-rest`
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
 REFIT = "training.engines.refit:refit"

@@ -1,16 +1,23 @@
 """Training by kind of model, and inference: jobs whose fields do not depend on the engine."""
 
+import base64
+import json
 from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db.models import QuerySet
+from django.http import QueryDict
 from django.urls import reverse
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
+from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.errors import Invalid, TooLarge
+from accounts.parsers import JSONParser
+from datasets.uploads import take
 from organizations.api.base import OrgViewSet
 from organizations.models import Role
 from training import general
@@ -18,6 +25,7 @@ from training.actions import wait_of_job
 from training.api.serializers import Waiting
 from training.api.visualization import PREFER, wait_of
 from training.jobrequests import JobRequest
+from training.rows import MOST_PICTURE_BYTES
 
 
 class TrainingWish(serializers.Serializer[Any]):
@@ -49,7 +57,10 @@ class TrainingWish(serializers.Serializer[Any]):
 class InferenceWish(serializers.Serializer[Any]):
     model_id = serializers.CharField(max_length=200, help_text="An id, a name or name@alias.")
     input_data = serializers.JSONField(
-        help_text="A row, a list of rows, text, CSV text, or {'dataset': its name or id}."
+        required=False,
+        help_text="A row, a list of rows, text, CSV text, or {'dataset': its name or id}. "
+        "Of a picture: base64 text, {'dataset', 'row'} or {'image_path'}; or it comes as the file "
+        "`image` of a form, whose `parameters` are JSON.",
     )
     parameters = serializers.DictField(
         default=dict,
@@ -123,6 +134,14 @@ class AskedJobDetail(AskedJob):
         return dict(Waiting(wait).data) if wait else None
 
 
+def _json(text: object) -> Any:
+    try:
+        return json.loads(str(text))
+    except (ValueError, RecursionError):
+        sentence = "Give the parameters as a JSON object."
+        raise Invalid(sentence, errors={"parameters": [sentence]}) from None
+
+
 class RequestFilter(filters.FilterSet):
     status = filters.MultipleChoiceFilter(choices=JobRequest.State.choices)
 
@@ -133,6 +152,7 @@ class RequestFilter(filters.FilterSet):
 
 @extend_schema(tags=["jobs"])
 class JobRequestViewSet(OrgViewSet):
+    parser_classes = (JSONParser, MultiPartParser)
     roles: ClassVar = {
         "list": Role.VIEWER,
         "retrieve": Role.VIEWER,
@@ -167,9 +187,14 @@ class JobRequestViewSet(OrgViewSet):
     def infer(self, request: Request) -> Response:
         """Ask a model. 200 with the answer where it is there already, or comes within the time that
         ``Prefer: wait=5`` gives; else 202."""
-        form = InferenceWish(data=request.data)
+        given: Any = request.data
+        if isinstance(given, QueryDict):  # a form
+            given = {**given.dict(), "parameters": _json(given.get("parameters") or "{}")}
+            given = {name: given[name] for name in ("model_id", "parameters") if name in given}
+        form = InferenceWish(data=given)
         form.is_valid(raise_exception=True)
-        asked = general.infer(self.membership, **form.validated_data, wait_s=wait_of(request))
+        wish = form.validated_data | self._uploaded(request, "input_data" in form.validated_data)
+        asked = general.infer(self.membership, **wish, wait_s=wait_of(request))
         return self._told(asked, 200 if asked.state == JobRequest.State.SUCCEEDED else 202)
 
     @extend_schema(responses=AskedJob(many=True))
@@ -182,6 +207,20 @@ class JobRequestViewSet(OrgViewSet):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """One job: how far it is, why it waits, and what came of it."""
         return self._told(self.get_object(), 200)
+
+    @staticmethod
+    def _uploaded(request: Request, told: bool) -> dict[str, Any]:
+        """The picture that came as a file, or nothing where the input came as JSON."""
+        picture = take(request, "image") if request.FILES else None
+        if picture is None and not told:
+            sentence = "Give 'input_data', or upload the picture as 'image'."
+            raise Invalid(sentence, errors={"input_data": [sentence]})
+        if picture is None:
+            return {}
+        if (picture.size or 0) > MOST_PICTURE_BYTES:
+            sentence = f"A picture may have {MOST_PICTURE_BYTES >> 20} MiB at most."
+            raise TooLarge(sentence, errors={"image": [sentence]})
+        return {"input_data": base64.b64encode(picture.read()).decode("ascii")}
 
     def _told(self, asked: JobRequest, status: int) -> Response:
         if asked.training is not None:

@@ -569,8 +569,52 @@ TEXT = (
     _text_model("transformer", "Text classifier (transformer)"),
 )
 
+# What classifies pictures by keras.applications: see tensorflow.py.
+
+
+def _keras_model(name: str, title: str, least: int, *more: Parameter) -> Model:
+    return Model(
+        name,
+        title,
+        "network",
+        "scaled",
+        "network",
+        None,
+        (
+            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
+            _int("patience", 5, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
+            _int("batch_size", 16, 2, 512, "pictures per step"),
+            _float(
+                "learning_rate", None, 1e-7, 0.1,
+                "highest step; null: 1e-4 from pretrained weights, else 3e-3", optional=True,
+            ),
+            _float("weight_decay", 1e-4, 0, 1, "penalty"),
+            _float("dropout", 0.2, 0, 0.9, "share left out before the classes"),
+            _int(
+                "size", None, least, 512,
+                "pixels of a picture's side; null: by the data set's pictures", optional=True,
+            ),
+            _bool("shift", True, "whether pictures are moved a little in each pass"),
+            _PRETRAINED,
+            *more,
+        ),
+        reads="image",
+    )  # fmt: skip
+
+
+KERAS = (
+    _keras_model("inception", "Image classifier (Inception)", 75),
+    _keras_model(
+        "mobilenet",
+        "Image classifier (MobileNet)",
+        32,
+        _choice("width", 1.0, (0.25, 0.5, 0.75, 1.0), "share of the usual filters per layer"),
+    ),
+)
+
 # By engine.
 MODELS: dict[str, dict[str, Model]] = {
     "sklearn": {model.name: model for model in SKLEARN},
     "torch": {model.name: model for model in (TABULAR_NETWORK, *TEXT)},
+    "tensorflow": {model.name: model for model in (TABULAR_NETWORK, *KERAS)},
 }
