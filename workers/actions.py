@@ -17,7 +17,7 @@ from accounts.errors import Conflict, TooLarge
 from organizations.models import Organization
 from workers import bells, routing
 from workers.claiming import claim, free
-from workers.files import store_artifact
+from workers.files import CHECKPOINT, store_artifact
 from workers.keys import task_token
 from workers.models import (
     OWN_NODES,
@@ -249,10 +249,32 @@ def claim_answer(task: Task) -> dict[str, Any]:
         "gpus": task.gpus,
         "gpu_ram_mib": task.gpu_ram_mib,
         "done": list(done) if task.attempt > 1 else [],
+        "checkpoints": _checkpoints(task) if task.attempt > 1 else {},
         "spent_s": task.spent_s,
         "token": task_token(task.pk, task.attempt),
         "lease_s": settings.LEASE_S,
         "more": task.more,
+    }
+
+
+def _checkpoints(task: Task) -> dict[str, dict[str, Any]]:
+    """By the name of a fit, the newest file of how far the attempts before have come with it.
+
+    Like a model it is read only in the trust domain that wrote it.
+    """
+    assert task.worker is not None
+    kept = Artifact.objects.filter(
+        task=task,
+        name__startswith=CHECKPOINT,
+        own_node=task.worker.organization_id is not None,
+    )
+    return {
+        one.name.removeprefix(CHECKPOINT): {
+            "artifact": str(one.pk),
+            "sha256": one.sha256,
+            "size": one.size,
+        }
+        for one in kept.order_by("created_at")
     }
 
 

@@ -1,6 +1,7 @@
 """Stored files in and out of HTTP, in pieces: no whole file is ever held in memory."""
 
 import hashlib
+from functools import partial
 from typing import IO, Any
 from uuid import UUID, uuid4
 
@@ -15,9 +16,12 @@ from organizations.models import Organization
 from workers.keys import sign_artifact
 from workers.models import Artifact, Task
 
-__all__ = ["file_response", "refuse_upload", "store_artifact"]
+__all__ = ["file_response", "forget_checkpoints", "refuse_upload", "store_artifact"]
 
 MOST_FILES = 1000  # of one task, all its attempts together
+CHECKPOINT = "checkpoint:"  # before the name of a fit: a file of how far it has come
+MOST_CHECKPOINT_BYTES = 256 * 1024 * 1024
+MOST_CHECKPOINTS = 20  # of one task: the fits that came on last
 
 
 class _Hashing(File):  # type: ignore[type-arg]
@@ -46,13 +50,19 @@ def _reserve(organization: Organization, task: Task | None, size: int, name: str
     if task is None:
         quotas.reserve(organization, storage_bytes=size)
         return
+    checkpoint = name.startswith(CHECKPOINT)
+    if checkpoint and size > MOST_CHECKPOINT_BYTES:
+        raise TooLarge(
+            f'"{name}" is not stored: it has more than {MOST_CHECKPOINT_BYTES >> 20} MiB.',
+            code="checkpoint-too-large",
+        )
     if Artifact.objects.filter(task=task).count() >= MOST_FILES:
         raise TooLarge(
             f'"{name}" is not stored: a task keeps at most {MOST_FILES} files, and this one has '
             "them already.",
             code="too-many-files",
         )
-    if _is_own(task):
+    if checkpoint or _is_own(task):  # a fit goes on without: its result is what is always kept
         try:
             quotas.reserve(organization, storage_bytes=size)
         except quotas.QuotaReached as reached:
@@ -62,7 +72,8 @@ def _reserve(organization: Organization, task: Task | None, size: int, name: str
 
 def refuse_upload(task: Task, name: str, size: int) -> None:
     """Raise what ``store_artifact`` would, before ``size`` bytes are read in vain."""
-    if not Artifact.objects.filter(task=task, name=name).exists():  # it may be sent once more
+    again = not name.startswith(CHECKPOINT)  # the same file may be sent once more
+    if not (again and Artifact.objects.filter(task=task, name=name).exists()):
         with transaction.atomic():
             _reserve(task.organization, task, size, name)
 
@@ -112,3 +123,18 @@ def store_artifact(
     except Exception:
         default_storage.delete(path)
         raise
+
+
+@transaction.atomic
+def forget_checkpoints(task: UUID, *, but: Artifact | None = None) -> None:
+    """Delete how far the fits of a task had come; with ``but``, what this one makes useless."""
+    found = Artifact.objects.filter(task=task, name__startswith=CHECKPOINT)
+    if but is not None:
+        newest = found.exclude(name=but.name).order_by("-created_at").values_list("pk", flat=True)
+        kept = [but.pk, *newest[: MOST_CHECKPOINTS - 1]]
+        found = found.exclude(pk__in=kept)
+    gone = list(found)
+    if gone:
+        Artifact.objects.filter(pk__in=[one.pk for one in gone]).delete()
+    for artifact in gone:
+        transaction.on_commit(partial(artifact.file.delete, save=False))

@@ -13,6 +13,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from workers import actions, broker, lines, signals, spare
+from workers.files import forget_checkpoints
 from workers.models import Event, Task
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def handle_end(pk: str) -> None:
         try:
             with transaction.atomic():
                 signals.task_ended.send(sender=Task, task=task)
+                forget_checkpoints(task.pk)
             task.handled_at = timezone.now()
         except Exception:
             log.exception("reaction failed", extra={"task": pk, "tries": task.tries})

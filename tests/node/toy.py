@@ -57,6 +57,21 @@ def candidates(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {"data": {"done_before": task["done"]}}
 
 
+def epochs(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """payload["epochs"] of them, each kept; goes on from what an earlier attempt has kept."""
+    before = task["checkpoints"].get("fit")
+    first = int(Path(before).read_text()) + 1 if before else 1
+    for epoch in range(first, task["payload"]["epochs"] + 1):
+        Path("kept.new").write_text(str(epoch))
+        Path("kept.new").rename("kept")
+        channel.checkpoint("fit", "kept")
+        channel.notice(f"epoch {epoch}")
+        if epoch == task["payload"].get("die_after") and not before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(task["payload"]["each_s"])
+    return {"data": {"first": first}}
+
+
 def stubborn(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Ignore SIGTERM, start grandchildren in sessions of their own, one of them an orphan."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -201,6 +216,7 @@ HANDLERS = {
     "toy.echo": Way(f"{TOY}:echo", "engine", light=True),
     "toy.bare": Way(f"{TOY}:echo", "node", light=True),
     "toy.train": Way(f"{TOY}:candidates", "engine", keeps=True),
+    "toy.epochs": Way(f"{TOY}:epochs", "engine"),
     "toy.stubborn": Way(f"{TOY}:stubborn", "engine"),
     "toy.hungry": Way(f"{TOY}:hungry", "engine"),
     "toy.gpu": Way(f"{TOY}:gpu", "engine"),

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.test import override_settings
 
 from tests.factories import MembershipFactory, make_task
-from workers import actions, keys
+from workers import actions, files, keys, tasks
 from workers.files import store_artifact
 from workers.models import Artifact, Task, Worker
 
@@ -66,9 +66,9 @@ def read(answer) -> bytes:
     return async_to_sync(collect)()
 
 
-def put(client, held, data: bytes, sha256: str | None = None):
+def put(client, held, data: bytes, sha256: str | None = None, name: str = "model.zip"):
     return client.put(
-        f"/api/workers/tasks/{held['task']}/artifacts/model.zip",
+        f"/api/workers/tasks/{held['task']}/artifacts/{name}",
         data,
         content_type="application/octet-stream",
         headers={
@@ -183,3 +183,73 @@ def test_a_late_writer_gets_409(client, node, held):
 def test_a_forged_task_token_is_refused(client, node, held):
     forged = held | {"token": held["token"][:-3] + "abc"}
     assert speak(client, forged, "events", {"attempt": 1, "events": []}).status_code == 401
+
+
+# How far a fit has come
+
+
+def kept(client, held, data: bytes, fit: str = "torch:bert#0"):
+    return put(client, held, data, name=f"checkpoint:{fit.replace('#', '%23')}")
+
+
+@pytest.fixture
+def lost(client, node, held, django_capture_on_commit_callbacks):
+    """A task whose first attempt kept two checkpoints of a fit, and was lost then; claimed anew."""
+
+    def again():
+        with django_capture_on_commit_callbacks(execute=True):
+            for data in (b"epoch 1", b"epoch 2"):
+                assert kept(client, held, data).status_code == 201
+        actions._lose(Task.objects.get(), reason="silence")
+        return claim(client, node).json()
+
+    return again
+
+
+def test_a_later_attempt_is_given_the_newest_checkpoint_and_may_read_it(client, held, lost):
+    assert held["checkpoints"] == {}
+    now = lost()
+    (artifact,) = Artifact.objects.all()  # the older one is gone
+    assert now["attempt"] == 2
+    assert now["checkpoints"] == {
+        "torch:bert#0": {"artifact": str(artifact.pk), "sha256": artifact.sha256, "size": 7}
+    }
+    path = f"/api/workers/artifacts/{artifact.pk}"
+    answer = client.get(path, headers={"Authorization": f"Task {now['token']}"})
+    assert read(answer) == b"epoch 2"
+    assert kept(client, held, b"epoch 3").status_code in {401, 403, 409}  # a late writer
+    old = client.get(path, headers={"Authorization": f"Task {held['token']}"})
+    assert old.status_code in {401, 403, 404, 409}
+
+
+def test_checkpoints_are_forgotten_when_their_task_has_ended(client, held, lost):
+    now = lost()
+    end = {"attempt": 2, "outcome": "succeeded", "result": {"data": {}, "files": {}}}
+    assert speak(client, now, "end", end).status_code == 200
+    tasks.handle_end(now["task"])
+    assert not Artifact.objects.exists()
+
+
+def test_a_checkpoint_is_read_only_where_its_like_wrote_it(client, held, lost):
+    Artifact.objects.update(own_node=True)
+    now = lost()
+    Artifact.objects.update(own_node=True)
+    actions._lose(Task.objects.get(), reason="silence")
+    task = Task.objects.get()
+    task.worker = Worker.objects.get()
+    task.attempt = 3
+    assert now["checkpoints"]
+    assert actions.claim_answer(task)["checkpoints"] == {}
+
+
+def test_checkpoints_keep_to_caps_and_quotas(client, held, monkeypatch):
+    monkeypatch.setattr(files, "MOST_CHECKPOINT_BYTES", 10)
+    assert kept(client, held, b"more than ten bytes").status_code == 413
+    monkeypatch.setattr(files, "MOST_CHECKPOINTS", 2)
+    for fit in ("a", "b", "c"):
+        assert kept(client, held, fit.encode(), fit).status_code == 201
+    names = set(Artifact.objects.values_list("name", flat=True))
+    assert names == {"checkpoint:b", "checkpoint:c"}
+    Task.objects.get().organization.__class__.objects.update(max_storage_bytes=2)
+    assert kept(client, held, b"more", "d").status_code == 413
+    assert Artifact.objects.count() == 2

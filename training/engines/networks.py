@@ -38,6 +38,7 @@ EPOCH_ROWS = 100_000  # the most that one epoch passes over
 MEMBERS = 6  # of an ensemble, at most
 MOST = 12  # candidates
 RESERVE_S = 1.0
+KEEP_S = 1.0  # between two checkpoints that are handed over
 # What runs first, by what it changes of the declared defaults.
 STARTS: tuple[dict[str, Any], ...] = (
     {},
@@ -558,6 +559,13 @@ class Networks:
         recipe = {"params": self.defaults | dict(changes), "folds": self.folds}
         if self.problem.model:
             recipe["folds"] = 1
+        kept, said_at = self._kept(key), began
+        kept.mkdir(exist_ok=True)
+        count = 1 if self.problem.model else self.folds
+        if self.data.folds is not None:
+            count = int(self.data.folds.max())
+        for net in range(1, count + 1):
+            self.run.checkpoint(f"{key}#{net}", kept / f"net-{net}.checkpoint")
         try:
             for message in apart.stream(
                 lambda: self._work(key, recipe, began + 0.85 * allowed),
@@ -567,6 +575,10 @@ class Networks:
                 if "epoch" in message:
                     told = {n: message[n] for n in ("epoch", "loss", "validation_loss", "net")}
                     self.run.working_on(f"{name}, epoch {message['epoch']}", curve=told)
+                    file = kept / f"net-{message['net']}.checkpoint"
+                    if time.monotonic() - said_at >= KEEP_S and file.exists():
+                        said_at = time.monotonic()
+                        self.run.keep(f"{key}#{message['net']}", file)
                     continue
                 delivered = True
                 if self.data.folds is None and message["nets"] == 1:
@@ -587,13 +599,11 @@ class Networks:
         """In the fork: learn, predict, save, and tell."""
         problem, data = self.problem, self.data
         folder = self.run.folder / key.replace(":", "-")
-        kept = folder.with_name(folder.name + "-checkpoints")
-        kept.mkdir(exist_ok=True)
         began = time.monotonic()
         encoding = learn_encoding(data.train)
         hurried = recipe | ({"hurry": self.hurry} if data.folds is None else {})
         bag = Bag({}, [])
-        for told in fit_bag(self.engine, hurried, problem, data, encoding, until, kept):
+        for told in fit_bag(self.engine, hurried, problem, data, encoding, until, self._kept(key)):
             if isinstance(told, Bag):
                 bag = told
             else:
@@ -622,6 +632,9 @@ class Networks:
             "scores": bag.scores,
             "predict_ms_row": round(1000 * float(np.median(times)), 3),
         }
+
+    def _kept(self, key: str) -> Path:
+        return self.run.folder / f"{key.replace(':', '-')}-checkpoints"
 
     def _candidate(
         self, key: str, name: str, changes: Mapping[str, Any], message: Mapping[str, Any]

@@ -25,7 +25,7 @@ from workers import actions, broker, confidential, joining, keys, live, longpoll
 from workers.api import serializers as said
 from workers.api.auth import HeldAttempt, HoldsTask, IsWorker, NodeAuthentication
 from workers.fairshare import Room
-from workers.files import file_response, refuse_upload
+from workers.files import CHECKPOINT, file_response, forget_checkpoints, refuse_upload
 from workers.models import Artifact, Task, Worker
 
 MAX_NAME = 200
@@ -182,6 +182,13 @@ class UploadView(TaskView):
             artifact.file.delete(save=False)
             artifact.delete()
             raise Invalid("The file did not arrive whole: its hash differs. Send it again.")
+        if name.startswith(CHECKPOINT):
+            mine = Task.objects.filter(pk=task, attempt=held.attempt, state=Task.State.RUNNING)
+            if not mine.exists():  # it ended meanwhile, or was lost: a late writer changes nothing
+                artifact.file.delete(save=False)
+                artifact.delete()
+                raise actions.NotYours("This attempt no longer holds the task: drop it.")
+            forget_checkpoints(task, but=artifact)
         return Response(
             {
                 "artifact": str(artifact.pk),
@@ -194,7 +201,8 @@ class UploadView(TaskView):
 
 
 class MayRead(IsWorker):
-    """A node reads what it may serve (``ArtifactView``); a task token only the task's inputs."""
+    """A node reads what it may serve (``ArtifactView``); a task token the task's inputs, and how
+    far its earlier attempts have come."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if not isinstance(request.auth, HeldAttempt):
@@ -202,7 +210,13 @@ class MayRead(IsWorker):
         inputs = Task.objects.filter(
             pk=request.auth.task, attempt=request.auth.attempt, state=Task.State.RUNNING
         ).values_list("inputs", flat=True)
-        return any(str(view.kwargs["artifact"]) in given.values() for given in inputs)
+        asked = view.kwargs["artifact"]
+        if any(str(asked) in given.values() for given in inputs):
+            return True
+        kept = Artifact.objects.filter(
+            pk=asked, task=request.auth.task, name__startswith=CHECKPOINT
+        )
+        return bool(inputs) and kept.exists()
 
 
 class ArtifactView(NodeView):

@@ -17,6 +17,7 @@ from workers.node import child as entry
 from workers.node import handlers, spool
 from workers.node.api import Api, Gone, Refused
 from workers.node.channel import MAX_MESSAGE_BYTES
+from workers.node.checkpoints import Checkpoints
 from workers.node.delivery import deliver
 from workers.node.gpus import Gpus, NoRoom, need_of, visible
 from workers.node.loglines import LogLines, Mask
@@ -79,6 +80,7 @@ class Attempt:
         self._wish_changed = asyncio.Event()
         self._out = Spool.create(settings.folder / "spool", claim)
         self._work = settings.folder / "work" / self._out.folder.name
+        self._checkpoints = Checkpoints(api, self.task, self.number, str(claim["token"]))
         self._said: dict[str, Any] | None = None
         self._tail = ""
         self._lines = LogLines()
@@ -126,6 +128,7 @@ class Attempt:
             finally:
                 if self.child is not None and not self.child.exited.done():
                     await self.child.kill()
+                self._checkpoints.end()
                 self._gpus.give_back(self._holder)
                 self.working = False
                 freed()
@@ -273,7 +276,27 @@ class Attempt:
             except OSError:
                 await asyncio.to_thread(shutil.copyfile, cached, target)
             paths[str(name)] = str(target)
+        await self._fetch_checkpoints(folder)
         return paths
+
+    async def _fetch_checkpoints(self, folder: Path) -> None:
+        """How far earlier attempts came, maybe on other nodes. Without one a fit begins anew."""
+        for number, (name, what) in enumerate((self.claim.get("checkpoints") or {}).items()):
+            target = folder / f"checkpoint-{number}"
+            try:
+                cached = await self._api.download(
+                    what["artifact"],
+                    what["sha256"],
+                    self._settings.folder / "cache",
+                    token=str(self.claim["token"]),
+                    patience_s=None,
+                )
+                await asyncio.to_thread(shutil.copyfile, cached, target)
+                cached.unlink(missing_ok=True)  # nobody asks for it again
+            except (Gone, Refused, OSError) as why:  # gone is the file, or the attempt: it will see
+                log.warning("task %s: a checkpoint cannot be fetched: %s", self.task, why)
+                continue
+            self._checkpoints.newest[str(name)] = target
 
     async def _start(self, way: handlers.Way, inputs: dict[str, str]) -> Child:
         engine = self.engine if way.venv == "engine" else ""
@@ -287,6 +310,7 @@ class Attempt:
             "inputs": inputs,
             "limits": self.limits,
             "done": self._out.candidates,
+            "checkpoints": {name: str(file) for name, file in self._checkpoints.newest.items()},
             "smaller_batch": self._smaller_batch,
             "spent_s": float(self.claim.get("spent_s") or 0) + time.monotonic() - self._began,
         }
@@ -457,6 +481,12 @@ class Attempt:
                     "notice",
                     {"message": f"A model was lost: {error}", "level": "error"},
                 )
+        elif what == "checkpoint":
+            try:
+                (file,) = spool.inside(self._work, message.get("files") or {}).values()
+                self._checkpoints.take(str(message["key"]), file, self._work / "checkpoints")
+            except (spool.BadFile, KeyError, ValueError) as error:
+                log.warning("task %s: a checkpoint is lost: %s", self.task, error)
         elif what == "log":
             self._log([str(item) for item in data.get("lines", [])])
         elif what in ("progress", "notice"):
