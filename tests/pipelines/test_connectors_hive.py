@@ -10,7 +10,9 @@ import pytest
 from pipelines import reach
 from pipelines.connectors.base import Superseded
 from pipelines.connectors.hive import NEW, OLD, Hive, only_reads
+from tests.node.conftest import Node, shared_node  # noqa: F401 - a fixture
 from tests.pipelines.hive import Server, running
+from tests.pipelines.test_stages import parquet, table
 from workers.node.channel import WorkError
 
 NOON, LONG_AGO, AT_TEN = (
@@ -261,14 +263,45 @@ def test_what_is_no_plain_table_is_not_written_to(warehouse):
         "CREATE TABLE parted (x INT, p STRING) PARTITIONED BY (p) STORED AS PARQUET",
     )
     one = batch(x=[1])
-    for table, said in (
+    for name, said in (
         ("seen", "not to a view"),
         ("parted", "partitioned"),
         ("we`ird", "can't be a table"),
         ("a.b.c", "names no table"),
     ):
         with pytest.raises(WorkError, match=said):
-            warehouse.replace(table, one.schema, [one], "run1", token=1)
+            warehouse.replace(name, one.schema, [one], "run1", token=1)
     lists = pa.record_batch({"tags": [["a"]]})
     with pytest.raises(WorkError, match="'tags' holds list"):
         warehouse.replace("other", lists.schema, [lists], "run1", token=1)
+
+
+@real_server
+def test_a_node_writes_to_it_and_reads_from_it(shared_node: Node, server) -> None:  # noqa: F811
+    told_it = {
+        "kind": "hive",
+        "settings": server.settings,
+        "secrets": {"password": "s3cret-of-hive"},
+        "reach": f"localhost:{server.port}",
+        "max_bytes": 2**30,
+    }
+
+    def done(kind: str, payload: dict, **inputs: bytes) -> dict:
+        task = shared_node.web.add(
+            f"pipeline.{kind}", {"run_id": "run1", **payload}, inputs=inputs, engine="",
+            confidential=told_it,
+        )  # fmt: skip
+        end = shared_node.web.wait_end(task, 240)
+        assert "s3cret-of-hive" not in str(end) + str(shared_node.web.events[task])
+        return end
+
+    content = parquet(id=[1, 2], name=["a", None])
+    end = done("write-back", {"table": "nodes", "began": 7}, data=content)
+    assert end["outcome"] == "succeeded", end
+    assert end["result"]["data"]["rows"] == 2
+    end = done("sql", {"sql": "SELECT * FROM nodes ORDER BY id"})
+    assert table(shared_node, end).to_pylist() == [
+        {"id": 1, "name": "a"}, {"id": 2, "name": None},
+    ]  # fmt: skip
+    end = done("sql", {"sql": "SELECT * FROM nodes WHERE id > 9"})
+    assert (end["code"], end["fault"]) == ("no-rows", "work")
