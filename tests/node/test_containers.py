@@ -1,6 +1,7 @@
 """Containers on a node: what is asked of the engine, and what real ones of Podman do."""
 
 import base64
+import contextlib
 import json
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from socketserver import ThreadingUnixStreamServer
 from typing import Any, ClassVar
 
 import pytest
+from aiohttp import web
 
 from tests.e2e.conftest import free_port
 from tests.node.conftest import Node
@@ -18,7 +20,7 @@ from tests.node.fakeweb import FakeWeb, until
 from tests.node.podman import IMAGE, Podman, podman, why_not
 from tests.node.test_serving import Client
 from workers.node import settings
-from workers.node.containers import ContainerBroken, Containers, Lines
+from workers.node.containers import Container, ContainerBroken, Containers, Lines, NoAnswer
 
 ORGANIZATION = "6a1f0d5c-3a53-4cf0-9d3e-6f5a8a0f3f11"
 
@@ -171,6 +173,35 @@ async def test_a_node_without_an_engine_says_so(tmp_path: Path) -> None:
         with pytest.raises(ContainerBroken, match="no Docker or Podman"):
             await engine.run("r1", spec(), [])
         await engine.forget([])
+
+
+async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of many tenants keeps what a container answers in memory."""
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10_000):
+                await answer.write(b"x" * 1000)
+        return answer
+
+    monkeypatch.setattr("workers.node.containers.MOST_ANSWERED", 50_000)
+    app = web.Application()
+    app.add_routes([web.get("/", endless)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    address = "{}:{}".format(*runner.addresses[0])
+    one = Container("", None, address, "/", is_new=True)
+    try:
+        with pytest.raises(NoAnswer, match="answered more than") as problem:
+            await one.forward({"method": "GET", "path": "/"}, 30)
+        assert problem.value.sent
+    finally:
+        await one.let_go()
+        await runner.cleanup()
 
 
 def test_what_is_printed_is_bounded_and_tells_no_secret() -> None:

@@ -33,6 +33,8 @@ HEALTH_S = 5.0
 AGAIN_S = 0.5
 LAST_WORDS_S = 3.0
 MOST_PROCESSES = 512
+MOST_ANSWERED = 32 * 1024 * 1024  # bytes of one answer
+TOO_LONG = f"it answered more than {MOST_ANSWERED // 2**20} MB"
 LOG_LINES = 200  # a second, of which the newest are told
 LOG_CHARS = 2000
 REPLICA, NODE, ORGANIZATION = "flowml.replica", "flowml.node", "flowml.organization"
@@ -219,7 +221,11 @@ class Container:
                 timeout=aiohttp.ClientTimeout(total=within_s, sock_connect=5),
             )
             async with asking as answer:
-                said = await answer.read()
+                said = bytearray()
+                async for piece in answer.content.iter_chunked(64 * 1024):
+                    said += piece
+                    if len(said) > MOST_ANSWERED:
+                        raise NoAnswer(TOO_LONG, sent=True)
                 return {
                     "status": answer.status,
                     "headers": [[name, value] for name, value in answer.headers.items()],
