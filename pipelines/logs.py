@@ -80,6 +80,19 @@ def text(run: Run, events: Iterable[Event]) -> Iterator[str]:
         yield f"{at} {line['level'].upper():7} {line['step'] or '-':12} {said}\n"
 
 
+_OF_TASKS = {
+    "queued": "Waits for a node.",
+    "started": "A node has begun with it.",
+    "running": "A node has begun with it.",
+    "succeeded": "The node has done it.",
+    "failed": "The node could not do it.",
+    "lost": "Its node was lost.",
+    "cancelled": "The node has stopped it.",
+    "cancel_asked": "The node is told to stop it.",
+    "stop_asked": "The node is told to come to an end.",
+}
+
+
 def _message(type: str, data: dict[str, Any]) -> str:
     if type in _SAYS:
         more = data.get("error") or data.get("skipped_because") or data.get("why") or ""
@@ -94,7 +107,8 @@ def _message(type: str, data: dict[str, Any]) -> str:
         return str(said)
     if type.startswith("task."):
         word = type.removeprefix("task.")
-        return f"The node's work is {word}. {data.get('why') or ''}".strip()
+        told = _OF_TASKS.get(word, f"On the node: {word.replace('_', ' ')}.")
+        return f"{told} {data.get('why') or ''}".strip()
     return type
 
 

@@ -15,12 +15,14 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.errors import FlowError
 from accounts.pagination import Paginator
+from accounts.templatetags.ui import score
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from pipelines import actions, doing, gallery, graph, logs, schedules
 from pipelines.api import serializers as said
 from pipelines.api.views import with_last_run
 from pipelines.models import Connection, Pipeline, Run, Step
+from training.evaluation import METRICS
 from training.views.common import PER_PAGE, last_seq
 
 RUNS = 20
@@ -359,7 +361,8 @@ def _step(step: Step, span: tuple[datetime, datetime]) -> dict[str, Any]:
     known = graph.STAGES.get(step.stage)
     facts = [f"{made['rows']:,} rows"] if isinstance(made.get("rows"), int) else []
     if made.get("score") is not None:
-        facts.append(f"{made.get('metric', 'score')} {made['score']:.4g}")
+        metric = METRICS.get(str(made.get("metric")))
+        facts.append(f"{metric.title if metric else 'Score'} {score(made['score'])}")
     if "promoted" in made:
         verb = "Promoted" if made["promoted"] else "Not promoted"
         facts = [f"{verb}. {made.get('why', '')}"]
