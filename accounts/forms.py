@@ -2,6 +2,7 @@ from typing import Any, TypeVar
 
 from django import forms
 from django.contrib.auth.forms import AuthenticationForm
+from django.utils.translation import gettext_lazy as _
 
 from accounts.limits import TooManyTries
 from accounts.models import Scope, User
@@ -31,15 +32,16 @@ class SignInForm(AuthenticationForm):
     """Name or e-mail address, and password."""
 
     error_messages = {
-        "invalid_login": "This name and password do not go together. Check both and try again.",
-        "inactive": "This account is switched off. Ask the operator of this installation.",
+        "invalid_login": _("This name and password do not go together. Check both and try again."),
+        "inactive": _("This account is switched off. Ask the operator of this installation."),
     }
     too_many: TooManyTries | None = None
     unverified: User | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["username"].label = "Name or e-mail"
+        self.fields["username"].label = _("Name or e-mail")
+        self.fields["password"].label = _("Password")
 
     def clean(self) -> Any:
         """Tell of too many tries as of any other reason why one can't sign in."""

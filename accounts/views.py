@@ -21,7 +21,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts import actions, limits, mail, second_factor
+from accounts import actions, languages, limits, mail, second_factor
 from accounts.errors import FlowError
 from accounts.forms import (
     AddressForm,
@@ -269,6 +269,10 @@ def _person(request: HttpRequest) -> User:
 def profile(request: HttpRequest) -> HttpResponse:
     """Name, e-mail address and what is written to it."""
     user = _person(request)
+    if (language := request.POST.get("language")) in dict(settings.LANGUAGES):
+        saved = redirect("accounts:profile")
+        languages.choose(saved, str(language))
+        return saved
     names = {"first_name": user.first_name, "last_name": user.last_name}
     data = request.POST if request.method == "POST" else None
     changes = next((key for key in ("email", "mail_after_min") if data and key in data), "")

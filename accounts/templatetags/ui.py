@@ -10,6 +10,8 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 register = template.Library()
 NOTHING = "–"  # shown where there is no value; templates give filters "" for what is not there
@@ -17,27 +19,27 @@ NOTHING = "–"  # shown where there is no value; templates give filters "" for 
 # state -> (class of its colour, icon, word). The word stands with every chip, so that neither
 # colour nor shape has to be understood.
 STATES = {
-    "queued": ("waiting", "hourglass", "Waiting"),
-    "ingesting": ("running", "loader-2", "Being read"),
-    "running": ("running", "loader-2", "Running"),
-    "stopping": ("running", "loader-2", "Stopping"),
-    "cancelling": ("running", "loader-2", "Cancelling"),
-    "succeeded": ("succeeded", "circle-check", "Succeeded"),
-    "ready": ("succeeded", "circle-check", "Ready"),
-    "stopped": ("early", "flag", "Stopped early"),
-    "failed": ("failed", "alert-triangle", "Failed"),
-    "lost": ("lost", "refresh", "Lost its node"),
-    "cancelled": ("cancelled", "ban", "Cancelled"),
-    "pending": ("waiting", "hourglass", "Waiting"),
-    "scheduled": ("waiting", "clock", "Scheduled"),
-    "starting": ("running", "loader-2", "Starting"),
-    "preempted": ("lost", "refresh", "Made room"),
-    "halted": ("cancelled", "player-stop", "Stopped"),
-    "works": ("succeeded", "circle-check", "Works"),
-    "fails": ("failed", "alert-triangle", "Does not work"),
-    "skipped": ("early", "flag", "Skipped"),
-    "not_run": ("cancelled", "ban", "Not run"),
-    "expired": ("cancelled", "clock", "Expired"),
+    "queued": ("waiting", "hourglass", _("Waiting")),
+    "ingesting": ("running", "loader-2", _("Being read")),
+    "running": ("running", "loader-2", _("Running")),
+    "stopping": ("running", "loader-2", _("Stopping")),
+    "cancelling": ("running", "loader-2", _("Cancelling")),
+    "succeeded": ("succeeded", "circle-check", _("Succeeded")),
+    "ready": ("succeeded", "circle-check", _("Ready")),
+    "stopped": ("early", "flag", _("Stopped early")),
+    "failed": ("failed", "alert-triangle", _("Failed")),
+    "lost": ("lost", "refresh", _("Lost its node")),
+    "cancelled": ("cancelled", "ban", _("Cancelled")),
+    "pending": ("waiting", "hourglass", _("Waiting")),
+    "scheduled": ("waiting", "clock", _("Scheduled")),
+    "starting": ("running", "loader-2", _("Starting")),
+    "preempted": ("lost", "refresh", _("Made room")),
+    "halted": ("cancelled", "player-stop", _("Stopped")),
+    "works": ("succeeded", "circle-check", _("Works")),
+    "fails": ("failed", "alert-triangle", _("Does not work")),
+    "skipped": ("early", "flag", _("Skipped")),
+    "not_run": ("cancelled", "ban", _("Not run")),
+    "expired": ("cancelled", "clock", _("Expired")),
 }
 
 ROLES = {
@@ -83,9 +85,9 @@ def ago(moment: datetime | None) -> SafeString:
     moment = moment.astimezone(UTC)
     seconds = (timezone.now() - moment).total_seconds()
     if seconds < 10:
-        words = "just now"
+        words = gettext("just now")
     elif seconds < 86_400:
-        words = f"{duration(seconds, coarse=True)} ago"
+        words = gettext("%(time)s ago") % {"time": duration(seconds, coarse=True)}
     else:
         words = f"{moment:%-d %b %Y}"
     return format_html(

@@ -113,6 +113,14 @@
 
   function ago(date) {
     const seconds = Math.round((Date.now() - date.getTime()) / 1000);
+    const lang = document.documentElement.lang || "en";
+    if (lang !== "en" && seconds < 86400 * 14) {
+      const say = new Intl.RelativeTimeFormat(lang, { numeric: "auto", style: "short" });
+      if (seconds < 60) return say.format(-seconds, "second");
+      if (seconds < 3600) return say.format(-Math.floor(seconds / 60), "minute");
+      if (seconds < 86400) return say.format(-Math.floor(seconds / 3600), "hour");
+      return say.format(-Math.floor(seconds / 86400), "day");
+    }
     if (seconds < 10) return "just now";
     if (seconds < 60) return `${seconds} s ago`;
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
@@ -121,7 +129,7 @@
       const days = Math.floor(seconds / 86400);
       return days === 1 ? "yesterday" : `${days} days ago`;
     }
-    return date.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" });
+    return date.toLocaleDateString(lang === "en" ? undefined : lang, { year: "numeric", month: "short", day: "numeric" });
   }
 
   function paintTimes(root = document) {

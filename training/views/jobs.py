@@ -13,6 +13,7 @@ from django.db.models import Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
@@ -30,10 +31,10 @@ LOG_EVENTS = 60
 LOG_LINES = 200
 _AFTER_RACE = {REFIT: ": the winner again, on all rows but the sealed ones"}
 FILTERS = {
-    "active": ("Running", Q(state__in=TrainingJob.ACTIVE)),
-    "succeeded": ("Succeeded", Q(state=TrainingJob.State.SUCCEEDED)),
-    "failed": ("Failed", Q(state=TrainingJob.State.FAILED)),
-    "cancelled": ("Cancelled", Q(state=TrainingJob.State.CANCELLED)),
+    "active": (_("Running"), Q(state__in=TrainingJob.ACTIVE)),
+    "succeeded": (_("Succeeded"), Q(state=TrainingJob.State.SUCCEEDED)),
+    "failed": (_("Failed"), Q(state=TrainingJob.State.FAILED)),
+    "cancelled": (_("Cancelled"), Q(state=TrainingJob.State.CANCELLED)),
 }
 
 
