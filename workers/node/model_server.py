@@ -1,4 +1,8 @@
-"""Keeps models of one organization loaded and answers predictions, one request at a time.
+"""Keeps models of one organization loaded and answers predictions.
+
+Requests that came while it was at work and ask the same model are predicted as one: a call of a
+model takes about as long for 30 rows as for one. Nobody is made to wait for others to come, so a
+single request is answered as quickly as ever.
 
 Forked by an engine's warm parent. Speaks JSON lines over its channel: {"id", "model", "folder",
 "columns", "rows"} in (with "background", rows to compare with, one row is explained as well),
@@ -14,10 +18,15 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from workers.node import handlers, procs
 from workers.node.channel import WorkError, plain
+
+RECEIVED = 1024 * 1024
+MOST_ROWS = 256  # of requests that are predicted as one
+BY_ROW = ("predictions", "probabilities")
 
 
 class Shelf:
@@ -59,17 +68,84 @@ def main(sock: socket.socket) -> int:
         int(os.environ.get("FLOWML_MODEL_SERVER_MODELS", "32")),
     )
     sock.setblocking(True)
-    with sock.makefile("rb") as requests:
-        for line in requests:
-            request = json.loads(line)
-            is_new = not shelf.holds(request["model"])
-            answer = {"id": request["id"], **_answer(shelf, request)}
+    buffer = bytearray()
+    while requests := _waiting(sock, buffer):
+        for batch in batches(requests):
+            is_new = not shelf.holds(batch[0]["model"])
+            answers = _answer_all(shelf, batch)
             if is_new and shelf.is_over():
-                answer["last"] = True
-            sock.sendall(_encode(answer))
-            if answer.get("last"):
+                answers[-1]["last"] = True
+            sock.sendall(b"".join(map(_encode, answers)))
+            if answers[-1].get("last"):
                 return 0
     return 0
+
+
+def _waiting(sock: socket.socket, buffer: bytearray) -> list[dict[str, Any]]:
+    """All requests that have come, at least one; [] once nobody will ask any more."""
+    while (end := buffer.rfind(b"\n")) < 0:
+        data = sock.recv(RECEIVED)
+        if not data:
+            return []
+        buffer += data
+    try:
+        while data := sock.recv(RECEIVED, socket.MSG_DONTWAIT):
+            buffer += data
+    except BlockingIOError:
+        pass
+    end = buffer.rfind(b"\n")
+    lines = bytes(buffer[:end]).split(b"\n")
+    del buffer[: end + 1]
+    return [json.loads(line) for line in lines]
+
+
+def batches(requests: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Requests in their order, together where they follow each other and ask for the same."""
+    found: list[list[dict[str, Any]]] = []
+    key, rows = None, 0
+    for request in requests:
+        its = _key(request)
+        count = len(request["rows"]) if its is not None else 0
+        if its is not None and its == key and rows + count <= MOST_ROWS:
+            found[-1].append(request)
+            rows += count
+        else:
+            found.append([request])
+            key, rows = its, count
+    return found
+
+
+def _key(request: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What must be the same for two requests to be predicted as one; None: it is one by itself."""
+    columns, rows = request.get("columns"), request.get("rows")
+    if not isinstance(columns, list) or not isinstance(rows, list) or not rows:
+        return None
+    if request.get("background") is not None:
+        return None
+    return request["model"], request["folder"], json.dumps(columns)
+
+
+def _answer_all(shelf: Shelf, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(batch) > 1:
+        rows = [row for one in batch for row in one["rows"]]
+        together = _answer(shelf, {**batch[0], "rows": rows})
+        if len((together.get("answer") or {}).get("predictions", ())) == len(rows):
+            return _apart(together, batch)
+    # Whose rows are at fault must not be the others' trouble.
+    return [{"id": one["id"], **_answer(shelf, one)} for one in batch]
+
+
+def _apart(together: dict[str, Any], batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each request's own part of the answer."""
+    said, answers, start = together["answer"], [], 0
+    for one in batch:
+        mine = slice(start, start + len(one["rows"]))
+        start = mine.stop
+        part = {
+            name: said[name][mine] for name in BY_ROW if said.get(name) is not None
+        }  # fmt: skip
+        answers.append({"id": one["id"], "answer": {**said, **part}, "ms": together["ms"]})
+    return answers
 
 
 def _answer(shelf: Shelf, request: dict[str, Any]) -> dict[str, Any]:
