@@ -32,8 +32,10 @@ FAMILIES: tuple[tuple[str, ...], ...] = (
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
            "aes128-ctr", "aes256-ctr")  # fmt: skip
 # Answers one line for each "block blocks" that it reads: the digest of those blocks of the file.
+# OpenSSL is asked first: it uses the processor's own instructions, four times as fast as coreutils.
 DIGESTS = (
-    'export LC_ALL=C; if command -v sha256sum >/dev/null; then h="sha256sum"; '
+    "export LC_ALL=C; if openssl dgst -sha256 -r </dev/null >/dev/null 2>&1; then "
+    'h="openssl dgst -sha256 -r"; elif command -v sha256sum >/dev/null; then h="sha256sum"; '
     'elif command -v shasum >/dev/null; then h="shasum -a 256"; else exit 9; fi; echo ready; '
     'while read -r path; do read -r skip; read -r count; if [ "$count" = all ]; then $h < "$path"; '
     f'else dd if="$path" bs={BLOCK} skip="$skip" count="$count" 2>/dev/null | $h; fi; done'
