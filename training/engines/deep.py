@@ -127,7 +127,7 @@ def fit(
     most = epochs or int(params["epochs"])
     best_loss, best_weights, first = np.inf, network.weights(), 0
     shapes = {name: list(array.shape) for name, array in best_weights.items()}
-    seen = zlib.crc32(b"".join(np.asarray(one).tobytes() for one in network.samples[:200]))
+    seen = zlib.crc32(b"".join(_bytes(one) for one in network.samples[:200]))
     mark = json.dumps([dict(params), problem.seed, len(rest), len(stop), epochs, shapes, seen])
     if checkpoint is not None and checkpoint.exists():
         try:
@@ -169,6 +169,12 @@ def fit(
         raise ValueError("its loss is not a number")
     network.set_weights(best_weights)
     yield found
+
+
+def _bytes(sample: Any) -> bytes:
+    if sample is None or isinstance(sample, bytes):
+        return sample or b""
+    return np.asarray(sample).tobytes()
 
 
 def _rate(highest: float, epoch: int, epochs: int) -> Callable[[float], float]:

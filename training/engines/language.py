@@ -102,7 +102,7 @@ class maker:  # noqa: N801 - called like a function; what it says stays with it
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        _be_quiet()
+        be_quiet()
         torch.manual_seed(self.problem.seed % 2**31)
         labels = {"num_labels": self.problem.n_classes}
         if self.folder is not None:
@@ -181,7 +181,7 @@ def load(folder: Path, told: Mapping[str, Any]) -> Predictor:
 
     from .torch import SamplePredictor, read_weights
 
-    _be_quiet()
+    be_quiet()
     given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = AutoConfig.for_model(given.pop("model_type"), **given)
     network = AutoModelForSequenceClassification.from_config(config)
@@ -217,7 +217,7 @@ def _tokenizer_of(folder: Path) -> Tokenizer:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     from transformers import AutoTokenizer
 
-    _be_quiet()
+    be_quiet()
     slow = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
@@ -273,5 +273,6 @@ def _called(folder: Path) -> str:
     return "MiniLM" if folder.parent.name == PACKAGED else folder.name
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
+    """Keep transformers from telling what it loads."""
     logging.getLogger("transformers").setLevel(logging.ERROR)

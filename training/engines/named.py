@@ -612,9 +612,56 @@ KERAS = (
     ),
 )
 
+# What classifies pictures by torch: see vision.py.
+
+
+def _image_model(name: str, title: str, *more: Parameter) -> Model:
+    return Model(
+        name,
+        title,
+        "network",
+        "scaled",
+        "network",
+        None,
+        (
+            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
+            _int("patience", 5, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
+            _int("batch_size", 32, 2, 512, "pictures per step"),
+            _float(
+                "learning_rate", None, 1e-7, 0.1,
+                "highest step; null: 1e-4 from pretrained weights, else 1e-3", optional=True,
+            ),
+            _float("weight_decay", 1e-4, 0, 1, "penalty"),
+            _int(
+                "size", None, 32, 512,
+                "pixels of a picture's side; null: by the data set's pictures", optional=True,
+            ),
+            _bool("shift", True, "whether pictures are moved a little in each pass"),
+            _PRETRAINED,
+            _choice("width", 1.0, (0.125, 0.25, 0.5, 1.0), "share of the usual maps per layer"),
+            *more,
+        ),
+        reads="image",
+    )  # fmt: skip
+
+
+IMAGE = (
+    _image_model(
+        "resnet",
+        "Image classifier (ResNet)",
+        _choice("depth", 18, (10, 18, 34, 50), "layers"),
+    ),
+    _image_model(
+        "vgg",
+        "Image classifier (VGG)",
+        _choice("depth", 11, (11, 13, 16), "layers, as VGG counts them"),
+        _float("dropout", 0.3, 0, 0.9, "share left out before the classes"),
+    ),
+)
+
 # By engine.
 MODELS: dict[str, dict[str, Model]] = {
     "sklearn": {model.name: model for model in SKLEARN},
-    "torch": {model.name: model for model in (TABULAR_NETWORK, *TEXT)},
+    "torch": {model.name: model for model in (TABULAR_NETWORK, *TEXT, *IMAGE)},
     "tensorflow": {model.name: model for model in (TABULAR_NETWORK, *KERAS)},
 }

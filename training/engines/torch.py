@@ -1,7 +1,7 @@
 """PyTorch: networks on tables, texts and pictures.
 
 What surrounds the passes over the rows is in networks.py for tables, in deep.py for the others;
-what a network of texts looks like in language.py.
+what a network of texts looks like in language.py, one of pictures in vision.py.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Torch(NetworkEngine):
         "training.engines.language",  # it keeps what comes next from looking for a network
         "transformers.models.auto.modeling_auto",
         "transformers.models.bert.modeling_bert",
+        "transformers.models.resnet.modeling_resnet",
+        "PIL.ImageOps",
         "sklearn.dummy",
         "sklearn.metrics",
         "pyarrow.csv",
@@ -45,7 +47,7 @@ class Torch(NetworkEngine):
     )
     modules = (
         "matrix", "folding", "estimators", "named", "blend", "checkpoints", "networks", "torch",
-        "deep", "language",
+        "deep", "images", "language", "vision",
     )  # fmt: skip
 
     def make(self, plan: Plan) -> Framework:
@@ -83,6 +85,7 @@ class Torch(NetworkEngine):
 
 
 ENGINE = Torch()
+IMAGES = {model.name for model in named.IMAGE}
 PACKAGES = ["numpy", "pyarrow", "torch", "transformers", "tokenizers", "safetensors"]
 
 
@@ -92,6 +95,10 @@ def reader_of(model: str) -> Any:
         from . import language
 
         return language
+    if model in IMAGES:
+        from . import vision
+
+        return vision
     return None
 
 
@@ -215,11 +222,10 @@ class SamplePredictor(Predictor):
 
 def write_weights(network: torch.nn.Module, folder: Path) -> None:
     """``weights.safetensors``, numbers rounded to half as many digits."""
-    import torch
     from safetensors.torch import save_file
 
     halves = {
-        name: tensor.detach().cpu().to(torch.float16 if tensor.is_floating_point() else None)
+        name: tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()
         for name, tensor in network.state_dict().items()
     }
     save_file({name: one.contiguous().clone() for name, one in halves.items()}, folder / WEIGHTS)
