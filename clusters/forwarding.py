@@ -124,7 +124,7 @@ def _forward(home: Organization, deployment: UUID, timeout_s: int, asked: Asked)
         left_s = timeout_s - (time.monotonic() - began)
         tries = 1 if len(places) > 1 else serving.PATIENT_TRIES
         try:
-            with rls.waiting():
+            with rls.waiting(comes_back=False):
                 return _ask(place, asked, max(0.1, left_s), tries)
         except TimeoutError:
             watch.note_failed(deployment, place.revision)

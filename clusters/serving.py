@@ -265,7 +265,7 @@ def _ask(
     left_s = until - time.monotonic()
     if left_s <= 0:
         raise serving.NodeSlow("the time is over")
-    with rls.waiting():
+    with rls.waiting(comes_back=shadow is not None):
         answer = _answer(model, place, checked, left_s, tries)
     told = {
         "id": str(uuid4()),

@@ -87,25 +87,51 @@ def _own_transaction() -> Iterator[None]:
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
+def waiting(*, comes_back: bool = True) -> Iterator[None]:
     """Around what only waits for others: the request's transaction is committed before it, and its
     connection goes back to the pool. After it the request goes on, as the same tenant.
 
     A pool is small: a few who wait for a silent node must not keep everybody else out.
+    One that does not come back goes on only after an error: else it is over with the database,
+    which spares a transaction, and what it still asks of that is refused.
     """
     stack: ExitStack | None = getattr(connection, "flowml_request", None)
-    if stack is None or connection.savepoint_ids:
-        yield  # inside a transaction that is not the request's to end
+    if stack is None or connection.savepoint_ids or getattr(connection, "flowml_over", False):
+        yield  # inside a transaction that is not the request's to end, or in none any more
         return
     acts = _acts()
     stack.close()
     connection.close()
     try:
         yield
+    except BaseException:
+        _go_on(stack, acts)
+        raise
+    if comes_back:
+        _go_on(stack, acts)
+    else:
+        stack.enter_context(_over())
+
+
+def _go_on(stack: ExitStack, acts: Setting | None) -> None:
+    stack.enter_context(_own_transaction())
+    if acts is not None:
+        _change(acts)
+
+
+@contextmanager
+def _over() -> Iterator[None]:
+    """Until the request ends: without a tenant's role it would see everybody's rows."""
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("This request has let go of the database, and asks it all the same.")
+
+    connection.flowml_over = True  # type: ignore[attr-defined]
+    try:
+        with connection.execute_wrapper(refuse):
+            yield
     finally:
-        stack.enter_context(_own_transaction())
-        if acts is not None:
-            _change(acts)
+        connection.flowml_over = False  # type: ignore[attr-defined]
 
 
 def acting(mine: models.QuerySet[Membership]) -> models.QuerySet[Membership]:

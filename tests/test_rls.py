@@ -449,6 +449,27 @@ def test_after_waiting_a_request_goes_on_as_the_same_tenant() -> None:
     assert who_acts()[0] != rls.TENANT
 
 
+@pytest.mark.django_db(transaction=True)
+def test_whoever_is_over_with_the_database_asks_nothing_more_of_it() -> None:
+    home = make.member().organization
+    with rls.request_transaction():
+        rls.become(home.pk)
+        with rls.waiting(comes_back=False):
+            pass
+        with pytest.raises(RuntimeError, match="let go"):
+            Organization.objects.count()  # it would be everybody's
+        with rls.waiting():
+            pass
+        with pytest.raises(RuntimeError, match="let go"):
+            Organization.objects.count()
+    assert Organization.objects.count() == 1  # the next one begins anew
+    with rls.request_transaction():
+        rls.become(home.pk)
+        with pytest.raises(ZeroDivisionError), rls.waiting(comes_back=False):
+            _ = 1 / 0
+        assert list(Organization.objects.all()) == [home]  # after an error the same tenant goes on
+
+
 # --- A database that is not prepared --------------------------------------------------------------
 
 

@@ -1,19 +1,24 @@
 """Tasks and replicas that come for the same room at the same moment."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 from django.db import connection
 from django.db.models import Sum
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from clusters import cycle
+from clusters import cycle, serving
 from clusters.models import Replica
 from clusters.world import total_of
 from tests.clusters import make
 from tests.clusters.make import deploy
+from tests.clusters.test_api import ROW, Api
 from tests.factories import make_task
-from tests.training.make import ROOM
+from tests.training.make import ROOM, FakeServing
 from workers.claiming import claim
 from workers.models import Allocation, Task, Worker
 
@@ -59,3 +64,27 @@ def test_a_claim_and_a_cycle_never_both_take_the_last_room() -> None:
     assert max(row["ram"] for row in taken) <= most
     running = Task.objects.filter(state=Task.State.RUNNING).count()
     assert running + Replica.objects.filter(ended_at=None).count() == len(nodes)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_prediction_asks_the_database_who_it_is_for_and_nothing_else(tmp_path: Path) -> None:
+    by = make.member()
+    fake = FakeServing(tmp_path)
+    try:
+        node = make.Node(make.node(by, address=fake.address))
+        home = make.cluster(by, node.worker)
+        one = deploy(by, make.model(by), "one")
+        make.settle(home, node)
+        Worker.objects.update(last_seen_at=timezone.now() + timedelta(hours=1))
+        api = Api(by)
+        path, rows = f"deployments/{one.pk}/predict", {"rows": [ROW]}
+        api("post", path, rows)
+        with CaptureQueriesContext(connection) as asked:
+            api("post", path, rows)
+        told = [query["sql"].split()[0] for query in asked.captured_queries]
+        assert told == ["SELECT", "BEGIN", "SELECT", "COMMIT"]  # the sign-in, the membership
+        # What it is asked wrongly costs no more, and is told as ever.
+        assert api("post", path, {"rows": [{"a": "no number"}]}, 400)["errors"]
+    finally:
+        fake.stop()
+        serving.forget_places()
