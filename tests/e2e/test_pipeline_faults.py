@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,11 @@ def test_a_run_survives_the_death_of_its_node_in_each_stage(
     assert steps["train"]["attempt"] == 1, "what was done is not done again"
     versions = person.ok("GET", f"/api/datasets/{steps['score']['output']['dataset']}/versions")
     assert versions["count"] == 1, "no version came twice"
+
+    log = person.ok("GET", f"{path}logs?page_size=200")["results"]
+    begun = Counter(line["step"] for line in log if line["message"].startswith("A node has begun"))
+    assert begun["fetch"] >= 2, "the node was killed while it did this"
+    assert begun["write"] >= 2, log
 
     # A query without rows ends in a sentence, and the table stays.
     fetch["sql"] = "SELECT * FROM Palmer_penguins WHERE body_mass_g < 0"
