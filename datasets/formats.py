@@ -570,6 +570,8 @@ def _converted(
         return expr.dt.total_microseconds() / 1e6, "float"
     if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Time, pl.Null):
         return expr.cast(pl.String), "string"
+    if dtype == pl.Binary:  # pictures, or else it is refused when they are looked at
+        return expr, "binary"
     raise BadFile(
         f"Column '{name}' holds {dtype} values, which no model can use. Leave it out.",
         code="column-type",

@@ -118,6 +118,8 @@ class Ingest:
             kind = "xlsx"
         if kind == "parquet":
             data, dtypes, rows = self.parquet(path)
+            if shows := [name for name, dtype in dtypes.items() if dtype == "binary"]:
+                data, rows, rejects, known = self.table_with_pictures(data, shows, rows)
         elif kind == "zip":
             data, rows, rejects, known = self.pictures(path)
             dtypes = {pictures.COLUMN: "binary", pictures.LABEL: "string"}
@@ -210,6 +212,46 @@ class Ingest:
                 "made smaller: no model here looks at more."
             )
         return pl.concat(parts), rows, rejects, {pictures.COLUMN: about.column()}
+
+    def table_with_pictures(
+        self, data: pl.LazyFrame, shows: Sequence[str], rows: int
+    ) -> tuple[pl.LazyFrame, int, list[Reject], dict[str, dict[str, Any]]]:
+        """A Parquet file whose columns ``shows`` hold bytes: pictures, or they are refused."""
+        about = {name: pictures.Described() for name in shows}
+        rejects: list[Reject] = []
+        parts: list[pl.LazyFrame] = []
+        step = max(1, rows // pictures.SAMPLES)
+
+        def look(frame: pl.DataFrame, start: int) -> tuple[pl.DataFrame, list[Reject]]:
+            kept, misfits = [], []
+            found: dict[str, list[bytes | None]] = {name: [] for name in shows}
+            for place, values in enumerate(frame.select(shows).iter_rows()):
+                line, done = start + place + 1, []
+                try:
+                    for value in values:
+                        sample = (start + place) % step == step // 2
+                        done.append(value and pictures.normalised(value, sample=sample))
+                except pictures.Unfit as why:
+                    misfits.append(Reject(line, str(why), f"row {line}"))
+                    continue
+                kept.append(place)
+                for name, one in zip(shows, done, strict=True):
+                    found[name].append(one.data if one else None)
+                    about[name].add(one)
+            columns = [pl.Series(name, found[name], dtype=pl.Binary) for name in shows]
+            return frame[kept].with_columns(columns), misfits
+
+        for start in range(0, rows, PICTURES_GROUP):
+            frame, misfits = look(data.slice(start, PICTURES_GROUP).collect(), start)
+            part = self.work / f"part-{start}"
+            frame.write_ipc(part)
+            parts.append(pl.scan_ipc(part))
+            rejects += misfits
+            if len(rejects) > allowed_rejects(rows):
+                raise _too_many_misfits(rejects, rows)
+            self.tell(0.1 + 0.5 * start / rows, f"Reading: {start:,} rows", rows=start)
+        known = {name: one.column(name) for name, one in about.items()}
+        return pl.concat(parts), rows - len(rejects), rejects, known
 
     def text_table(self, path: Path, kind: str, *, hasty: bool = False) -> Table:
         """Read text or a sheet. ``hasty``: find out while reading whether all of it is UTF-8.
@@ -446,8 +488,9 @@ class Ingest:
             files["rejects"] = "rejects.csv"
             first = rejects[0]
             if known:
-                plural = "picture" if len(rejects) == 1 else "pictures"
-                told = f"{plural} can't be read and were set aside, the first '{first.raw}'"
+                told = f"pictures can't be read and were set aside, the first '{first.raw}'"
+                if len(rejects) == 1:
+                    told = f"picture can't be read and was set aside, '{first.raw}'"
             else:
                 plural = "row does" if len(rejects) == 1 else "rows do"
                 told = (

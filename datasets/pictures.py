@@ -344,9 +344,12 @@ class Described:
         self.formats: Counter[str] = Counter()
         self.digests: set[bytes] = set()
         self.samples: list[str] = []
-        self.made_small = 0
+        self.made_small = self.missing = 0
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: Picture | None) -> None:
+        if picture is None:
+            self.missing += 1
+            return
         self.widths.append(picture.width)
         self.heights.append(picture.height)
         self.formats[picture.format] += 1
@@ -364,17 +367,19 @@ class Described:
         """As profile.describe tells of any column."""
 
         def spread(values: list[int]) -> dict[str, float]:
+            if not values:
+                return {}
             return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
         return {
             "name": name,
             "dtype": "binary",
             "role": "image",
-            "missing": 0,
+            "missing": self.missing,
             "distinct": len(self.digests),
             "top": [],
             "width": spread(self.widths),
             "height": spread(self.heights),
             "formats": dict(self.formats.most_common()),
-            "samples": self.samples,
+            "samples": self.samples[:SAMPLES],
         }

@@ -218,6 +218,38 @@ def test_a_group_of_rows_is_small_enough_for_a_preview(tmp_path):
     assert lazy.slice(390, 5).collect()["label"].to_list() == ["dogs"] * 5
 
 
+# --- In Parquet -----------------------------------------------------------------------------------
+
+
+def parquet(images: list[bytes | None]) -> bytes:
+    target = io.BytesIO()
+    table = {"image": images, "prediction": [f"n{row % 3}" for row in range(len(images))]}
+    pl.DataFrame(table, schema={"image": pl.Binary, "prediction": pl.String}).write_parquet(target)
+    return target.getvalue()
+
+
+def test_pictures_in_parquet_stay_pictures(tmp_path):
+    """As a batch's predictions over pictures come back."""
+    files: list[bytes | None] = [picture() for _ in range(30)]
+    result = read(tmp_path, parquet([*files, None]), "scored.parquet")
+    assert result.frame["image"].to_list() == [*files, None]
+    assert result.roles == {"image": "image", "prediction": "categorical"}
+    about = result.column("image")
+    assert (about["missing"], about["distinct"]) == (1, 30)
+    assert 10 <= len(about["samples"]) <= 12
+
+
+def test_bytes_that_are_no_pictures_are_set_aside_or_refused(tmp_path):
+    files: list[bytes | None] = [picture() for _ in range(30)]
+    result = read(tmp_path / "few", parquet([*files, b"nothing"]), "scored.parquet")
+    assert (result.frame.height, result.data["rejected"]) == (30, 1)
+    assert result.rejects is not None
+    assert result.rejects["raw"].to_list() == ["row 31"]
+    error = refused(tmp_path / "many", parquet([b"%d" % row for row in range(50)]), "x.parquet")
+    assert error.code == "bad-rows"
+    assert "no picture" in error.sentence
+
+
 # --- On the page and in the API -------------------------------------------------------------------
 
 

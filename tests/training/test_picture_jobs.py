@@ -179,3 +179,8 @@ def test_without_input_the_form_is_told_what_it_lacks(api, model):
     assert (code, list(told["errors"])) == (400, ["input_data"])
     code, told = api("/inference", {"model_id": model, "parameters": "{"}, form=True)
     assert (code, list(told["errors"])) == (400, ["parameters"])
+
+
+@pytest.mark.parametrize("tab", ["", "?tab=try", "?tab=use", "?tab=details"])
+def test_the_pages_of_a_picture_model_open(client, api, model, tab):
+    assert client.get(f"/models/{model}{tab}").status_code == 200

@@ -572,6 +572,12 @@ def _predict_parts(
         channel.progress(0.05 + 0.85 * done / n_rows, f"{done:,} of {n_rows:,} rows")
 
 
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _write_scored(
     table: Mapping[str, Any], found: Predictions, classes: Sequence[str] | None
 ) -> list[str]:
@@ -594,7 +600,8 @@ def _write_scored(
             added.append(add(f"probability_{label}", shares))
     scored = pa.table(columns)
     pq.write_table(scored, SCORED_FILES["parquet"])
-    scored = _defused(scored)
+    shown = [c.name for c in scored.schema if not _is_bytes(c.type)]  # pictures have no CSV form
+    scored = _defused(scored.select(shown))
     try:
         pc.write_csv(scored, SCORED_FILES["csv"])
     except pa.ArrowException:  # nested columns and their like have no CSV form
