@@ -415,6 +415,7 @@ SPECTACULAR_SETTINGS = {
         "PipelineRunState": "pipelines.models.Run.State",
         "PipelineStepState": "pipelines.models.Step.State",
         "WorkflowStatus": "pipelines.workflow.STATUSES",
+        "ConnectionKind": "pipelines.api.connections.KINDS",
         "DatasetState": "datasets.models.DatasetVersion.State",
         "JobState": "training.models.TrainingJob.State",
         "ModelState": "training.models.TrainedModel.State",

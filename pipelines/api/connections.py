@@ -24,11 +24,12 @@ _SECRETS = (
     "postgres: password. ssh: private_key, passphrase. s3: access_key, secret_key. hdfs: token. "
     "They are kept encrypted, and never shown again."
 )
+KINDS = [(key, kind.title) for key, kind in kinds.KINDS.items()]
 
 
 class NewConnection(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=63, validators=[NAME])
-    kind = serializers.ChoiceField(choices=[(key, kind.title) for key, kind in kinds.KINDS.items()])
+    kind = serializers.ChoiceField(choices=KINDS)
     settings = serializers.DictField(required=False, help_text=_SETTINGS)
     secrets = serializers.DictField(required=False, help_text=_SECRETS)
 
