@@ -39,6 +39,8 @@ def trained(
     job = page.get_by_role("link", name="species", exact=True).get_attribute("href")
     page.goto(f"{platform.url}{job}")
     data = page.get_by_role("link", name="Palmer penguins").get_attribute("href")
+    ticks = page.locator("[data-compare]").evaluate_all("boxes => boxes.map(box => box.value)")
+    compared = "&".join(f"model={one}" for one in ticks[:3])
     with lab(who) as cluster:
         deployment = deploy(who, model)
         yield (
@@ -52,6 +54,7 @@ def trained(
                 "trainings": "/training",
                 "job": f"{job}",
                 "models": "/models",
+                "compare": f"/models/compare?{compared}",
                 "model": model,
                 "try": f"{model}?tab=try",
                 "use": f"{model}?tab=use",

@@ -74,6 +74,7 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     page.locator("summary", has_text="Log").click()
     expect(page.locator(".log")).to_contain_text("succeeded")
     mira.shot("04-leaderboard")
+    compare_two(mira, page)
     best.click()
     expect(page.locator(".headline")).to_contain_text("unseen rows")
     expect(page.locator("#roc svg")).to_be_visible()
@@ -84,6 +85,8 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     expect(answer.locator(".big-answer")).to_be_visible(timeout=60_000)
     expect(answer.locator("dt")).to_have_count(3)
     first = answer.locator("dd").nth(1).inner_text()
+    sensitivity = page.locator("#sensitivity")
+    expect(sensitivity.locator("#sensitivity-chart svg")).to_be_visible(timeout=30_000)
     page.get_by_label("flipper_length_mm").fill("230")
     page.get_by_label("body_mass_g").fill("6000")
     page.get_by_label("bill_depth_mm").fill("14")
@@ -115,12 +118,60 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     mira.shot("07-use")
 
 
-def test_a_file_of_rows_comes_back_with_predictions(visitor: NewVisitor) -> None:
+def compare_two(mira: Visitor, page: Page) -> None:
+    """From the leaderboard to two models side by side, and back."""
+    button = page.get_by_role("button", name="Compare", exact=True)
+    expect(button).to_be_disabled()
+    for place in range(2):
+        page.locator("[data-compare]").nth(place).check()
+    button.click()
+    expect(page).to_have_url(re.compile(r"/models/compare\?model=.+&model="))
+    expect(page.locator("#roc svg")).to_be_visible()
+    # Control computes it, and the page asks until it is there.
+    expect(page.locator("#differences")).to_contain_text(re.compile("[Cc]lear"), timeout=30_000)
+    mira.shot("04b-compared")
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Download “ROC curve” as CSV").click()
+    rows = Path(downloading.value.path()).read_text(encoding="utf-8-sig").splitlines()
+    assert rows[0] == "series,False alarms,Found"
+    assert len(rows) > 4
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Download “ROC curve” as PNG").click()
+    assert Path(downloading.value.path()).read_bytes().startswith(b"\x89PNG")
+    page.go_back()
+
+
+def move_the_threshold(page: Page) -> None:
+    """By the keyboard: the figures follow without a request, and the address keeps it."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_load_state("networkidle")
+    asked.clear()
+    slider = page.locator("#threshold-slider")
+    slider.focus()
+    page.keyboard.press("End")
+    expect(page.locator("[data-figure=named]")).not_to_have_text("")
+    expect(page).to_have_url(re.compile(r"threshold=1$"))
+    page.keyboard.press("Home")
+    expect(page.locator("[data-figure=recall]")).to_have_text("100%")
+    expect(page.locator("[data-cell=tn]")).to_have_text("0")
+    expect(page).to_have_url(re.compile(r"threshold=0$"))
+    assert not [url for url in asked if "/models/" in url and "/importance" not in url]
+    page.reload()
+    expect(page.locator("[data-cell=tn]")).to_have_text("0")
+
+
+def test_a_file_of_rows_comes_back_with_predictions(visitor: NewVisitor, tmp_path: Path) -> None:
     ada = visitor("file")
     page = sign_up(ada, "ada")
-    upload(page, ROOT / "data" / "iris.csv")
+    two = tmp_path / "two.csv"  # of two classes, so that there is a threshold to move
+    text = (ROOT / "data" / "iris.csv").read_text(encoding="utf-8")
+    two.write_text(text.replace("versicolor", "other").replace("virginica", "other"))
+    upload(page, two)
     train(page, "species", "0.4")
-    page.get_by_role("link", name="Try it").first.click(timeout=60_000)
+    page.get_by_role("link", name="Open the best model").click(timeout=120_000)
+    move_the_threshold(page)
+    page.get_by_role("link", name="Try it", exact=True).first.click()
     page.get_by_label("CSV or Parquet with the same columns").set_input_files(
         ROOT / "data" / "iris.csv"
     )
