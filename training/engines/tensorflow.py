@@ -28,6 +28,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalisations in tables' networks
 CLIP = 5.0  # the longest step's gradient
+# Steps of an epoch that are not worth tracing: that takes a second or more, for each candidate.
+UNTRACED = 50
 
 
 class TensorFlow(NetworkEngine):
@@ -196,17 +198,13 @@ class TableNetwork(Framework):
             ],
             autograph=False,
         )
-        # Traced now: by the clock the first epoch is like the others.
-        none = np.empty(0, np.int64)
-        empty = Table(np.empty((0, plan.width), np.float32), np.empty((0, len(plan.levels)), int))
-        self._pass(empty.numbers, empty.codes, none.astype(self._kind), none, np.float32(0))
 
     @property
     def _kind(self) -> Any:
         return np.int64 if self.plan.classifies else np.float32
 
     def begin_anew(self) -> None:
-        """Forget all. To be traced takes TensorFlow a second, for each fold of a bag the same."""
+        """Forget all but what was traced, which is the same for each fold of a bag."""
         self.optimizer.forget()
         for mean, variance in self.usual:
             mean.assign(mean * 0)
@@ -215,6 +213,13 @@ class TableNetwork(Framework):
 
     def epoch(self, table: Table, goal: Array, order: Array, rate: float) -> float:
         goals, rows = goal.astype(self._kind), order.astype(np.int64)
+        if len(rows) <= UNTRACED * self.plan.batch:
+            sum_of_losses = 0.0
+            for start in range(0, len(rows) - 1, self.plan.batch):
+                part = rows[start : start + self.plan.batch]
+                told = table.numbers[part], table.codes[part], goals[part]
+                sum_of_losses += float(self._one_step(*told, np.float32(rate))) * len(part)
+            return sum_of_losses / len(rows)
         total = self._pass(table.numbers, table.codes, goals, rows, np.float32(rate))
         return float(total) / len(order)
 
