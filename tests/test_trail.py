@@ -23,6 +23,7 @@ UNTOLD = {
         "POST /api/results/model/{model}/explain",
         "POST /models/{model}/predict",
         "POST /models/{model}/explain",
+        "POST /models/{model}/sensitivity",
         "POST /api/training/check",
         "POST /api/training/estimate",
         "POST /training/new/check",

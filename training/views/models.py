@@ -353,6 +353,11 @@ def sensitivity(request: OrgRequest, model_id: UUID) -> HttpResponse:
             if said.probabilities
             else [float(str(one) == of) for one in said.predictions]
         )
+    if len(numbers) != len(values):
+        return render(
+            request, "training/_sensitivity.html",
+            context | {"problem": "The node did not answer for every value. Try again."},
+        )  # fmt: skip
     now = request.POST.get(f"column-{place}", "")
     if kind == "number":
         now = next((v for v in values if _same(v, now)), "")
