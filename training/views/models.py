@@ -338,11 +338,12 @@ def sensitivity(request: OrgRequest, model_id: UUID) -> HttpResponse:
             request, "training/_sensitivity.html",
             context | {"problem": " ".join(dict.fromkeys([error.detail, *texts[:1]]))},
         )  # fmt: skip
-    numbers: list[float] = [float(one) for one in said.predictions] if not said.classes else []
+    # Without probabilities a node need not tell the classes.
+    names = [str(one) for one in said.classes or stored.job.classes or ()]
+    numbers: list[float] = [] if names else [float(one) for one in said.predictions]
     what = f"Predicted {stored.job.target}"
-    if said.classes:
+    if names:
         of = request.POST.get("of", "")
-        names = [str(one) for one in said.classes]
         usual = stored.job.positive_class or names[-1]
         of = of if of in names else usual
         context |= {"classes": names, "of": of}
