@@ -280,10 +280,10 @@ PATCH   /api/datasets/{dataset}                                  401    403     
 DELETE  /api/datasets/{spare}                                    401    403     204     204     404
 GET     /api/datasets/{dataset}/preview                          401    200     200     200     404
 GET     /api/datasets/{own}/preview?version={version}            401    200     200     200     404
+GET     /api/datasets/{pictures}/image                           401    200     200     200     404
 GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
 GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
 GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
-GET     /api/datasets/{pictures}/image                           401    200     200     200     404
 POST    /api/datasets/{dataset}/versions                         401    403     202     202     404
 GET     /api/datasets/{dataset}/rejects                          401    200     200     200     404
 GET     /api/datasets/{own}/rejects?version={version}            401    200     200     200     404
@@ -708,6 +708,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     )
     version.save()
     spare = make.version(admin, name=f"{MARK} spare")
+    pictures = pl.DataFrame({"image": [b"\x89PNG"], "label": ["cat"]})
+    shown = make.version(admin, pictures, name=f"{MARK} pictures")
     own_node = WorkerFactory(
         organization=admin.organization,
         name=f"{MARK}-node",
@@ -715,8 +717,6 @@ def world(tmp_path: Path) -> Iterator[World]:
         address=serving_node.address,
     )
     join_token = joining.make_join_token(admin.organization, by=admin.user)[0]
-    pictures = pl.DataFrame({"image": [b"\x89PNG"], "label": ["cat"]})
-    shown = make.version(admin, pictures, name=f"{MARK} pictures")
     model = make.scored_model(admin, of=version, name=f"{MARK} job")
     background.choose(model.job_id)
     Importance.objects.update(state="failed")  # so that asking for it changes something
@@ -755,6 +755,8 @@ def world(tmp_path: Path) -> Iterator[World]:
             "dataset": version.dataset_id,
             "version": version.pk,
             "spare": spare.dataset_id,
+            "pictures": shown.dataset_id,
+            "shown": shown.pk,
             "job": model.job_id,
             "active": make.job(admin, of=version, name=f"{MARK} active").pk,
             "check": actions.check_data(admin, version.dataset_id, target="kind").pk,
@@ -762,8 +764,6 @@ def world(tmp_path: Path) -> Iterator[World]:
             "named": name,
             "name_version": name_version.pk,
             "request": general.infer(admin, model_id=name, input_data=ROW).pk,
-            "pictures": shown.dataset_id,
-            "shown": shown.pk,
             "alias": f"{MARK}-alias",
             "batch": batch.pk,
             "node": own_node.pk,
