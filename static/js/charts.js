@@ -8,9 +8,9 @@
    axes as the data are; a series may have a band [[x, low, high]] or be thin, categories names the
    places of x, mark is an x with a line), calibration ({series: [{name, points: [[said, true, rows]]}]}), scatter ({points},
    or {series}), bars ({edges, counts}), steps ({labels, series: [{name, values}]}), waterfall
-   ({start, steps: [{name, from, to}], end}), drops ({rows: [{name, mean, drops}]}), grid ({names,
-   values: rows of -1 to 1 or null}); x and y are the axes' names. Colours come from the page's own
-   tokens, so a chart follows the theme. */
+   ({start, steps: [{name, from, to}], end}), drops ({rows: [{name, mean, drops}]});
+   x and y are the axes' names. Colours come from the page's own tokens, so a chart follows the
+   theme. */
 (() => {
   "use strict";
 
@@ -248,60 +248,6 @@
     };
   }
 
-  // How strongly each two of some columns go together: a square of cells.
-  function grid(data, colors) {
-    const cells = data.values.flatMap((row, i) =>
-      row.flatMap((value, j) => (value === null ? [] : [[j, i, value]])),
-    );
-    const names = {
-      type: "category",
-      data: data.names,
-      splitLine: { show: false },
-      axisTick: { show: false },
-    };
-    return {
-      grid: { left: 8, right: 8, top: 8, bottom: 56, containLabel: true },
-      xAxis: axis(colors, "", {
-        ...names,
-        axisLabel: { color: colors.text, rotate: 40, width: 90, overflow: "truncate" },
-      }),
-      yAxis: axis(colors, "", {
-        ...names,
-        inverse: true,
-        axisLabel: { color: colors.text, width: 110, overflow: "truncate" },
-      }),
-      visualMap: {
-        min: data.low ?? -1,
-        max: 1,
-        calculable: false,
-        orient: "horizontal",
-        left: "center",
-        bottom: 0,
-        itemHeight: 120,
-        itemWidth: 10,
-        precision: 1,
-        text: ["1", String(data.low ?? -1)],
-        textStyle: { color: colors.muted },
-        inRange: {
-          color:
-            data.low === 0
-              ? [colors.surface, colors.series[0]]
-              : [colors.series[3], colors.surface, colors.series[0]],
-        },
-      },
-      series: [
-        {
-          type: "heatmap",
-          data: cells,
-          animation: false,
-          itemStyle: { borderColor: colors.surface, borderWidth: 1 },
-        },
-      ],
-      tooltip: tip(colors, (p) =>
-        `${data.names[p.value[1]]} and ${data.names[p.value[0]]}\n${short(p.value[2])}`),
-    };
-  }
-
   function bars(data, colors) {
     const labels = data.counts.map((_, i) => tick((data.edges[i] + data.edges[i + 1]) / 2));
     return {
@@ -441,7 +387,6 @@
   function option(kind, data, colors) {
     if (kind === "steps") return steps(data, colors);
     if (kind === "xy") return xy(data, colors);
-    if (kind === "grid") return grid(data, colors);
     if (kind === "waterfall") return waterfall(data, colors);
     if (kind === "drops") return drops(data, colors);
     if (kind === "calibration") return calibration(data, colors);
@@ -474,9 +419,6 @@
       const times = Math.max(0, ...data.rows.map((row) => row.drops.length));
       const heads = ["name", "mean", ...Array.from({ length: times }, (_, i) => `time ${i + 1}`)];
       return [heads, ...data.rows.map((row) => [row.name, row.mean, ...row.drops])];
-    }
-    if (kind === "grid") {
-      return [["", ...data.names], ...data.values.map((row, i) => [data.names[i], ...row])];
     }
     const series = data.series || [{ name: "", points: data.points }];
     const banded = series.some((one) => one.band);
