@@ -397,7 +397,9 @@ class DeploymentFull(DeploymentRow):
     not_followed = serializers.CharField(
         source="not_followed.why", default="", help_text="Why what it follows does not run."
     )
-    retraining = serializers.UUIDField(source="retraining_id", help_text="A training job.")
+    retraining = serializers.UUIDField(
+        source="retraining_id", allow_null=True, help_text="A training job."
+    )
     env = serializers.ListField(source="revision.env_names", default=list)
     port = serializers.IntegerField(source="revision.port", default=None)
     health_path = serializers.CharField(source="revision.health_path", default="")
