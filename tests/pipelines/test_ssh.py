@@ -386,6 +386,8 @@ def test_a_program_outlives_the_connection_and_is_found_again(server, folder):
     command = (
         "echo started >> starts; echo begun; while [ ! -e go ]; do sleep 0.1; done; echo finished"
     )
+    for name in ("starts", "go"):  # of an earlier try
+        (server.files / name).unlink(missing_ok=True)
     channel = Channel()
     hurt = threading.Event()
     channel.on_log = lambda text: hurt.set()
