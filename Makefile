@@ -53,7 +53,8 @@ test-quick: dev  ## the tests that need a second each at most
 
 test-rest: dev  ## the tests that `make test` leaves out
 	@$(PYTHON) tools/venvs.py $(HEAVY) spark
-	@$(DEV) -m pytest -m "browser or chaos or heavy" $(ARGS)
+	@$(DEV) -m pytest -m "(browser or chaos or heavy) and not alone" $(ARGS)
+	@$(DEV) -m pytest -m alone -n 0 $(ARGS)
 
 test-all: test test-rest  ## everything that can be tested
 

@@ -22,6 +22,7 @@ from training import splits
 REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["pycaret", "sklearn"]
 HEAVY = ["autogluon", "flaml", "torch", "tensorflow"]  # these belong to `make test-rest`
+ALONE = {"tensorflow"}  # what it traces and starts takes seconds of small budgets on a busy machine
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
 REFIT = "training.engines.refit:refit"
@@ -172,7 +173,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(
     scope="session",
-    params=[*ENGINES, *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY)],
+    params=[
+        *ENGINES,
+        *(
+            pytest.param(name, marks=[pytest.mark.heavy, *[pytest.mark.alone] * (name in ALONE)])
+            for name in HEAVY
+        ),
+    ],
 )
 def warm(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Warm]:
     parent = Warm(request.param, tmp_path_factory.mktemp(request.param))
