@@ -459,7 +459,6 @@ def _learning_curve(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
     context = {
         "model": stored,
         "learning": learning.on_page(stored),
-        **dependences.on_page(stored, request.GET),
         "may_change": request.membership.may(Role.DEVELOPER),
     }
     return render(request, "training/_learning_curve.html", context)
