@@ -8,18 +8,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from django.db import transaction
-from django.utils import timezone
 
-from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership
-from training import importances
+from training import asking
 from training.evaluation import InvalidCandidate
 from training.learned import Dependence, Importance
 from training.models import TrainedModel
@@ -28,7 +25,6 @@ from workers.models import Task
 DEPENDENCE = "training.dependence"  # a kind of task
 BUDGET_S = 60.0
 GRACE_S = 60
-LOST_AFTER = timedelta(hours=2)
 MOST_COLUMNS = 50
 MOST_VALUES = 50
 MOST_LINES = 50
@@ -43,25 +39,16 @@ def ask(by: Membership, model: TrainedModel) -> Dependence:
     Raises Conflict for a model that can't be asked, QuotaReached.
     """
     found = Dependence.objects.filter(model=model).first()
-    if found is not None and found.state != State.FAILED and not _is_lost(found):
+    if found is not None and found.state != State.FAILED and not asking.is_lost(found):
         return found
-    importances.check(model)
     known = Importance.objects.filter(model=model).first()
     first = [one["column"] for one in known.columns] if known else []
     with transaction.atomic():
-        quotas.reserve(by.organization, cpu_hours=0)
-        found, _ = Dependence.objects.update_or_create(
-            model=model,
-            defaults={
-                "organization": by.organization, "state": State.RUNNING,
-                "asked_at": timezone.now(), "error": "",
-            },
-        )  # fmt: skip
-        importances.ask_nodes(
+        found = asking.begin(
+            by.organization,
             model,
+            Dependence,
             kind=DEPENDENCE,
-            subject=found.pk,
-            topic=f"dependence:{found.pk}",
             payload={"dependence_s": BUDGET_S, "first": first},
             time_limit_s=int(BUDGET_S + GRACE_S),
         )
@@ -69,48 +56,16 @@ def ask(by: Membership, model: TrainedModel) -> Dependence:
     return found
 
 
-def _tasks(found: Dependence) -> Any:
-    return Task.objects.filter(subject=found.pk, queued_at__gte=found.asked_at)
-
-
-def _is_lost(found: Dependence) -> bool:
-    return found.state == State.RUNNING and not _tasks(found).exists()
-
-
 @transaction.atomic
 def finish(task: Task) -> None:
     """A node has ended with its part: keep what all say when it was the last. Runs in control."""
-    found = (
-        Dependence.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("model__job")
-        .filter(pk=task.subject, state=State.RUNNING)
-        .first()
-    )
-    if found is None:
-        return
-    tasks = list(_tasks(found))
-    if any(not one.has_ended for one in tasks):
-        return
-    try:
-        failed = next((one for one in tasks if one.state != Task.State.SUCCEEDED), None)
-        if failed is not None:
-            raise InvalidCandidate(failed.error or "It was stopped.")
-        _keep(found, tasks)
-        found.state = State.SUCCEEDED
-    except InvalidCandidate as refusal:
-        found.state, found.error = State.FAILED, str(refusal)
-    found.finished_at = timezone.now()
-    found.save()
+    asking.finish(Dependence, task, _keep)
 
 
 def _keep(found: Dependence, tasks: list[Task]) -> None:
     """Raises InvalidCandidate for what is no answer to what was asked."""
     model = found.model
-    weights = (
-        {str(part.model_id): part.weight for part in model.parts()}
-        if model.is_ensemble
-        else {str(model.pk): 1.0}
-    )
+    weights = asking.weights_of(model)
     names = [str(column["name"]) for column in model.job.columns]
     parts = [
         (_said(task, names, model.job.classes), weights.get(str(task.payload["member"]), 0.0))
@@ -207,7 +162,7 @@ def _value(kind: str, value: Any) -> float | str:
 def on_page(model: TrainedModel, asked: Mapping[str, str]) -> dict[str, Any]:
     """What templates/training/_dependence.html shows, of the column and class asked for."""
     found = Dependence.objects.filter(model=model).first()
-    if found is None or _is_lost(found):
+    if found is None or asking.is_lost(found):
         return {"dependence": {"state": ""}}
     told: dict[str, Any] = {"state": str(found.state), "error": found.error}
     if found.state == State.SUCCEEDED:

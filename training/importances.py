@@ -1,27 +1,23 @@
-"""Permutation importance: asked of nodes once for each model, and scored here like all else."""
+"""Permutation importance: nodes are asked for predictions, which are scored here like all else."""
 
 from __future__ import annotations
 
 import json
 import logging
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from django.db import transaction
-from django.utils import timezone
 
 from accounts.errors import Conflict, FlowError
-from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import scoring
+from training import asking, scoring
 from training.evaluation import METRICS, InvalidCandidate, loss_of_blend
 from training.learned import Importance
 from training.models import TrainedModel
-from workers.actions import add_task
 from workers.models import Artifact, Task
 
 log = logging.getLogger(__name__)
@@ -29,7 +25,6 @@ log = logging.getLogger(__name__)
 IMPORTANCE = "training.importance"  # a kind of task
 BUDGET_S = 60.0
 GRACE_S = 60
-LOST_AFTER = timedelta(hours=2)
 MOST_SETS = 20_000  # of rows in a file, each of at most MOST_ROWS
 MOST_ROWS = 1_000
 AFTERWARDS = -1  # the priority of what nobody waits for
@@ -42,7 +37,7 @@ def ask(by: Membership, model: TrainedModel) -> Importance:
     Raises Conflict for a model that can't be asked, QuotaReached.
     """
     found = Importance.objects.filter(model=model).first()
-    if found is not None and found.state != State.FAILED and not _is_lost(found):
+    if found is not None and found.state != State.FAILED and not asking.is_lost(found):
         return found
     with transaction.atomic():
         made = _begin(by.organization, model)
@@ -61,98 +56,22 @@ def ask_for_winner(model: TrainedModel) -> None:
         log.exception("no importance", extra={"model": str(model.pk)})
 
 
-def _is_lost(found: Importance) -> bool:
-    return found.state == State.RUNNING and not _tasks(found).exists()
-
-
-def _tasks(found: Importance) -> Any:
-    return Task.objects.filter(subject=found.pk, queued_at__gte=found.asked_at)
-
-
 def _begin(home: Organization, model: TrainedModel, priority: int = 0) -> Importance:
-    check(model)
-    quotas.reserve(home, cpu_hours=0)
-    found, _ = Importance.objects.update_or_create(
-        model=model,
-        defaults={
-            "organization": home, "state": State.RUNNING, "asked_at": timezone.now(), "error": "",
-        },
-    )  # fmt: skip
-    ask_nodes(
+    return asking.begin(
+        home,
         model,
+        Importance,
         kind=IMPORTANCE,
-        subject=found.pk,
-        topic=f"importance:{found.pk}",
         payload={"importance_s": BUDGET_S},
         time_limit_s=int(BUDGET_S + GRACE_S),
         priority=priority,
     )
-    return found
-
-
-def check(model: TrainedModel) -> None:
-    """Raise Conflict for a model that can't be asked about rows of its data set any more."""
-    asked = _asked(model)
-    version = model.job.dataset_version
-    if not model.is_usable or not asked or any(one.artifact is None for one in asked):
-        raise Conflict("This model can't be asked: its files are gone.", code="model-gone")
-    if version is None or version.data is None:
-        raise Conflict("The data set is gone, so no column of it can be shuffled.",
-                       code="data-gone")  # fmt: skip
-    if any(one.task is None for one in asked):
-        raise Conflict("How this model was trained is no longer known.", code="task-gone")
-
-
-def _asked(model: TrainedModel) -> list[TrainedModel]:
-    return [part.model for part in model.parts()] if model.is_ensemble else [model]
-
-
-def ask_nodes(model: TrainedModel, *, payload: dict[str, Any], **how: Any) -> None:
-    """Queue light work on a model's rows: one task, or one for each member of an ensemble.
-
-    ``payload`` is added to that of the race; ``how`` goes to add_task.
-    """
-    version = model.job.dataset_version
-    for one in _asked(model):
-        assert one.task is not None
-        assert one.artifact is not None
-        assert version is not None
-        assert version.data is not None
-        add_task(
-            model.organization,
-            payload={**one.task.payload, "member": str(one.pk), **payload},
-            inputs={"data": version.data, "model": one.artifact},
-            engine=one.engine,
-            light=True,
-            ram_mib=one.task.ram_mib,
-            **how,
-        )
 
 
 @transaction.atomic
 def finish(task: Task) -> None:
     """A node has ended with its part: score all of them when it was the last. Runs in control."""
-    found = (
-        Importance.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("model__job__dataset_version__data")
-        .filter(pk=task.subject, state=State.RUNNING)
-        .first()
-    )
-    if found is None:
-        return
-    tasks = list(_tasks(found))
-    if any(not one.has_ended for one in tasks):
-        return
-    try:
-        failed = next((one for one in tasks if one.state != Task.State.SUCCEEDED), None)
-        if failed is not None:
-            raise InvalidCandidate(failed.error or "It was stopped.")
-        _score(found, tasks)
-        found.state = State.SUCCEEDED
-    except InvalidCandidate as refusal:
-        found.state, found.error = State.FAILED, str(refusal)
-    found.finished_at = timezone.now()
-    found.save()
+    tasks = asking.finish(Importance, task, _score)
     for artifact in Artifact.objects.filter(task__in=tasks):  # the figures are all that is shown
         artifact.delete()
         transaction.on_commit(partial(artifact.file.delete, save=False))
@@ -162,11 +81,7 @@ def _score(found: Importance, tasks: list[Task]) -> None:
     """Raises InvalidCandidate for what is no answer to what was asked."""
     model = found.model
     job = model.job
-    weights = (
-        {str(part.model_id): part.weight for part in model.parts()}
-        if model.is_ensemble
-        else {str(model.pk): 1.0}
-    )
+    weights = asking.weights_of(model)
     truth = scoring.truth_of(job)
     parts = [(_said(job, task), weights.get(str(task.payload["member"]), 0.0)) for task in tasks]
     first, _ = parts[0]
@@ -269,7 +184,7 @@ SHOWN = 20  # columns in the picture
 def of(model: TrainedModel) -> Importance:
     """Raises Conflict when nobody has asked for it yet."""
     found = Importance.objects.filter(model=model).first()
-    if found is None or _is_lost(found):
+    if found is None or asking.is_lost(found):
         raise Conflict(
             "Nobody has asked what the columns of this model are worth. Post here to begin.",
             code="not-made",
@@ -292,7 +207,7 @@ def rows_of(found: Importance) -> list[dict[str, Any]]:
 def on_page(model: TrainedModel) -> dict[str, Any]:
     """What templates/training/_importance.html shows."""
     found = Importance.objects.filter(model=model).first()
-    if found is None or _is_lost(found):
+    if found is None or asking.is_lost(found):
         return {"state": ""}
     metric = METRICS[model.job.metric]
     rows = rows_of(found)
