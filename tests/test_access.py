@@ -281,7 +281,7 @@ DELETE  /api/datasets/{spare}                                    401    403     
 GET     /api/datasets/{dataset}/preview                          401    200     200     200     404
 GET     /api/datasets/{own}/preview?version={version}            401    200     200     200     404
 GET     /api/datasets/{pictures}/image                           401    200     200     200     404
-GET     /api/datasets/{own}/image?version={version}              401    400     400     400     404
+GET     /api/datasets/{pictures}/image?version={shown}            401    200     200     200     404
 GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
 GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
 GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
