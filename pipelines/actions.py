@@ -71,17 +71,14 @@ def _told(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(home: Organization, definition: Any) -> dict[str, Any]:
     """The definition as it is stored. Raises Invalid, by field, also for what the organization
-    lacks: a connection, a member to whom a message goes."""
+    lacks: a connection of a kind that fits, a member to whom a message goes."""
+    known = dict(Connection.objects.of(home).values_list("name", "kind"))
     try:
-        checked = graph.check(definition)
+        checked = graph.check(definition, known)
     except graph.Refused as refused:
         raise Invalid(str(refused), errors=refused.errors) from None
     errors: dict[str, list[str]] = {}
-    known = set(Connection.objects.of(home).values_list("name", flat=True))
     for n, stage in enumerate(checked["stages"]):
-        name = stage["params"].get("connection")
-        if name is not None and name not in known:
-            errors[f"stages[{n}].params.connection"] = [f"There is no connection '{name[:60]}'."]
         if stage["stage"] == "notify":
             errors |= _strangers(home, stage["params"]["to"], f"stages[{n}].params.to")
     if "notify" in checked:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines import kinds
+
 MOST_STAGES = 50
 MOST_RETRIES = 10
 MOST_BACKOFF_S = 24 * 3600
@@ -29,7 +31,12 @@ _SENT = frozenset({"stages", "notify"})
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. ``kind``: text, number, flag, choice, names, engines, emails, data, model."""
+    """One parameter. ``kind``: text, lines, number, flag, choice, names, engines, emails, data,
+    model, connection.
+
+    ``choices``: of a choice, and of a connection the kinds that fit the stage. ``lines`` is a text
+    that may be longer than one line.
+    """
 
     kind: str = "text"
     required: bool = False
@@ -53,7 +60,13 @@ class Stage:
     on_node: bool = False
 
 
-_CONNECTION = Param(required=True, help="The name of a connection.")
+_WAREHOUSE = Param(
+    "connection", required=True, choices=kinds.WAREHOUSES, help="The name of a warehouse."
+)
+_PLACE = Param(
+    "connection", required=True, choices=kinds.PLACES, help="The name of a place with files."
+)
+_MACHINE = Param("connection", required=True, choices=kinds.MACHINES, help="The name of a machine.")
 _DATA = Param("data", required=True, help='"$key", or a data set by its name or id.')
 _MODEL = Param("model", required=True, help='"$key", or a model by its id or name@alias.')
 
@@ -61,8 +74,8 @@ STAGES: Mapping[str, Stage] = {
     "sql": Stage(
         "SQL to data set",
         {
-            "connection": _CONNECTION,
-            "sql": Param(required=True, help="One SELECT."),
+            "connection": _WAREHOUSE,
+            "sql": Param("lines", required=True, help="One SELECT."),
             "dataset": Param(required=True, help="The data set that gets a new version."),
         },
         gives="data",
@@ -127,7 +140,7 @@ STAGES: Mapping[str, Stage] = {
     "write_back": Stage(
         "Write back to a table",
         {
-            "connection": _CONNECTION,
+            "connection": _WAREHOUSE,
             "data": _DATA,
             "table": Param(required=True),
             "mode": Param("choice", choices=("replace", "append"), help="replace"),
@@ -137,7 +150,7 @@ STAGES: Mapping[str, Stage] = {
     "upload": Stage(
         "Send data to a place with files",
         {
-            "connection": _CONNECTION,
+            "connection": _PLACE,
             "data": _DATA,
             "path": Param(required=True, help="Within the connection's folder; .parquet or .csv."),
         },
@@ -147,8 +160,8 @@ STAGES: Mapping[str, Stage] = {
     "remote": Stage(
         "Run a program on a machine",
         {
-            "connection": _CONNECTION,
-            "command": Param(required=True, help="For the machine's shell."),
+            "connection": _MACHINE,
+            "command": Param("lines", required=True, help="For the machine's shell."),
             "folder": Param(help="Where it runs, within the connection's folder."),
             "time_limit_s": Param("number", least=1, most=7 * 24 * 3600, help="An hour."),
         },
@@ -157,7 +170,7 @@ STAGES: Mapping[str, Stage] = {
     "download": Stage(
         "Fetch a file as data",
         {
-            "connection": _CONNECTION,
+            "connection": _PLACE,
             "path": Param(required=True, help="Within the connection's folder."),
             "dataset": Param(required=True, help="The data set that gets a new version."),
         },
@@ -166,7 +179,7 @@ STAGES: Mapping[str, Stage] = {
     ),
     "notify": Stage(
         "Notify by e-mail",
-        {"to": Param("emails", required=True), "message": Param()},
+        {"to": Param("emails", required=True), "message": Param("lines")},
     ),
 }
 
@@ -182,8 +195,11 @@ class Refused(Exception):
 # --- Checking ------------------------------------------------------------------------------------
 
 
-def check(definition: Any) -> dict[str, Any]:
-    """The definition with all that it left out, as it is stored. Raises Refused."""
+def check(definition: Any, connections: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The definition with all that it left out, as it is stored. Raises Refused.
+
+    ``connections``: the kind of each that there is, by its name; None: they are not looked at.
+    """
     errors: dict[str, list[str]] = {}
     if not isinstance(definition, dict):
         raise Refused({"definition": ['Give an object: {"stages": [...]}.']})
@@ -200,6 +216,8 @@ def check(definition: Any) -> dict[str, Any]:
         if stage["key"] and keys.index(stage["key"]) < n:
             _add(errors, f"stages[{n}].key", f"Another stage is called '{stage['key']}'.")
     _check_links(stages, errors)
+    if connections is not None:
+        _check_connections(stages, connections, errors)
     notify = _notify(definition.get("notify"), errors)
     if errors:
         raise Refused(errors)
@@ -331,6 +349,23 @@ def _check_links(stages: Sequence[Mapping[str, Any]], errors: dict[str, list[str
             elif giver["stage"] in STAGES and STAGES[giver["stage"]].gives != wanted:
                 what = "data" if wanted == "data" else "a model"
                 _add(errors, place, f"The stage '{key}' ({giver['stage']}) does not give {what}.")
+
+
+def _check_connections(
+    stages: Sequence[Mapping[str, Any]],
+    connections: Mapping[str, str],
+    errors: dict[str, list[str]],
+) -> None:
+    for n, stage in enumerate(stages):
+        known = STAGES.get(stage["stage"]) if isinstance(stage["stage"], str) else None
+        for param, name in stage["params"].items():
+            if known is None or known.params[param].kind != "connection":
+                continue
+            place, fit = f"stages[{n}].params.{param}", known.params[param].choices
+            if name not in connections:
+                _add(errors, place, f"There is no connection '{name[:60]}'.")
+            elif connections[name] not in fit:
+                _add(errors, place, kinds.unfit(name, connections, fit))
 
 
 # --- The graph -----------------------------------------------------------------------------------

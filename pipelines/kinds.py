@@ -3,7 +3,7 @@
 These fields are the allow-list of what a driver is told: nothing else reaches one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Kind:
-    """``keeps_files``: files go there and come from there; else it is a warehouse."""
+    """``keeps_files``: files go there and come from there."""
 
     title: str
     what: str
@@ -201,6 +201,12 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 
 
+# What a stage can do with a connection, by its kind.
+WAREHOUSES = ("duckdb", "postgres", "hive")
+PLACES = tuple(name for name, kind in KINDS.items() if kind.keeps_files)
+MACHINES = ("ssh", "local")
+
+
 def check_settings(kind: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings as they are stored, and what is wrong with them: a sentence by name."""
     known, good, errors = KINDS[kind].settings, dict[str, Any](), dict[str, str]()
@@ -234,6 +240,19 @@ def check_secrets(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
         elif value and (len(value) > MOST_SECRET or "\0" in value):
             errors[name] = f"Give a text of at most {MOST_SECRET:,} characters."
     return errors
+
+
+def unfit(name: str, connections: Mapping[str, str], fit: Sequence[str]) -> str:
+    """Why the connection ``name`` can't be used where only the kinds ``fit`` can. ``connections``:
+    the kind of each by its name."""
+    titles = [KINDS[one].title for one in fit]
+    kind = KINDS.get(connections[name])
+    have = sorted(one for one, kind in connections.items() if kind in fit)
+    return (
+        f"'{name}' is of the kind {kind.title if kind else connections[name]}. What fits here is "
+        f"{', '.join(titles[:-1])} or {titles[-1]}: "
+        + (f"{', '.join(have[:10])}." if have else "make such a connection first.")
+    )
 
 
 def leads_elsewhere(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

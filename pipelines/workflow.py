@@ -21,13 +21,12 @@ from django.db import transaction
 from accounts.errors import Invalid, NotFound
 from organizations.models import Membership
 from organizations.naming import NameTaken
-from pipelines import actions, logs
+from pipelines import actions, kinds, logs
 from pipelines.models import Connection, Pipeline, Run, Step
 from training.models import TrainingJob
 
 STEPS = ("data_fetch", "data_upload", "train", "infer", "result_download", "hive_upload")
 STATUSES = [(word, word) for word in ("pending", "running", "completed", "failed")]
-WAREHOUSES = (Connection.Kind.DUCKDB, Connection.Kind.POSTGRES, Connection.Kind.HIVE)
 STATUS = {
     Run.State.QUEUED: "pending",
     Run.State.RUNNING: "running",
@@ -56,7 +55,6 @@ _BEHIND = {
     "data_upload": ("data_upload", "infer_upload"),
 }
 _OF = {key: name for name, keys in _BEHIND.items() for key in keys}
-PLACES = (Connection.Kind.SSH, Connection.Kind.LOCAL, Connection.Kind.S3, Connection.Kind.HDFS)
 
 
 @transaction.atomic
@@ -149,9 +147,12 @@ def _check(
 ) -> None:
     """Raises Invalid by field for what does not go together."""
     errors: dict[str, list[str]] = {}
-    mine = Connection.objects.of(by.organization).filter(kind__in=PLACES)
-    if machine and not mine.filter(name=machine).exists():
+    mine = dict(Connection.objects.of(by.organization).values_list("name", "kind"))
+    fit = kinds.MACHINES if train or infer else kinds.PLACES
+    if machine and machine not in mine:
         errors["machine"] = [f"There is no connection '{machine[:60]}' to a place with files."]
+    elif machine and mine[machine] not in fit:
+        errors["machine"] = [kinds.unfit(machine, mine, fit)]
     if hdfs_path and not machine:
         sentence = (
             "Say at which place (machine), or leave hdfs_path out: files go through FlowML's own "
@@ -188,7 +189,7 @@ def _keys(definition: Mapping[str, Any]) -> list[str]:
 
 
 def _warehouse(by: Membership, name: str) -> str:
-    mine = Connection.objects.of(by.organization).filter(kind__in=WAREHOUSES)
+    mine = Connection.objects.of(by.organization).filter(kind__in=kinds.WAREHOUSES)
     found = list((mine.filter(name=name) if name else mine).values_list("name", flat=True)[:2])
     if len(found) == 1:
         return str(found[0])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines import kinds
 from pipelines.stages import hook, places, warehouse
 
 
@@ -11,7 +12,7 @@ def run(task: Mapping[str, Any], channel: Any) -> dict[str, Any]:
     kind = (task.get("confidential") or {}).get("kind")
     if kind == hook.KIND:
         return {"data": {"sentence": hook.opened(task).check()}, "files": {}}
-    if kind in places.KINDS:
+    if kind in kinds.PLACES:
         place, _ = places.opened(task)
         return {"data": {"sentence": places.wait_for(place.check)}, "files": {}}
     with warehouse.opened(task) as found:

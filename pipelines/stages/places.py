@@ -11,7 +11,6 @@ from pipelines.transfers import Away, Damaged, Far, Rules, Transfer
 from workers.node.channel import WorkError
 
 T = TypeVar("T")
-KINDS = frozenset({"ssh", "s3", "hdfs", "local"})
 
 
 class Place(Protocol):

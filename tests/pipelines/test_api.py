@@ -11,9 +11,10 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
 from organizations.models import AuditEntry, Membership, Role
-from pipelines import schedules, tasks
+from pipelines import kinds, schedules, tasks
 from pipelines.models import Pipeline, Run
 from tests.factories import MembershipFactory, bearer
+from tests.pipelines import make as piping
 from tests.pipelines.test_runs import PROMOTE, TRAIN
 from tests.training import make
 
@@ -106,6 +107,39 @@ def test_what_is_wrong_is_told_by_field(api: Api) -> None:
     errors = api("post", "pipelines", {"name": "bad", "definition": definition}, 400)["errors"]
     assert errors == {"stages[0].params.connection": ["There is no connection 'none'."]}
     assert not Pipeline.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "params", "fit", "unfit"),
+    [
+        ("sql", {"sql": "SELECT 1", "dataset": "x"}, "duckdb postgres hive", "ssh webhook"),
+        ("write_back", {"data": "x", "table": "t"}, "duckdb postgres hive", "s3 local"),
+        ("upload", {"data": "x", "path": "p"}, "ssh s3 hdfs local", "postgres webhook"),
+        ("download", {"dataset": "x", "path": "p"}, "ssh s3 hdfs local", "duckdb hive"),
+        ("remote", {"command": "true"}, "ssh local", "s3 hdfs postgres"),
+    ],
+)
+def test_a_connection_of_the_wrong_kind_is_refused_before_anything_runs(
+    api: Api, by: Membership, stage: str, params: dict[str, Any], fit: str, unfit: str
+) -> None:
+    def definition(kind: str) -> dict[str, Any]:
+        return {"stages": [
+            {"key": "a", "stage": stage, "params": params | {"connection": f"my {kind}"}}
+        ]}  # fmt: skip
+
+    for kind in (*fit.split(), *unfit.split()):
+        piping.connection(by, f"my {kind}", kind=kind)
+    first = definition(fit.split(maxsplit=1)[0])
+    made = api("post", "pipelines", {"name": "p", "definition": first}, 201)
+    for kind in fit.split():
+        api("patch", f"pipelines/{made['id']}", {"definition": definition(kind)})
+    for kind in unfit.split():
+        body = {"definition": definition(kind)}
+        errors = api("patch", f"pipelines/{made['id']}", body, 400)["errors"]
+        (said,) = errors["stages[0].params.connection"]
+        assert f"'my {kind}' is of the kind {kinds.KINDS[kind].title}." in said
+        assert all(kinds.KINDS[one].title in said for one in fit.split())
+        assert ", ".join(sorted(f"my {one}" for one in fit.split())) in said, "which to take"
 
 
 def test_roles_and_organizations_are_kept_apart(api: Api, by: Membership) -> None:
