@@ -13,18 +13,15 @@ process's and the database's) is printed beside the clock for the same reason.
 """
 
 import argparse
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from flowml_site import embedded
+from benchmarks.common import django_here, tell_load
 
 EVENTS, PAGE = 50_000, 500
 
@@ -161,7 +158,8 @@ def compare(calls: int) -> None:
         Way("by personal token", call("/api/datasets", **token)),
     ]
     measure([peer, open_, plain, *ways], calls)
-    print(f"load {os.getloadavg()[0]:.1f}; medians of {len(peer.clock)} calls each")
+    tell_load()
+    print(f"medians of {len(peer.clock)} calls each")
     peer.row()
     open_.row()
     for way in (plain, *ways):
@@ -209,23 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=400)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder:
-        var = Path(folder) / "var"
-        os.environ |= {"FLOWML_VAR": str(var), "SECRET_KEY": "k" * 60, "LOG_LEVEL": "ERROR"}
-        os.environ |= {"DEBUG": "0", "DJANGO_SETTINGS_MODULE": "flowml_site.settings"}
-        for name in ("DATABASE_URL", "REDIS_URL"):
-            os.environ.pop(name, None)
-        with embedded.running(var) as urls:
-            os.environ |= urls
-            import django
-            from django.core.management import call_command
-
-            django.setup()
-            call_command("migrate", verbosity=0)
-            compare(asked.calls)
-            from django.db import connection
-
-            connection.close_pool()
+    with django_here():
+        compare(asked.calls)
 
 
 if __name__ == "__main__":

@@ -14,25 +14,17 @@ told of that. The load is printed.
 """
 
 import argparse
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 
 import psutil
 
-from flowml_site import embedded
+from benchmarks.common import django_here, p95, tell_load
 
 LIMIT_MS, LIMIT_CHOICE_MS, LIMIT_GROWTH = 20.0, 2.0, 1.2
-
-
-def p95(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[int(0.95 * (len(seconds) - 1))]
 
 
 def timed(times: int, work: Callable[[], object]) -> list[float]:
@@ -200,7 +192,7 @@ def measure(claims: int, organizations: int) -> bool:
     first, *_, last = per_claim.values()
     growth = last / first
     print(f"from {min(per_claim):,} to {max(per_claim):,} tasks: x {growth:.2f}   limit: x 1.20")
-    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    tell_load()
     return kept and statistics.median(choice) * 1000 < LIMIT_CHOICE_MS and growth < LIMIT_GROWTH
 
 
@@ -209,30 +201,8 @@ def main() -> None:
     parser.add_argument("--claims", type=int, default=200)
     parser.add_argument("--organizations", type=int, default=1000)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder:
-        var = Path(folder)
-        os.environ |= {
-            "FLOWML_VAR": folder,
-            "SECRET_KEY": "only-for-the-benchmark-0123456789-abcdefghijkl",
-            "DATABASE_URL": embedded.database_url(var),
-            "REDIS_URL": embedded.promise_valkey(var),
-            "DJANGO_SETTINGS_MODULE": "flowml_site.settings",
-            "SCHEDULER_BACKEND": "poll",
-            "LOG_LEVEL": "ERROR",
-        }
-        services = embedded.Services(var, postgres=True, valkey=True, durable=True)
-        services.start()
-        try:
-            import django
-            from django.core.management import call_command
-            from django.db import connection
-
-            django.setup()
-            call_command("migrate", verbosity=0)
-            with closing(connection):
-                kept = measure(asked.claims, asked.organizations)
-        finally:
-            services.stop()
+    with django_here(SCHEDULER_BACKEND="poll"):
+        kept = measure(asked.claims, asked.organizations)
     sys.exit(0 if kept else "A limit was missed.")
 
 

@@ -10,22 +10,16 @@ time that web spends, as a share of a core and for each heartbeat, and how long 
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from flowml_site import embedded
-from flowml_site.processes import free_port
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common import ROOT, await_port, cpu_s, django_here, free_port, p95, tell_load
 
 
 def prepare(count: int) -> list[bytes]:
@@ -96,18 +90,6 @@ async def node(port: int, request: bytes, every: float, until: float, took: list
     writer.close()
 
 
-def cpu_s(process: psutil.Process) -> float:
-    """Processor time (s) that a process and its children have taken."""
-    total = 0.0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            times = one.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
 def measure(port: int, web: psutil.Process, database: psutil.Process, asked: Any) -> None:
     requests = prepare(asked.nodes)
     took: list[float] = []
@@ -125,15 +107,14 @@ def measure(port: int, web: psutil.Process, database: psutil.Process, asked: Any
         return result[0], result[1], result[2] / lasted
 
     rate, share, theirs = asyncio.run(everybody())
-    p95 = sorted(took)[int(0.95 * (len(took) - 1))]
     print(
         f"{asked.nodes:,} nodes every {asked.every:g} s: {rate:.0f} heartbeats a second\n"
         f"web: {share:.0%} of a core, {1000 * share / rate:.1f} ms each   database {theirs:.0%}\n"
-        f"answer: median {1000 * statistics.median(took):.1f} ms   p95 {1000 * p95:.1f} ms   "
-        f"n={len(took)}   (of it 20 ms are the gathering)\n"
-        f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"answer: median {1000 * statistics.median(took):.1f} ms   p95 {1000 * p95(took):.1f} ms   "
+        f"n={len(took)}   (of it 20 ms are the gathering)",
         flush=True,
     )
+    tell_load()
 
 
 def main() -> None:
@@ -142,42 +123,17 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=5.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder:
-        var, port = Path(folder), free_port()
-        os.environ |= {
-            "FLOWML_VAR": folder,
-            "SECRET_KEY": "only-for-the-benchmark-0123456789-abcdefghijkl",
-            "DATABASE_URL": embedded.database_url(var),
-            "REDIS_URL": embedded.promise_valkey(var),
-            "DJANGO_SETTINGS_MODULE": "flowml_site.settings",
-            "PUBLIC_URL": f"http://127.0.0.1:{port}",
-            "LOG_LEVEL": "ERROR",
-        }
-        with embedded.Services(var) as services:
-            import django
-            from django.core.management import call_command
-
-            django.setup()
-            call_command("migrate", verbosity=0)
-            command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(port)]
-            web = subprocess.Popen([*command, "flowml_site.asgi:application"], cwd=ROOT)
-            try:
-                while True:
-                    try:
-                        asyncio.run(asyncio.wait_for(_open(port), 1))
-                        break
-                    except (OSError, TimeoutError):
-                        time.sleep(0.1)
-                database = psutil.Process(services.children["postgres"].pid)
-                measure(port, psutil.Process(web.pid), database, asked)
-            finally:
-                web.terminate()
-                web.wait(20)
-
-
-async def _open(port: int) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.close()
+    port = free_port()
+    with django_here(PUBLIC_URL=f"http://127.0.0.1:{port}") as services:
+        command = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(port)]
+        web = subprocess.Popen([*command, "flowml_site.asgi:application"], cwd=ROOT)
+        try:
+            await_port(port, web)
+            database = psutil.Process(services.children["postgres"].pid)
+            measure(port, psutil.Process(web.pid), database, asked)
+        finally:
+            web.terminate()
+            web.wait(20)
 
 
 if __name__ == "__main__":

@@ -11,62 +11,32 @@ Starts a whole platform in a temporary folder and measures from outside, over HT
 """
 
 import argparse
-import csv
 import http.client
-import io
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.sync.client import connect
 
+from benchmarks.common import ONE_ROW, ROOT, installation, p95, table, tell_load, upload
 from flowml_site import embedded
 from flowml_site.platform import Platform
-from tests.e2e.conftest import Person, free_port
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.e2e.conftest import Person
 
 
 def spread(name: str, seconds: Sequence[float], limit: str) -> None:
-    ordered = sorted(seconds)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
     print(
-        f"{name:<52} median {1000 * statistics.median(ordered):7.1f} ms   "
-        f"p95 {1000 * p95:7.1f} ms   n={len(ordered)}   limit: {limit}",
+        f"{name:<52} median {1000 * statistics.median(seconds):7.1f} ms   "
+        f"p95 {1000 * p95(seconds):7.1f} ms   n={len(seconds)}   limit: {limit}",
         flush=True,
     )
-
-
-def table(rows: int) -> bytes:
-    """A table of 1,000 rows or so, with numbers, a category and missing values."""
-    rng = random.Random(7)
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([*(f"x{i}" for i in range(8)), "colour", "label"])
-    for _ in range(rows):
-        x = [rng.gauss(0, 1) for _ in range(8)]
-        colour = rng.choice(["red", "green", "blue"])
-        label = "yes" if x[0] + x[1] * x[2] + (colour == "red") + rng.gauss(0, 0.5) > 0 else "no"
-        writer.writerow([*(f"{v:.4f}" if rng.random() > 0.02 else "" for v in x), colour, label])
-    return out.getvalue().encode()
-
-
-def upload(person: Person, content: bytes) -> str:
-    made = person.ok("POST", "/api/datasets/upload", files={"file": ("table.csv", content)})
-    ready = person.until(f"/api/datasets/{made['id']}", lambda d: d["state"] != "ingesting")
-    assert ready["state"] == "ready", ready
-    return str(made["id"])
 
 
 def started_at(platform: Platform, person: Person, job: str) -> float:
@@ -134,8 +104,7 @@ def measure_celery(platform: Platform, count: int) -> None:
 def measure_predict(platform: Platform, person: Person, data: str, count: int) -> None:
     job = person.train(data, "label", time_budget=20)
     ended = person.ended(job, within=180)
-    rows = {f"x{i}": 0.5 for i in range(8)} | {"colour": "red"}
-    body = json.dumps({"rows": [rows]})
+    body = json.dumps({"rows": [ONE_ROW]})
     headers = {"Authorization": person.headers["Authorization"], "Content-Type": "application/json"}
     board = person.leaderboard(job)
     for model in [board[0], *[m for m in board if m["id"] != board[0]["id"]][:2]]:
@@ -196,18 +165,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--predictions", type=int, default=300)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder:
-        platform = Platform(Path(folder) / "var", port=free_port())
-        platform.start()
-        try:
-            with closing(Person(platform.url, "bench")) as person:
-                data = upload(person, table(1000))
-                person.ended(person.train(data, "label", time_budget=5))  # everything is warm now
-                measure_jobs(platform, person, data, asked.jobs)
-                measure_celery(platform, 200)
-                measure_predict(platform, person, data, asked.predictions)
-        finally:
-            platform.stop()
+    with installation() as (platform, person):
+        data = upload(person, table(1000))
+        person.ended(person.train(data, "label", time_budget=5))  # everything is warm now
+        measure_jobs(platform, person, data, asked.jobs)
+        measure_celery(platform, 200)
+        measure_predict(platform, person, data, asked.predictions)
+    tell_load()
 
 
 if __name__ == "__main__":

@@ -13,24 +13,32 @@ import asyncio
 import io
 import json
 import os
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.latency import table, upload
+from benchmarks.common import (
+    ONE_ROW,
+    PREFIX,
+    ROOT,
+    at,
+    await_port,
+    free_port,
+    installation,
+    own_node,
+    table,
+    tell_load,
+    upload,
+)
 from flowml_site.platform import Platform
-from tests.e2e.conftest import Person, free_port
-from tests.e2e.test_own_node import start_node
+from tests.e2e.conftest import Person
 
-ROOT = Path(__file__).resolve().parents[1]
 CONNECTIONS = (1, 16, 64)
 
 
@@ -71,8 +79,7 @@ def report(name: str, host: str, path: str, body: bytes, token: str, seconds: fl
     first = 0.0
     for connections in CONNECTIONS:
         taken, failed = asyncio.run(load(host, request, connections, seconds))
-        taken.sort()
-        p50, p95, p99 = (1000 * taken[int(len(taken) * q)] for q in (0.5, 0.95, 0.99))
+        p50, p95, p99 = (1000 * at(share, taken) for share in (0.5, 0.95, 0.99))
         first = first or p50
         print(
             f"{name:<24} {connections:>3} connections  {len(taken) / seconds:8.0f} rows/s   "
@@ -102,15 +109,7 @@ def bare(engine: str, artifact: bytes, folder: Path) -> Iterator[str]:
     command = [python, ROOT / "benchmarks" / "bare_model.py", schema.parent, str(port)]
     app = subprocess.Popen(command, env=env)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                if app.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("The bare app did not start.")
-                time.sleep(0.2)
+        await_port(port, app)
         yield f"127.0.0.1:{port}"
     finally:
         app.terminate()
@@ -121,52 +120,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     seconds = parser.parse_args().seconds
-    print(f"load before: {os.getloadavg()[0]:.1f}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder:
-        platform = Platform(Path(folder) / "var", port=free_port(), args=["--without-node"])
-        platform.start(nodes=0)
-        try:
-            with (
-                closing(Person(platform.url, "bench")) as person,
-                machine(platform, person, folder),
-            ):
-                measure(platform, person, Path(folder), seconds)
-        finally:
-            platform.stop()
-    print(f"load after: {os.getloadavg()[0]:.1f}", flush=True)
+    tell_load()
+    with installation(node=False) as (platform, person), own_node(platform, person):
+        measure(platform, person, seconds)
+    tell_load()
 
 
-@contextmanager
-def machine(platform: Platform, person: Person, folder: str) -> Iterator[None]:
-    """A node of the person's organization, which may put it into a cluster."""
-    place = Path(folder) / "node"
-    place.mkdir()
-    token = person.ok("POST", "/api/workers/join-tokens", json={})["token"]
-    node = start_node(platform.url, place, "--token", token, name="bench")
-    try:
-        person.until(
-            "/api/workers", lambda found: any(n["state"] == "online" for n in found["results"])
-        )
-        yield
-    finally:
-        node.terminate()
-        node.wait(30)
-
-
-def measure(platform: Platform, person: Person, folder: Path, seconds: float) -> None:
+def measure(platform: Platform, person: Person, seconds: float) -> None:
     data = upload(person, table(1000))
     job = person.train(data, "label", time_budget=20)
     person.ended(job, within=180)
     model: Any = next(one for one in person.leaderboard(job) if one["engine"] != "ensemble")
     print(f"model: {model['name']}, {model['engine']}", flush=True)
     path = deploy(person, model["id"])
-    row = {f"x{i}": 0.5 for i in range(8)} | {"colour": "red"}
-    body = json.dumps({"rows": [row]}).encode()
+    body = json.dumps({"rows": [ONE_ROW]}).encode()
     token = person.headers["Authorization"]
     ours = report("FlowML", urlsplit(platform.url).netloc, f"{path}/predict", body, token, seconds)
-    answer = person.ok("POST", f"{path}/predict", json={"rows": [row]})
+    answer = person.ok("POST", f"{path}/predict", json={"rows": [ONE_ROW]})
     artifact = person.get(f"/api/results/model/{model['id']}/download").content
-    with bare(model["engine"], artifact, folder) as host:
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX) as place,
+        bare(model["engine"], artifact, Path(place)) as host,
+    ):
         peer = report("peer: bare Starlette", host, "/predict", body, "", seconds)
     print(f"of FlowML's time: {answer['ms']}   p50, FlowML beside bare: {ours / peer:.1f}")
 

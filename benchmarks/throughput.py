@@ -21,10 +21,10 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.common import PREFIX, ROOT, tell_load
 from flowml_site import embedded
 from tests.chaos.fleet import Fleet, until
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 5.0
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     tasks = parser.parse_args().tasks
     with (
-        tempfile.TemporaryDirectory(prefix="flowml-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix=PREFIX) as folder,
         Fleet(Path(folder), heartbeat_s=5, lease_s=30) as fleet,
     ):
         took, processors = flowml(fleet, tasks)
@@ -112,7 +112,7 @@ def main() -> None:
     print(f"FlowML's processor time (ms a task): {each}; all {whole:.1f}")
     print(f"FlowML / bare Celery: x {took / plain:.1f}   limit: x {LIMIT:.0f}")
     print(f"FlowML / Celery that forks: x {took / forked:.1f}")
-    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    tell_load()
     sys.exit(0 if took / plain <= LIMIT else "A limit was missed.")
 
 
