@@ -760,6 +760,11 @@ def _end_canary(stored: Deployment) -> None:
     )
 
 
+def follow_nothing(by: Membership, one: Deployment) -> Deployment:
+    """Stay with the model that runs, whatever the alias means later."""
+    return change(by, one, follows="")
+
+
 def keep_no_samples(by: Membership, one: Deployment) -> Deployment:
     """Keep none from now on, and delete those that there are."""
     return change(by, one, samples=False)

@@ -17,6 +17,7 @@ urlpatterns = [
     path("deployments/<uuid:deployment>/watch", views.watched, name="watch"),
     path("deployments/<uuid:deployment>/logs", views.logs, name="logs"),
     path("deployments/<uuid:deployment>/change", views.change, name="change"),
+    path("deployments/<uuid:deployment>/revise", views.revise, name="revise"),
     path("deployments/<uuid:deployment>/canary", views.canary, name="canary"),
     *(
         path(f"deployments/<uuid:deployment>/{action}", views.act, {"action": action}, name=action)

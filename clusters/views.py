@@ -46,6 +46,7 @@ DOES = {
     "abandon": (actions.abandon, "has no canary any more."),
     "retrain": (actions.retrain, "is being trained again, on the newest data."),
     "forget": (actions.keep_no_samples, "keeps no samples any more."),
+    "unfollow": (actions.follow_nothing, "stays with the model that it runs."),
 }
 
 
@@ -299,9 +300,7 @@ def new_deployment(request: OrgRequest) -> HttpResponse:
                 )
                 return redirect(made)
             except FlowError as refusal:
-                errors = refusal.errors or {"": [refusal.detail]}
-                if refusal.status == 404:
-                    raise Http404(refusal.detail) from refusal
+                errors = _refused(refusal, sent)
         else:
             errors = {key: [str(one) for one in ones] for key, ones in form.errors.items()}
     chosen = _model(home, values.get("model", ""))
@@ -323,6 +322,15 @@ def new_deployment(request: OrgRequest) -> HttpResponse:
         "may_make_cluster": request.membership.may(Role.ADMIN),
     }
     return render(request, "clusters/new_deployment.html", context, status=400 if errors else 200)
+
+
+def _refused(refusal: FlowError, sent: dict[str, Any]) -> dict[str, Any]:
+    """What to say at which field. Raises Http404 where an id was another's or nobody's."""
+    if refusal.status == 404 and sent.get("follows"):
+        return {"follows": [refusal.detail]}
+    if refusal.status == 404:
+        raise Http404(refusal.detail) from refusal
+    return refusal.errors or {"": [refusal.detail]}
 
 
 def _variables(text: str) -> dict[str, str]:
@@ -524,6 +532,7 @@ def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
         "report": one.drift_reports.order_by("-at").first(),
         "least": drift.LEAST_ROWS,
         "right": outcomes.by_day(one, DAYS),
+        "is_container": bool(one.revision and one.revision.image),
         "may_change": request.membership.may(Role.DEVELOPER),
     }  # fmt: skip
     return render(request, "clusters/_watch.html", context)
@@ -563,6 +572,74 @@ def change(request: OrgRequest, deployment: UUID) -> HttpResponse:
         f"{one} is changed.",
     )
     return redirect(one)
+
+
+@require_http_methods(["GET", "POST"])
+@org_role(Role.DEVELOPER)
+def revise(request: OrgRequest, deployment: UUID) -> HttpResponse:
+    """Let it run something else: another model or image, or the same with other variables."""
+    one = _deployment(request, deployment)
+    now = one.revision
+    if now is None:
+        raise Http404("It has no revision.")
+    fields = ("docker_image", "port", "health_path") if now.image else ("model", "follows")
+    is_now = {"docker_image": now.image, "port": str(now.port), "health_path": now.health_path,
+              "model": str(now.model_id), "follows": one.follows}  # fmt: skip
+    values: dict[str, Any] = {key: is_now[key] for key in fields}
+    errors: dict[str, Any] = {}
+    if request.method == "POST":
+        values = {key: request.POST.get(key, is_now[key]).strip() for key in fields}
+        values |= {"env": request.POST.get("env", ""), "no_env": "no_env" in request.POST}
+        sent = _revised(values, is_now)
+        form = said.DeploymentChange(data=sent)
+        if not sent:
+            errors = {"": ["This is what it runs already."]}
+        elif form.is_valid():
+            try:
+                changed = actions.change(request.membership, one, **form.validated_data)
+            except FlowError as refusal:
+                errors = _refused(refusal, sent)
+            else:
+                made = changed.revision
+                if made is None or made.number == now.number:
+                    done = f"{one} is changed."
+                elif changed.is_started:
+                    done = f"Revision {made.number} of {one} is rolled out."
+                else:
+                    done = f"Revision {made.number} of {one} runs once it is started."
+                messages.success(request, done)
+                return redirect(one)
+        else:
+            errors = {key: [str(each) for each in those] for key, those in form.errors.items()}
+    context = {
+        "section": "deployments",
+        "one": one,
+        "revision": now,
+        "values": values,
+        "errors": errors,
+        "other_errors": _elsewhere(errors, {*fields, "env"}),
+        "is_container": bool(now.image),
+        "registries": settings.CONTAINER_REGISTRIES,
+        "models": [] if now.image else _models(request.membership.organization, now.model),
+    }
+    return render(request, "clusters/revise.html", context, status=400 if errors else 200)
+
+
+def _revised(values: dict[str, Any], is_now: dict[str, str]) -> dict[str, Any]:
+    """Of what a form holds, what is to change. An image is rolled out again though it is the same:
+    its tag may mean another one by now."""
+    sent: dict[str, Any] = {
+        key: value
+        for key, value in values.items()
+        if key in is_now and (value != is_now[key] or key == "docker_image")
+    }
+    if sent.get("follows"):
+        sent.pop("model", None)  # the name says which
+    if values["env"].strip():
+        sent["env"] = _variables(values["env"])
+    elif values["no_env"]:
+        sent["env"] = {}
+    return sent
 
 
 @require_POST

@@ -194,6 +194,9 @@ POST    /deployments/{deployment}/rollback                      sign    403     
 POST    /deployments/{deployment}/promote                       sign    403     302     302     404
 POST    /deployments/{deployment}/abandon                       sign    403     302     302     404
 POST    /deployments/{deployment}/canary                        sign    403     302     302     404
+GET     /deployments/{deployment}/revise                        sign    403     200     200     404
+POST    /deployments/{deployment}/revise                        sign    403     302     302     404
+POST    /deployments/{deployment}/unfollow                      sign    403     302     302     404
 POST    /deployments/{deployment}/retrain                       sign    403     302     302     404
 POST    /deployments/{deployment}/forget                        sign    403     302     302     404
 POST    /deployments/{deployment}/delete                        sign    403     302     302     404
@@ -284,6 +287,8 @@ GET     /api/datasets/{pictures}/image                           401    200     
 GET     /api/datasets/{pictures}/image?version={shown}            401    200     200     200     404
 GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
 GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
+GET     /api/datasets/{dataset}/associations                     401    409     409     409     404
+GET     /api/datasets/{own}/associations?version={version}       401    409     409     409     404
 GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
 POST    /api/datasets/{dataset}/versions                         401    403     202     202     404
 GET     /api/datasets/{dataset}/rejects                          401    200     200     200     404
@@ -663,6 +668,7 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
         key: value for key, value in a_deployment(world).items() if key != "depends_on"
     },
     "POST /deployments/{deployment}/canary": lambda _: {"percent": "30"},
+    "POST /deployments/{deployment}/revise": lambda _: {"env": "A=2"},
     "POST /deployments/{deployment}/change": lambda _: {"replicas": "2", "priority": "HIGH"},
     "POST /api/clusters": lambda _: {"name": "new"},
     "PATCH /api/clusters/{cluster}": lambda _: {"total_ram_gb": 4},
@@ -732,7 +738,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     cluster = deploying.cluster(admin, own_node, name=f"{MARK}-cluster")
     deployment = deploying.running(admin, model, f"{MARK}-deployment", own_node)
     tried = deployment.revisions.get(number=1)
-    type(deployment).objects.filter(pk=deployment.pk).update(canary=tried)
+    follows = f"{name}@{MARK}-alias"
+    type(deployment).objects.filter(pk=deployment.pk).update(canary=tried, follows=follows)
     chain = piping.pipeline(admin, piping.TRAINS, f"{MARK} pipeline")
     run, ended = (piping.run_of(chain, state) for state in ("running", "failed"))
     stranger = people["stranger"]

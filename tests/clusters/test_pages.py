@@ -7,6 +7,8 @@ from clusters.models import Cluster, Deployment
 from organizations.models import Role
 from tests.clusters import make
 from tests.clusters.make import Node, deploy, settle
+from tests.clusters.test_following import add_version
+from training import named
 
 pytestmark = pytest.mark.django_db
 
@@ -107,6 +109,83 @@ def test_scale_stop_start_roll_back_and_delete(client, by, model):
     post("delete")
     cycle.run(home.pk)
     assert page(client, path, 404)
+
+
+def test_a_container_is_rolled_out_to_another_image_from_its_page(client, by, settings):
+    settings.CONTAINER_REGISTRIES = ["ghcr.io/acme"]
+    has = {"cpu": 4, "ram_mib": 9000, "engines": [], "gpus": [], "containers": "podman 4.3.1"}
+    node = Node(make.node(by, capabilities=has))
+    home = make.cluster(by, node.worker)
+    wish = {"name": "scorer", "docker_image": "ghcr.io/acme/scorer:1", "port": "9000",
+            "health_path": "/up", "env": "TOKEN=secret-1\nMODE=slow",
+            "cluster_id": home.pk}  # fmt: skip
+    client.post("/deployments/new", wish)
+    one = Deployment.objects.get()
+    settle(home, node)
+    path = f"/deployments/{one.pk}"
+    assert f'href="{path}/revise"' in page(client, path)
+    assert "Drift" not in page(client, f"{path}/watch")  # nobody trained it
+    form = page(client, f"{path}/revise")
+    assert 'value="ghcr.io/acme/scorer:1"' in form
+    assert "MODE, TOKEN" in form
+    assert "secret-1" not in form
+
+    def revise(status=302, **data):
+        sent = {"docker_image": "ghcr.io/acme/scorer:1", "port": "9000", "health_path": "/up"}
+        answer = client.post(f"{path}/revise", {**sent, **data})
+        assert answer.status_code == status, answer.content.decode()
+        one.refresh_from_db()
+        return answer.content.decode()
+
+    refused = revise(400, docker_image="evil.io/x:1", port="9001")
+    assert "The operator allows: ghcr.io/acme" in refused
+    assert 'value="9001"' in refused  # what was typed is still there
+    assert "less than or equal" in revise(400, port="70000")
+    revise(docker_image="ghcr.io/acme/scorer:2", port="9001", health_path="/ok")
+    now = one.revision
+    assert (now.number, now.image) == (2, "ghcr.io/acme/scorer:2")
+    assert (now.port, now.health_path) == (9001, "/ok")
+    assert now.env == {"TOKEN": "secret-1", "MODE": "slow"}  # as they were
+    cycle.run(home.pk)
+    assert make.where(one)  # the old one answers till the new one does
+    settle(home, node)
+    live = one.placed.filter(state="running").values_list("revision__number", flat=True)
+    assert list(live) == [2]
+    revise(env="MODE=fast")
+    assert one.revision.env == {"MODE": "fast"}
+    revise(no_env="on")
+    assert one.revision.env == {}
+    revise()
+    assert one.revision.number == 5  # the same again: its tag may mean another one
+
+
+def test_another_model_is_rolled_out_and_following_ended_from_pages(client, by, model):
+    node = Node(make.node(by))
+    make.cluster(by, node.worker)
+    second = add_version(by, "kind")
+    named.move_alias(by, "kind", "champion", 1)
+    one = make.running(by, model, "one", node.worker)
+    path = f"/deployments/{one.pk}"
+
+    def revise(status=302, **data):
+        answer = client.post(f"{path}/revise", data)
+        assert answer.status_code == status
+        one.refresh_from_db()
+        return answer.content.decode()
+
+    assert "runs already" in revise(400, model=model.pk)
+    assert "no version or alias" in revise(400, model=model.pk, follows="kind@absent")
+    revise(model=model.pk, follows="kind@champion")
+    assert (one.follows, one.revision.model) == ("kind@champion", second)
+    assert "Stay with this model" in page(client, path)
+    client.post(f"{path}/unfollow")
+    one.refresh_from_db()
+    assert (one.follows, one.revision.model) == ("", second)
+    assert "Stay with this model" not in page(client, path)
+    revise(model=second.pk, follows="kind@champion")
+    assert one.follows == "kind@champion"
+    revise(model=model.pk, follows="kind@champion")  # another model ends it
+    assert (one.follows, one.revision.model) == ("", model)
 
 
 def test_viewers_look_and_change_nothing(client, by, model):
