@@ -42,16 +42,19 @@ def installation(*, node: bool = True) -> Iterator[tuple[Platform, Person]]:
 
 
 @contextmanager
-def own_node(platform: Platform, person: Person) -> Iterator[None]:
+def own_node(platform: Platform, person: Person) -> Iterator[psutil.Process]:
     """A node of the person's organization, which may put it into a cluster."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         token = person.ok("POST", "/api/workers/join-tokens", json={})["token"]
         node = start_node(platform.url, Path(folder), "--token", token, name="bench")
         try:
             person.until(
-                "/api/workers", lambda found: any(n["state"] == "online" for n in found["results"])
+                "/api/workers",
+                lambda found: any(
+                    n["state"] == "online" and n["name"] == "bench" for n in found["results"]
+                ),
             )
-            yield
+            yield psutil.Process(node.pid)
         finally:
             node.terminate()
             node.wait(30)
