@@ -14,7 +14,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.errors import Conflict, FlowError, Invalid, NotFound, TooLarge, Unavailable
-from datasets import registry
+from datasets import associations, registry
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
 from organizations import quotas
@@ -358,6 +358,7 @@ def _fill(version: DatasetVersion, data: Mapping[str, Any], files: Mapping[str, 
         DatasetVersion.State.READY,
         rows=data["rows"],
         columns=columns,
+        associations=associations.checked(data.get("associations"), columns),
         column_count=len(data["columns"]),
         sha256=parquet.sha256,
         size_bytes=parquet.size,

@@ -22,7 +22,7 @@ class DatasetAdmin(ReadOnly):
     actions = ("remove",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Dataset]:
-        return super().get_queryset(request).defer("latest__columns")
+        return super().get_queryset(request).defer("latest__columns", "latest__associations")
 
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, dataset: Dataset) -> str:
@@ -57,10 +57,10 @@ class DatasetVersionAdmin(ReadOnly):
     list_select_related = ("organization", "dataset")
     search_fields = ("id", "dataset__name", "filename", "sha256")
     date_hierarchy = "created_at"
-    exclude = ("columns",)
+    exclude = ("columns", "associations")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DatasetVersion]:
-        return super().get_queryset(request).defer("columns")
+        return super().get_queryset(request).defer("columns", "associations")
 
     @display(description="State", ordering="state", label=STATES)
     def is_now(self, version: DatasetVersion) -> str:

@@ -37,6 +37,7 @@ class Card:
     warnings: list[str]
     pictures: list[str]  # small ones, as data: addresses
     sizes: str  # of pictures, in words
+    compared: bool = False  # whether the page of associations has it
 
 
 def number(value: Any) -> str:
@@ -85,7 +86,9 @@ def _sizes(column: Mapping[str, Any]) -> str:
     return f"{least} pixels" if least == most else f"{least} to {most} pixels"
 
 
-def card(column: Mapping[str, Any], rows: int) -> Card:
+def card(
+    column: Mapping[str, Any], rows: int, associations: Mapping[str, Any] | None = None
+) -> Card:
     """``column`` is one entry of DatasetVersion.columns; ``rows`` counts the version's rows."""
     role, name = str(column.get("role", "")), str(column["name"])
     missing, distinct = (
@@ -126,4 +129,5 @@ def card(column: Mapping[str, Any], rows: int) -> Card:
         warnings=warnings,
         pictures=list(column.get("samples") or ()),
         sizes=_sizes(column),
+        compared=bool(associations) and name in (associations or {}).get("columns", ()),
     )

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
-from datasets import formats, infer, pictures, sniff
+from datasets import associations, formats, infer, pictures, sniff
 from datasets.delimited import Block, DelimitedText, Job, NotUtf8, Reject
 from datasets.profile import profile
 from datasets.sniff import BadFile
@@ -473,6 +473,11 @@ class Ingest:
         by_name = {column["name"]: column for column in described} | dict(known)
         described = [by_name[name] for name in dtypes]
         rows = int(pl.scan_parquet(target).select(pl.len()).collect().item())
+        self.tell(0.99, "Looking what the columns have to do with each other")
+        stored = pl.scan_parquet(target)
+        related = associations.measure(
+            lambda name: stored.select(name).collect().to_series(), described, rows
+        )
         files = {"data": target.name}
         if rejects:
             kept = pl.DataFrame(
@@ -503,6 +508,7 @@ class Ingest:
             "data": {
                 "rows": rows,
                 "columns": _bounded(described),
+                "associations": related,
                 "rejected": len(rejects),
                 "sha256": sha256,
                 "size_bytes": target.stat().st_size,

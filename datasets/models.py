@@ -76,6 +76,10 @@ class DatasetVersion(OrgOwned):
     columns = models.JSONField(
         default=list, blank=True, help_text="Name, dtype, role and statistics of each column."
     )
+    associations = models.JSONField(
+        null=True, blank=True,
+        help_text="What each two columns have to do with each other (datasets/associations.py).",
+    )  # fmt: skip
     column_count = models.PositiveIntegerField(default=0)
     sha256 = models.CharField(max_length=64, blank=True, help_text="Of the Parquet file.")
     size_bytes = models.PositiveBigIntegerField(default=0, help_text="Of the Parquet file.")

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.errors import FlowError
 from accounts.pages import tell, tells_problems, wants_json, whole
 from accounts.pagination import Paginator
-from datasets import actions
+from datasets import actions, related
 from datasets.cards import card
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES, Sample
@@ -34,7 +34,7 @@ CARDS_PER_PAGE = 60
 ROWS_PER_PAGE = 50
 COLUMNS_SHOWN = 60
 REJECTS_SHOWN = 200
-TABS = ("columns", "rows", "rejects", "versions")
+TABS = ("columns", "associations", "rows", "rejects", "versions")
 
 
 def max_bytes() -> int:
@@ -60,7 +60,7 @@ def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> Http
     found = (
         Dataset.objects.of(request.membership.organization)
         .select_related("latest")
-        .defer("latest__columns")
+        .defer("latest__columns", "latest__associations")
     )
     if search:
         found = found.filter(name__icontains=search)
@@ -149,7 +149,7 @@ def _detail(
     after = Stream.objects.filter(topic=dataset.topic).values_list("last_seq", flat=True).first()
     versions = list(
         dataset.versions.select_related("created_by", "task__worker")
-        .defer("columns")
+        .defer("columns", "associations")
         .order_by("-number")
     )
     newest = versions[0]
@@ -171,9 +171,12 @@ def _detail(
     }
     if context["tab"] == "columns":
         page = Paginator(version.columns, CARDS_PER_PAGE).get_page(request.GET.get("page"))
-        context |= {"page": page, "cards": [card(column, version.rows) for column in page]}
+        cards = [card(column, version.rows, version.associations) for column in page]
+        context |= {"page": page, "cards": cards}
         if context["may_change"] and version.pk == dataset.latest_id:
             context["roles"] = actions.ROLES
+    elif tab == "associations":
+        context |= related.on_page(version.associations, request.GET.get("of", ""))
     elif tab == "rows":
         context["grid"] = grid(request, version)
         if request.headers.get("HX-Request"):
@@ -275,7 +278,7 @@ def _version(request: OrgRequest, version_id: UUID) -> DatasetVersion:
     found = DatasetVersion.objects.of(request.membership.organization).select_related(
         "dataset", "task__worker", "rejects"
     )
-    return get_object_or_404(found.defer("columns"), pk=version_id)
+    return get_object_or_404(found.defer("columns", "associations"), pk=version_id)
 
 
 @require_GET
@@ -316,7 +319,8 @@ def role(request: OrgRequest, dataset_id: UUID) -> HttpResponse:
     column = version.column(name) if version else None
     assert version is not None
     assert column is not None
-    context = {"dataset": dataset, "card": card(column, version.rows), "roles": actions.ROLES}
+    shown = card(column, version.rows, version.associations)
+    context = {"dataset": dataset, "version": version, "card": shown, "roles": actions.ROLES}
     return render(request, "datasets/_column_card.html", context)
 
 

@@ -32,7 +32,9 @@ def overview(request: OrgRequest) -> HttpResponse:
     running = [job_facts(job) for job in jobs.active()[:SHOWN]]
     recent = [job_facts(job) for job in jobs.exclude(state__in=TrainingJob.ACTIVE)[: SHOWN + 3]]
     datasets = list(
-        Dataset.objects.of(organization).select_related("latest").defer("latest__columns")[:SHOWN]
+        Dataset.objects.of(organization)
+        .select_related("latest")
+        .defer("latest__columns", "latest__associations")[:SHOWN]
     )
     context = {
         "section": "home",

@@ -739,7 +739,7 @@ def score_candidate(event: Event, task: Task) -> TrainedModel | None:
     job = (
         TrainingJob.objects.filter(pk=task.subject)
         .select_related("dataset_version__data")
-        .defer("dataset_version__columns")
+        .defer("dataset_version__columns", "dataset_version__associations")
         .first()
     )
     if job is None:

@@ -107,7 +107,11 @@ class DataCheckAdmin(ReadOnly):
     date_hierarchy = "created_at"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DataCheck]:
-        return super().get_queryset(request).defer("dataset_version__columns")
+        return (
+            super()
+            .get_queryset(request)
+            .defer("dataset_version__columns", "dataset_version__associations")
+        )
 
     @admin.display(description="Data set", ordering="dataset_version__dataset__name")
     def dataset(self, check: DataCheck) -> str:

@@ -46,7 +46,7 @@ def finish_job(task: Task) -> TrainingJob | None:
     job = (
         TrainingJob.objects.select_for_update(no_key=True, of=("self",))
         .select_related("dataset_version__data")
-        .defer("dataset_version__columns")
+        .defer("dataset_version__columns", "dataset_version__associations")
         .filter(pk=task.subject)
         .first()
     )

@@ -180,6 +180,30 @@ class Stats(serializers.Serializer[Any]):
     columns = serializers.ListField(child=serializers.DictField())
 
 
+class AssociationsAsked(serializers.Serializer[Any]):
+    column = serializers.CharField(
+        max_length=500, default="", trim_whitespace=False, help_text="Only pairs with this column."
+    )
+
+
+class Association(serializers.Serializer[Any]):
+    columns = serializers.ListField(child=serializers.CharField(), min_length=2, max_length=2)
+    measure = serializers.ChoiceField(["spearman", "cramers_v", "correlation_ratio"])
+    value = serializers.FloatField(
+        allow_null=True, help_text="-1 to 1 (spearman) or 0 to 1; null where the rows can't say."
+    )
+    pearson = serializers.FloatField(allow_null=True, help_text="Beside Spearman's alone.")
+    rows = serializers.IntegerField(help_text="In which both columns have a value.")
+
+
+class Associations(serializers.Serializer[Any]):
+    version = serializers.UUIDField()
+    columns = serializers.ListField(child=serializers.CharField(), help_text="Those measured.")
+    left_out = serializers.IntegerField(help_text="Further columns that were too many.")
+    rows = serializers.IntegerField(help_text="Of the sample that was measured.")
+    pairs = serializers.ListField(child=Association())
+
+
 class SampleInfo(serializers.Serializer[Any]):
     key = serializers.CharField()
     title = serializers.CharField()

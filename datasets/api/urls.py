@@ -25,6 +25,11 @@ urlpatterns = [
         name="dataset-stats",
     ),
     path(
+        "datasets/<uuid:pk>/associations",
+        data({"get": "associations"}),
+        name="dataset-associations",
+    ),
+    path(
         "datasets/<uuid:pk>/versions",
         versions,
         name="dataset-versions",

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 
 from accounts.errors import NotFound
 from accounts.parsers import JSONParser
-from datasets import actions
+from datasets import actions, related
 from datasets.api import serializers as shapes
 from datasets.models import Dataset, DatasetVersion
 from datasets.samples import SAMPLES
@@ -29,7 +29,9 @@ WHICH = OpenApiParameter("version", UUID, description="A version's id; the lates
 class DatasetViewSet(OrgViewSet):
     """Tables, in versions."""
 
-    queryset = Dataset.objects.select_related("latest").defer("latest__columns")
+    queryset = Dataset.objects.select_related("latest").defer(
+        "latest__columns", "latest__associations"
+    )
     serializer_class = shapes.DatasetBrief
     parser_classes = (MultiPartParser, JSONParser, FormParser)
     lookup_value_converter = "uuid"
@@ -45,6 +47,7 @@ class DatasetViewSet(OrgViewSet):
         "preview": Role.VIEWER,
         "image": Role.VIEWER,
         "stats": Role.VIEWER,
+        "associations": Role.VIEWER,
         "versions": Role.VIEWER,
         "add_version": Role.DEVELOPER,
         "rejects": Role.VIEWER,
@@ -131,11 +134,26 @@ class DatasetViewSet(OrgViewSet):
         version = self._version(pk)
         return Response({"version": version.pk, "rows": version.rows, "columns": version.columns})
 
+    @extend_schema(
+        parameters=[shapes.AssociationsAsked, WHICH], responses=shapes.Associations, filters=False
+    )
+    @action(detail=True)
+    def associations(self, request: Request, pk: UUID) -> Response:
+        """What each two columns have to do with each other, the strongest first: Spearman's and
+        Pearson's correlation of numbers, Cramer's V of categories (bias-corrected), the correlation
+        ratio (corrected) of one with the other. With `column`, the pairs with that one alone.
+        """
+        asked = shapes.AssociationsAsked(data=request.query_params.dict())
+        asked.is_valid(raise_exception=True)
+        version = self._version(pk)
+        told = related.listed(version.associations, asked.validated_data["column"])
+        return Response({"version": version.pk, **told})
+
     @extend_schema(responses=shapes.VersionBrief(many=True), filters=False)
     @action(detail=True)
     def versions(self, request: Request, pk: UUID) -> Response:
         """All versions, newest first."""
-        found = self._dataset(pk).versions.defer("columns").order_by("-number")
+        found = self._dataset(pk).versions.defer("columns", "associations").order_by("-number")
         page = self.paginate_queryset(found)
         return self.get_paginated_response(shapes.VersionBrief(page, many=True).data)
 
@@ -181,8 +199,9 @@ class DatasetViewSet(OrgViewSet):
             raise NotFound("There is no version with this id.") from None
 
     def _full(self, dataset: Dataset) -> dict[str, Any]:
-        newest = dataset.versions.select_related("task").defer("columns").order_by("-number")
-        return dict(shapes.DatasetFull(dataset, context={"newest": newest.first()}).data)
+        newest = dataset.versions.select_related("task").defer("columns", "associations")
+        told = {"newest": newest.order_by("-number").first()}
+        return dict(shapes.DatasetFull(dataset, context=told).data)
 
     def _accepted(self, pk: UUID) -> Response:
         location = self.request.build_absolute_uri(f"/api/datasets/{pk}")

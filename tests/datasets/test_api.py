@@ -104,6 +104,7 @@ ROUTES = {
     ("dataset-preview", "get"): (Role.VIEWER, 200),
     ("dataset-image", "get"): (Role.VIEWER, 400),  # the table has none
     ("dataset-stats", "get"): (Role.VIEWER, 200),
+    ("dataset-associations", "get"): (Role.VIEWER, 200),
     ("dataset-versions", "get"): (Role.VIEWER, 200),
     ("dataset-versions", "post"): (Role.DEVELOPER, 202),
     ("dataset-rejects", "get"): (Role.VIEWER, 404),  # there are none

@@ -221,7 +221,7 @@ def _choose_data(request: OrgRequest) -> HttpResponse:
         Dataset.objects.of(request.membership.organization)
         .filter(latest__isnull=False)
         .select_related("latest")
-        .defer("latest__columns")
+        .defer("latest__columns", "latest__associations")
     )
     page = Paginator(ready, PER_PAGE).get_page(request.GET.get("page"))
     context = {"section": "training", "page": page}
