@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalisations in tables' networks
 CLIP = 5.0  # the longest step's gradient
-# Steps of an epoch that are not worth tracing: that takes a second or more, for each candidate.
-UNTRACED = 50
+BETAS = 0.9, 0.999  # Adam's
 
 
 class TensorFlow(NetworkEngine):
@@ -113,39 +112,48 @@ def packages() -> list[str]:
 
 
 class AdamW:
-    """Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, on a flat vector.
+    """Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
 
-    Keras has one, too, which does a dozen operations for each variable: to be traced takes it most
-    of the time that a small network has to learn.
+    Adam's part is TensorFlow's own kernel. Keras's optimizers do a dozen operations instead for
+    each variable, and to trace those takes most of the time that a small network has to learn.
     """
 
-    def __init__(self, variables: list[Any], weight_decay: float) -> None:
+    def __init__(self, variables: Sequence[Any], weight_decay: float) -> None:
         import tensorflow as tf
 
         self.variables, self.weight_decay = variables, weight_decay
-        self.sizes = [int(np.prod(one.shape)) for one in variables]
-        nothing = np.zeros(sum(self.sizes), np.float32)
-        self.moment, self.square = tf.Variable(nothing), tf.Variable(nothing)
         self.step = tf.Variable(0, dtype=tf.int64)
-        self.memory = {"moment": self.moment, "square": self.square, "step": self.step}
+        self.moments = [
+            (
+                tf.Variable(np.zeros(one.shape, np.float32)),
+                tf.Variable(np.zeros(one.shape, np.float32)),
+            )
+            for one in variables
+        ]
+        self.memory: dict[str, Any] = {"step": self.step}
+        for place, (moment, square) in enumerate(self.moments):
+            self.memory |= {f"moment.{place}": moment, f"square.{place}": square}
 
-    def apply(self, gradients: list[Any], rate: Any) -> None:
+    def apply(self, gradients: Sequence[Any], rate: Any) -> None:
         import tensorflow as tf
 
         step = tf.cast(self.step.assign_add(1), tf.float32)
-        gradient = tf.concat([tf.reshape(one, [-1]) for one in gradients], axis=0)
-        gradient = tf.clip_by_norm(gradient, CLIP)
-        moment = self.moment.assign(0.9 * self.moment + 0.1 * gradient)
-        square = self.square.assign(0.999 * self.square + 0.001 * tf.square(gradient))
-        change = moment / (1 - 0.9**step) / (tf.sqrt(square / (1 - 0.999**step)) + 1e-8)
-        parts = tf.split(change, self.sizes)
-        for variable, part in zip(self.variables, parts, strict=True):
-            decayed = self.weight_decay * tf.convert_to_tensor(variable)
-            variable.assign_sub(rate * (tf.reshape(part, variable.shape) + decayed))
+        powers = [tf.pow(beta, step) for beta in BETAS]
+        decay = rate * self.weight_decay
+        gradients, _ = tf.clip_by_global_norm(gradients, CLIP)
+        for variable, (moment, square), gradient in zip(
+            self.variables, self.moments, gradients, strict=True
+        ):
+            variable.assign_sub(decay * variable)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle, m=moment.handle, v=square.handle,
+                beta1_power=powers[0], beta2_power=powers[1], lr=rate,
+                beta1=BETAS[0], beta2=BETAS[1], epsilon=1e-8, grad=gradient,
+            )  # fmt: skip
 
     def forget(self) -> None:
         for one in self.memory.values():
-            one.assign(one * 0)
+            one.assign(np.zeros(one.shape, one.dtype.as_numpy_dtype))
 
 
 # Tables
@@ -154,13 +162,16 @@ class AdamW:
 class TableNetwork(Framework):
     """The twin of torch.py's: embeddings, layers with batch normalisation and dropout, AdamW.
 
-    All that is learnt lies in one flat variable: AdamW is a few operations then.
+    A step is few operations, and all that is learnt one flat variable: each candidate has a process
+    of its own and traces them anew.
     """
 
     def __init__(self, plan: Plan) -> None:
         import tensorflow as tf
 
         begin(plan.threads)
+        # Half of the time of a first step, for graphs that have little to optimize.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
         self.plan = plan
         random = np.random.default_rng(plan.seed)
         first: list[Array] = [
@@ -199,28 +210,19 @@ class TableNetwork(Framework):
             autograph=False,
         )
 
-    @property
-    def _kind(self) -> Any:
-        return np.int64 if self.plan.classifies else np.float32
-
     def begin_anew(self) -> None:
         """Forget all but what was traced, which is the same for each fold of a bag."""
         self.optimizer.forget()
         for mean, variance in self.usual:
-            mean.assign(mean * 0)
-            variance.assign(variance * 0 + 1)
+            mean.assign(np.zeros(mean.shape, np.float32))
+            variance.assign(np.ones(mean.shape, np.float32))
         self.learnt.assign(self._first)
 
     def epoch(self, table: Table, goal: Array, order: Array, rate: float) -> float:
-        goals, rows = goal.astype(self._kind), order.astype(np.int64)
-        if len(rows) <= UNTRACED * self.plan.batch:
-            sum_of_losses = 0.0
-            for start in range(0, len(rows) - 1, self.plan.batch):
-                part = rows[start : start + self.plan.batch]
-                told = table.numbers[part], table.codes[part], goals[part]
-                sum_of_losses += float(self._one_step(*told, np.float32(rate))) * len(part)
-            return sum_of_losses / len(rows)
-        total = self._pass(table.numbers, table.codes, goals, rows, np.float32(rate))
+        goals = goal.astype(np.int64 if self.plan.classifies else np.float32)
+        total = self._pass(
+            table.numbers, table.codes, goals, order.astype(np.int64), np.float32(rate)
+        )
         return float(total) / len(order)
 
     def _all_steps(self, numbers: Any, codes: Any, goal: Any, order: Any, rate: Any) -> Any:
@@ -261,18 +263,22 @@ class TableNetwork(Framework):
         pieces = tf.split(self.learnt, sizes)
         pieces = [tf.reshape(one, shape) for one, shape in zip(pieces, self.shapes, strict=True)]
         embeddings, layers, norms = self._sorted(pieces)
-        columns = [tf.gather(table, codes[:, place]) for place, table in enumerate(embeddings)]
-        values = tf.concat([numbers, *columns], axis=1)
+        columns = tf.unstack(codes, axis=1)
+        embedded = [tf.gather(*both) for both in zip(embeddings, columns, strict=True)]
+        values = tf.concat([numbers, *embedded], axis=1)
         for number, (weight, bias) in enumerate(layers):
-            values = values @ weight + bias
+            values = tf.nn.bias_add(tf.matmul(values, weight), bias)
             if number == len(norms):
                 break
             (scale, shift), (mean, variance) = norms[number], self.usual[number]
-            now, spread = tf.nn.moments(values, axes=[0])
-            mean.assign(MOMENTUM * mean + (1 - MOMENTUM) * now)
-            variance.assign(MOMENTUM * variance + (1 - MOMENTUM) * spread)
-            values = tf.nn.batch_normalization(values, now, spread, shift, scale, EPSILON)
-            values = tf.nn.relu(values)
+            # One operation for it all, the usual mean and variance with it; made for pictures.
+            values, now, spread, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=tf.reshape(values, [-1, 1, 1, values.shape[1]]), scale=scale, offset=shift,
+                mean=mean, variance=variance, epsilon=EPSILON, exponential_avg_factor=1 - MOMENTUM,
+            )  # fmt: skip
+            mean.assign(now)
+            variance.assign(spread)
+            values = tf.nn.relu(tf.reshape(values, [-1, values.shape[3]]))
             if self.plan.dropout:
                 # By the step, not by a generator of its own: resuming draws the same.
                 seed = tf.stack(
@@ -456,7 +462,7 @@ class PictureNetwork(deep.Network):
     def _begin_to_learn(self) -> None:
         import tensorflow as tf
 
-        learnt = list(self.network.trainable_variables)
+        learnt = [one.value for one in self.network.trainable_variables]
         self.optimizer = AdamW(learnt, float(self.params["weight_decay"]))
         side = int(self.shape["size"])
         shapes = [
