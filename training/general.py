@@ -24,7 +24,7 @@ from django.db import transaction
 from django.utils import timezone
 from redis.exceptions import RedisError
 
-from accounts.errors import FlowError, Invalid, NotFound
+from accounts.errors import FlowError, Invalid, NotFound, TooLarge
 from datasets import actions as data_actions
 from datasets.models import Dataset, DatasetVersion
 from organizations import rls
@@ -245,6 +245,14 @@ def infer(
         record("inference.started", asked, by=by, changes={"model": model.name})
         transaction.on_commit(lambda: hasten(asked.pk))
     return _waited_for(asked, min(wait_s, MOST_WAIT_S)) if wait_s > 0 else asked
+
+
+def picture_of(upload: File[bytes], field: str) -> str:
+    """A picture that came as a file, as base64. Raises TooLarge, naming the field."""
+    if (upload.size or 0) > MOST_PICTURE_BYTES:
+        sentence = f"A picture may have {MOST_PICTURE_BYTES >> 20} MiB at most."
+        raise TooLarge(sentence, errors={field: [sentence]})
+    return base64.b64encode(upload.read()).decode("ascii")
 
 
 def _picture(by: Membership, model: TrainedModel, asked: inference.Asked) -> inference.Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from datasets.cards import number, shown
 from training import thresholds
 from training.evaluation import METRICS, Metric, metrics_for
+from training.rows import MOST_PICTURE_BYTES
 
 MOST_OPTIONS = 100  # a choice with more values is a text field that suggests them
 MOST_SUGGESTIONS = 20
@@ -456,7 +457,7 @@ class SchemaField:
     id: str
     key: str
     name: str
-    input: str  # number | choice | text | date | datetime
+    input: str  # number | choice | text | date | datetime | picture
     value: str
     options: list[str]
     hint: str
@@ -581,6 +582,9 @@ def sensitivity(
 
 def _control(dtype: str, role: str, facts: Mapping[str, Any]) -> tuple[str, str, list[str], str]:
     """Kind of control, typical value, options and hint."""
+    if dtype == "binary":
+        most = MOST_PICTURE_BYTES >> 20
+        return "picture", "", [], f"JPEG, PNG, GIF, BMP, WebP or TIFF, up to {most} MiB."
     values = facts.get("classes") or facts.get("top") or []
     options = [shown(one["value"]) for one in values if one.get("value") not in (None, "")]
     common = options[0] if options else ""
@@ -708,21 +712,39 @@ def _python(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def snippets(base_url: str, model: str, row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Code that signs in and asks the model, with its real address."""
+def snippets(
+    base_url: str, model: str, row: Mapping[str, Any], pictures: Collection[str] = ()
+) -> list[dict[str, str]]:
+    """Code that signs in and asks the model, with its real address.
+
+    Columns named in ``pictures`` are read from a file.
+    """
     base = base_url.rstrip("/")
     body = json.dumps({"rows": [dict(row)]}, ensure_ascii=False)
     quoted = body.replace("'", "'\\''")
-    curl = (
-        f"TOKEN=$(curl -s {base}/api/auth/login -d username=YOU -d password=SECRET \\\n"
-        "  | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access\"])')\n\n"
+    asking = (
         f"curl -s {base}/api/results/model/{model}/predict \\\n"
         '  -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\\n'
         f"  -d '{quoted}'"
     )
-    indented = "\n".join(f"        {_python(k)}: {_python(v)}," for k, v in row.items())
+    if pictures:
+        asking = (
+            f"curl -s {base}/api/jobs/inference \\\n"
+            '  -H "Authorization: Bearer $TOKEN" -H "Prefer: wait=5" \\\n'
+            f"  -F model_id={model} -F image=@picture.jpg"
+        )
+    curl = (
+        f"TOKEN=$(curl -s {base}/api/auth/login -d username=YOU -d password=SECRET \\\n"
+        "  | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access\"])')\n\n"
+        f"{asking}"
+    )
+    first, then = ("import base64\n", "from pathlib import Path\n") if pictures else ("", "")
+    picture = 'base64.b64encode(Path("picture.jpg").read_bytes()).decode()'
+    indented = "\n".join(
+        f"        {_python(k)}: {picture if k in pictures else _python(v)}," for k, v in row.items()
+    )
     python = (
-        "import json\n"
+        f"{first}import json\n{then}"
         "from urllib.request import Request, urlopen\n\n"
         f'FLOWML = "{base}"\n\n\n'
         "def post(path, body, token=None):\n"

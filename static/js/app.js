@@ -291,9 +291,29 @@
       if (kind !== "drop" || !zone) return;
       const file = event.dataTransfer.files[0];
       const form = zone.closest("form[data-upload]");
+      const input = zone.querySelector("input[type=file]");
       if (file && form) upload(form, file);
+      else if (file && input) {
+        input.files = event.dataTransfer.files;
+        input.dispatchEvent(new Event("change", { bubbles: true }));
+      }
     });
   }
+
+  // A chosen picture is shown, where the browser can.
+  document.addEventListener("change", (event) => {
+    const shown = event.target.type === "file" && event.target.parentElement.querySelector("[data-preview]");
+    if (!shown) return;
+    shown.hidden = true;
+    const file = event.target.files[0];
+    if (!file) return;
+    const reader = new FileReader();
+    reader.addEventListener("load", () => {
+      if (event.target.files[0] === file) shown.src = reader.result;
+    });
+    shown.onload = () => (shown.hidden = false);
+    reader.readAsDataURL(file);
+  });
 
   // Minutes typed under "My own" are a choice of it.
   document.addEventListener("input", (event) => {

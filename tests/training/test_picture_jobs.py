@@ -1,8 +1,10 @@
 """Trainings on pictures and questions about one: what the job API takes, and what nodes get."""
 
 import base64
+import html
 import io
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -181,6 +183,47 @@ def test_without_input_the_form_is_told_what_it_lacks(api, model):
     assert (code, list(told["errors"])) == (400, ["parameters"])
 
 
-@pytest.mark.parametrize("tab", ["", "?tab=try", "?tab=use", "?tab=details"])
+@pytest.mark.parametrize("tab", ["", "?tab=details"])
 def test_the_pages_of_a_picture_model_open(client, api, model, tab):
     assert client.get(f"/models/{model}{tab}").status_code == 200
+
+
+def test_the_form_of_a_picture_model_takes_a_file_and_shows_what_it_is(client, api, node, model):
+    page = client.get(f"/models/{model}?tab=try").content.decode()
+    assert re.search(r'<input[^>]*type="file" name="column-0" accept="image/', page)
+    assert 'enctype="multipart/form-data"' in page
+    assert "Choose a picture" in page
+    assert "Why?" not in page, "a picture has no columns to share its answer"
+    address = f"/models/{model}/predict"
+    form = {"column-0": SimpleUploadedFile("pet.png", FILES[5])}
+    page = client.post(address, form).content.decode()
+    assert node.serving.asked[-1]["rows"] == [[base64.b64encode(FILES[5]).decode()]]
+    assert re.search(r'<p class="big-answer">cat</p>', page)
+    assert "75%" in page
+
+
+def test_what_the_form_of_a_picture_model_can_not_read_is_told_at_its_field(
+    client, api, node, model, monkeypatch
+):
+    address = f"/models/{model}/predict"
+    wrong = {
+        "takes a picture": {},
+        "holds no picture": {"column-0": SimpleUploadedFile("pet.png", b"GET / HTTP/1.1")},
+        "MiB at most": {"column-0": SimpleUploadedFile("pet.png", FILES[5] * 2)},
+    }
+    for says, form in wrong.items():
+        most = 60 if says == "MiB at most" else 8 << 20
+        monkeypatch.setattr(general, "MOST_PICTURE_BYTES", most)
+        answer = client.post(address, form)
+        told = re.search(r'id="field-0-errors">(.*?)</span>', answer.content.decode(), re.DOTALL)
+        assert answer.status_code == 422
+        assert says in told[1]
+    assert not node.serving.asked
+
+
+def test_the_code_that_a_picture_model_offers_reads_a_file(client, api, model):
+    page = html.unescape(client.get(f"/models/{model}?tab=use").content.decode())
+    assert f"-F model_id={model} -F image=@picture.jpg" in page
+    (code,) = re.findall(r"import base64\n.*?^print\(.*?\)(?=<)", page, re.MULTILINE | re.DOTALL)
+    assert 'Path("picture.jpg").read_bytes()' in code
+    compile(code, "snippet", "exec")

@@ -1,6 +1,5 @@
 """Training by kind of model, and inference: jobs whose fields do not depend on the engine."""
 
-import base64
 import json
 from typing import Any, ClassVar
 from uuid import UUID
@@ -15,7 +14,7 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.errors import Invalid, TooLarge
+from accounts.errors import Invalid
 from accounts.parsers import JSONParser
 from datasets.uploads import take
 from organizations.api.base import OrgViewSet
@@ -25,7 +24,6 @@ from training.actions import wait_of_job
 from training.api.serializers import Waiting
 from training.api.visualization import PREFER, wait_of
 from training.jobrequests import JobRequest
-from training.rows import MOST_PICTURE_BYTES
 
 
 class TrainingWish(serializers.Serializer[Any]):
@@ -217,10 +215,7 @@ class JobRequestViewSet(OrgViewSet):
             raise Invalid(sentence, errors={"input_data": [sentence]})
         if picture is None:
             return {}
-        if (picture.size or 0) > MOST_PICTURE_BYTES:
-            sentence = f"A picture may have {MOST_PICTURE_BYTES >> 20} MiB at most."
-            raise TooLarge(sentence, errors={"image": [sentence]})
-        return {"input_data": base64.b64encode(picture.read()).decode("ascii")}
+        return {"input_data": general.picture_of(picture, "image")}
 
     def _told(self, asked: JobRequest, status: int) -> Response:
         if asked.training is not None:

@@ -19,7 +19,16 @@ from datasets.cards import number
 from datasets.uploads import take
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, dependences, explaining, importances, named, pages, thresholds
+from training import (
+    actions,
+    dependences,
+    explaining,
+    general,
+    importances,
+    named,
+    pages,
+    thresholds,
+)
 from training import curves as learning
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
@@ -199,8 +208,13 @@ def _try(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     return {
         "fields": pages.schema_fields(stored.schema, _columns(stored)),
         "answer": None,
+        "shows": bool(_pictures(stored)),
         "runs": batches,
     }
+
+
+def _pictures(stored: TrainedModel) -> list[str]:
+    return [str(column["name"]) for column in stored.schema if column["dtype"] == "binary"]
 
 
 def typical_row(stored: TrainedModel) -> dict[str, Any]:
@@ -216,7 +230,7 @@ def typical_row(stored: TrainedModel) -> dict[str, Any]:
 def _use(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
     typical = typical_row(stored)
     return {
-        "snippets": pages.snippets(settings.PUBLIC_URL, str(stored.pk), typical),
+        "snippets": pages.snippets(settings.PUBLIC_URL, str(stored.pk), typical, _pictures(stored)),
         "most_rows": MOST_ROWS,
         "names": [
             {
@@ -275,11 +289,10 @@ def _details(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
 def predict(request: OrgRequest, model_id: UUID) -> HttpResponse:
     """One row from the form. With htmx the answer alone, else the page around it."""
     stored = _model(request, model_id)
-    row = pages.row_of(stored.schema, request.POST)
     problem: FlowError | None = None
     answer: dict[str, Any]
     try:
-        said = actions.predict(stored, [row])
+        said = actions.predict(stored, [_row(request, stored)])
     except FlowError as error:
         problem = error
         errors = {_column(place): texts for place, texts in error.errors.items()}
@@ -293,12 +306,22 @@ def predict(request: OrgRequest, model_id: UUID) -> HttpResponse:
     # htmx shows 200 and 422 alike, and a value half typed is no fault worth a red line in a log.
     status = 200 if problem is None else 422 if problem.status < 500 else 503
     if request.headers.get("HX-Request"):
-        context = {"answer": answer, "target": stored.job.target}
+        context = {"answer": answer, "target": stored.job.target, "shows": _pictures(stored)}
         return render(request, "training/_answer.html", context, status=200)
     fields = pages.schema_fields(
         stored.schema, _columns(stored), request.POST.dict(), answer.get("errors")
     )
     return _model_page(request, stored, "try", status, answer=answer, fields=fields)
+
+
+def _row(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
+    """The form's row, with the pictures that came as files. Raises TooLarge."""
+    row = pages.row_of(stored.schema, request.POST)
+    for place, column in enumerate(stored.schema):
+        name = str(column["name"])
+        if column["dtype"] == "binary" and (upload := take(request, f"column-{place}")):
+            row[name] = general.picture_of(upload, f"rows[0].{name}")
+    return row
 
 
 @require_POST
