@@ -163,7 +163,12 @@ STAGES: Mapping[str, Stage] = {
             "connection": _MACHINE,
             "command": Param("lines", required=True, help="For the machine's shell."),
             "folder": Param(help="Where it runs, within the connection's folder."),
-            "time_limit_s": Param("number", least=1, most=7 * 24 * 3600, help="An hour."),
+            "time_limit_s": Param(
+                "number",
+                least=1,
+                most=7 * 24 * 3600,
+                help="Seconds; 3600 is usual.",
+            ),
         },
         on_node=True,
     ),
@@ -378,6 +383,7 @@ def references(stage: Mapping[str, Any]) -> dict[str, str]:
         name: value[1:]
         for name, value in stage["params"].items()
         if known
+        and name in known.params
         and known.params[name].kind in {"data", "model"}
         and isinstance(value, str)
         and value.startswith("$")

@@ -2,14 +2,14 @@ from typing import Any
 
 from django.urls import path
 
-from pipelines import connection_views, views
+from pipelines import connection_views, form_views, views
 
 app_name = "pipelines"
 urlpatterns: list[Any] = [
     path("pipelines", views.pipelines, name="pipelines"),
-    path("pipelines/new", views.new, name="new"),
+    path("pipelines/new", form_views.new, name="new"),
     path("pipelines/<uuid:pipeline>", views.pipeline, name="pipeline"),
-    path("pipelines/<uuid:pipeline>/edit", views.edit, name="edit"),
+    path("pipelines/<uuid:pipeline>/edit", form_views.edit, name="edit"),
     path("pipelines/<uuid:pipeline>/run", views.start, name="start"),
     path("pipelines/<uuid:pipeline>/switch", views.switch, name="switch"),
     path("pipelines/<uuid:pipeline>/delete", views.delete, name="delete"),

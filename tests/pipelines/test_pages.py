@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 
 from organizations.models import Membership, Role
-from pipelines import gallery, graph, schedules, views
+from pipelines import drawing, gallery, graph, schedules
 from pipelines.models import NAME, Pipeline, Run
 from tests.factories import MembershipFactory
 from tests.pipelines import make as piping
@@ -144,7 +144,7 @@ def test_running_pausing_and_deleting(page: Any, by: Any) -> None:
 
 def test_the_drawing_has_a_box_for_each_stage_and_a_line_for_each_wait() -> None:
     stages = graph.check(gallery.TEMPLATES[2].definition)["stages"]
-    drawn = views.drawn(stages, {"fetch": "succeeded"})
+    drawn = drawing.drawn(stages, {"fetch": "succeeded"})
     assert [box["full"] for box in drawn["boxes"]] == [
         "fetch", "train", "promote", "score", "write",
     ]  # fmt: skip
