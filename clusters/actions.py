@@ -86,6 +86,13 @@ def _cost(preemptible: bool) -> int:
     return 1 if preemptible else 2
 
 
+def _hours(cluster: Cluster, needs: Resources) -> dict[str, float]:
+    """The quotas of hours of which some must be left: none where all nodes are one's own."""
+    if not cluster.nodes.filter(worker__organization=None).exists():
+        return {}
+    return {"cpu_hours": 0, "gpu_hours": 0} if needs.gpus else {"cpu_hours": 0}
+
+
 # --- Clusters ---
 
 
@@ -266,7 +273,7 @@ def deploy(
     revision = _revision(by, model, docker_image, env or {}, port, health_path)
     refuse_impossible(where, needs, revision.labels)
     needed = _dependencies(home, depends_on)
-    quotas.reserve(home, deployments=_cost(preemptible))
+    quotas.reserve(home, deployments=_cost(preemptible), **_hours(where, needs))
     with unique("deployment", name):
         made.save(force_insert=True)
     _add_revision(made, revision)
@@ -521,6 +528,8 @@ def change(
         }
         if changes.get("preemptible") is False and stored.is_started:
             quotas.reserve(stored.organization, deployments=1)
+        if stored.is_started and (replicas or 0) > stored.replicas:
+            quotas.reserve(stored.organization, **_hours(stored.cluster, stored.needs))
         if needs is not None and needs != stored.needs:
             if stored.state != Deployment.State.STOPPED:
                 raise Conflict(
@@ -839,7 +848,8 @@ def start(by: Membership, one: Deployment) -> Deployment:
         if not stored.is_started:
             assert stored.revision is not None
             refuse_impossible(stored.cluster, stored.needs, stored.revision.labels)
-            quotas.reserve(stored.organization, deployments=_cost(stored.preemptible))
+            hours = _hours(stored.cluster, stored.needs)
+            quotas.reserve(stored.organization, deployments=_cost(stored.preemptible), **hours)
             stored.is_started, stored.waiting_since = True, timezone.now()
             stored.state = Deployment.State.PENDING
             stored.save(update_fields=["is_started", "waiting_since", "state"])

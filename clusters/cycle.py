@@ -20,7 +20,7 @@ from django.core.cache import cache
 from django.db import connection, transaction
 from django.utils import timezone
 
-from clusters import queue, scheduling
+from clusters import metering, queue, scheduling
 from clusters.models import Cluster, Deployment, Replica, Revision
 from clusters.scheduling import Plan, Resources
 from clusters.world import Placed, Wanted, World, fits, minus, plus, read
@@ -438,6 +438,10 @@ def _write(world: World, changes: _Changes, made: list[Placed]) -> None:
                     if not one.canary_of
                 ),
             )  # fmt: skip
+    # The work of a node that went is nobody's fault: what wasn't metered yet costs nothing.
+    metering.meter_ended(
+        [one.id for one in moved if one.ended_at and one.fault != Replica.Fault.NODE]
+    )
     for one in world.wanted.values():
         if one.canary_of and one.canary_is != one.was:
             Deployment.objects.filter(pk=one.pk).update(canary_is=one.canary_is)

@@ -329,6 +329,9 @@ class Replica(OrgOwned):
     said_why = models.TextField(blank=True)
     stop_by = models.DateTimeField(null=True, blank=True, help_text="When its node ends it.")
     running_since = models.DateTimeField(null=True, blank=True)
+    metered_until = models.DateTimeField(
+        default=timezone.now, help_text="What it held up to then is in its organization's ledger."
+    )
     ended_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

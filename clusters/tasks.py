@@ -8,7 +8,7 @@ from celery import shared_task
 from django.db.models import F
 from django.utils import timezone
 
-from clusters import actions, cycle, watch
+from clusters import actions, cycle, metering, watch
 from clusters.models import Cluster, Replica
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,12 @@ def sweep() -> None:
     Replica.objects.filter(
         ended_at__lt=old, generation__lte=F("deployment__generation") - cycle.KEPT_ENDED
     ).delete()
+
+
+@shared_task(name="clusters.tasks.meter")
+def meter() -> None:
+    """Enter what deployments have held since the last time."""
+    metering.meter_all()
 
 
 @shared_task(name="clusters.tasks.watch")

@@ -271,6 +271,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 15.0,
         "options": {"expires": 12},
     },
+    "clusters-meter": {
+        "task": "clusters.tasks.meter",
+        "schedule": 60.0,
+        "options": {"expires": 50},
+    },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
     "pipelines-tidy": {"task": "pipelines.tasks.tidy", "schedule": 24 * 3600.0},
 }

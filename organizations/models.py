@@ -312,7 +312,10 @@ class AuditEntry(OrgOwned):
 
 
 class UsageEntry(OrgOwned):
-    """What one attempt of a task really used. One row per attempt, however often it is reported."""
+    """What one attempt of a task really used. One row per attempt, however often it is reported.
+
+    Or what a replica of a deployment held on one day: that row grows (usage.note_held).
+    """
 
     task = models.UUIDField()
     attempt = models.PositiveSmallIntegerField()

@@ -91,16 +91,20 @@ def _usage(request: OrgRequest) -> dict[str, Any]:
     ]
     return {
         "quotas": rows,
-        "months": [month for month in reversed(found["months"]) if month["tasks"]],
+        "months": [month for month in reversed(found["months"]) if _anything(month)],
         "days": found["days"],
         "cpu_by_day": [day["cpu_hours"] for day in found["days"]],
         "gpu_by_day": [day["gpu_hours"] for day in found["days"]],
         "any_gpu": any(day["gpu_hours"] for day in found["days"]),
-        "any_use": any(month["tasks"] for month in found["months"]),
+        "any_use": any(map(_anything, found["months"])),
         "cpu_total": sum(day["cpu_hours"] for day in found["days"]),
         "cpu_most": max(day["cpu_hours"] for day in found["days"]),
         "gpu_total": sum(day["gpu_hours"] for day in found["days"]),
     }
+
+
+def _anything(month: dict[str, Any]) -> bool:
+    return bool(month["tasks"] or month["cpu_hours"] or month["gpu_hours"])
 
 
 def _words(row: dict[str, Any], amount: float) -> str:

@@ -1,12 +1,12 @@
 """The ledger of what organizations used: exact, however often an end is reported."""
 
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import transaction
-from django.db.models import Count, F, Sum
+from django.db import connection, transaction
+from django.db.models import Count, F, Q, Sum
 from django.db.models.functions import Greatest, TruncDate
 from django.utils import timezone
 
@@ -14,6 +14,8 @@ from organizations.models import Organization, UsageEntry, UsageMonth
 
 MONTHS, DAYS = 12, 30
 HOUR = 3600.0
+GOES_ON = "deployment"  # the kind of entries of what goes on: see ``note_held``
+DAY_0 = date(2020, 1, 1)  # such an entry's attempt is its day, counted from here
 _storage: list[Callable[[], dict[UUID, int]]] = []
 
 
@@ -62,6 +64,74 @@ def note(
     return new
 
 
+class Held(NamedTuple):
+    """What a replica of a deployment held between two moments."""
+
+    organization: UUID
+    replica: UUID
+    cores: float
+    gpus: int
+    since: datetime
+    until: datetime
+
+
+def days_of(since: datetime, until: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """The parts of a time that lie on one day (UTC) each."""
+    since, until = since.astimezone(UTC), until.astimezone(UTC)
+    while since < until:
+        midnight = datetime.combine(since.date() + timedelta(days=1), time.min, UTC)
+        yield since, min(until, midnight)
+        since = midnight
+
+
+_ADD_ENTRIES = """
+INSERT INTO organizations_usageentry AS mine
+       (id, created_at, organization_id, task, attempt, kind, cpu_s, gpu_s, wall_s, ended_at)
+SELECT gen_random_uuid(), now(), *
+  FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::text[], %s::float8[], %s::float8[],
+              %s::float8[], %s::timestamptz[])
+    ON CONFLICT (task, attempt) DO UPDATE
+   SET cpu_s = mine.cpu_s + excluded.cpu_s, gpu_s = mine.gpu_s + excluded.gpu_s,
+       wall_s = mine.wall_s + excluded.wall_s, ended_at = excluded.ended_at
+"""
+_ADD_TO_MONTHS = """
+INSERT INTO organizations_usagemonth AS mine
+       (id, created_at, organization_id, month, cpu_s, gpu_s, tasks, storage_bytes)
+SELECT gen_random_uuid(), now(), organization, month, sum(cpu_s), sum(gpu_s), 0, 0
+  FROM unnest(%s::uuid[], %s::date[], %s::float8[], %s::float8[])
+       AS added(organization, month, cpu_s, gpu_s)
+ GROUP BY organization, month ORDER BY organization, month
+    ON CONFLICT (organization_id, month) DO UPDATE
+   SET cpu_s = mine.cpu_s + excluded.cpu_s, gpu_s = mine.gpu_s + excluded.gpu_s
+"""
+
+
+def note_held(those: Sequence[Held]) -> None:
+    """Add what goes on to the ledger: an entry for each replica and day, which grows.
+
+    Whoever calls this keeps in the same transaction up to when it has, and asks for what follows
+    alone: that is why nothing is counted twice.
+    """
+    assert connection.in_atomic_block, "what is noted and up to when go together"
+    entries, months = [], []
+    for one in those:
+        for since, until in days_of(one.since, one.until):
+            wall_s = (until - since).total_seconds()
+            cpu_s, gpu_s = one.cores * wall_s, one.gpus * wall_s
+            day = since.date()
+            ended_at = min(until, datetime.combine(day, time.max, UTC))
+            number = (day - DAY_0).days
+            entries.append(
+                (one.organization, one.replica, number, GOES_ON, cpu_s, gpu_s, wall_s, ended_at)
+            )
+            months.append((one.organization, day.replace(day=1), cpu_s, gpu_s))
+    if not entries:
+        return
+    with connection.cursor() as cursor:
+        for statement, rows in ((_ADD_ENTRIES, entries), (_ADD_TO_MONTHS, months)):
+            cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
+
+
 def note_storage() -> None:
     """Keep the most that each organization stored this month. Once a day is enough."""
     month = month_of(timezone.now())
@@ -98,7 +168,9 @@ def history(organization: Organization) -> dict[str, list[dict[str, Any]]]:
         for row in entries.order_by()
         .annotate(day=TruncDate("ended_at", tzinfo=UTC))
         .values("day")
-        .annotate(cpu_s=Sum("cpu_s"), gpu_s=Sum("gpu_s"), tasks=Count("pk"))
+        .annotate(
+            cpu_s=Sum("cpu_s"), gpu_s=Sum("gpu_s"), tasks=Count("pk", filter=~Q(kind=GOES_ON))
+        )
     }
     nothing = UsageMonth()  # all zeros
     return {
