@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TAG = "FLOWML_UP"  # in the environment of every process that belongs to an installation
 SPARE_IDLE_S = 60.0  # how long the spare node stays after it was wanted last
+STATIC_STAMP = Path("run", "static.stamp")  # what the collected static files were made from
 LOG_MIB = 32  # a log that grows past this becomes <name>.log.1
 NOT_FOR_NODES = (
     "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FLOWML_SIGNING_KEY", "DEMO_PASSWORD",
@@ -234,7 +235,7 @@ class Supervisor:
         began = time.monotonic()
         manage = [sys.executable, str(BASE_DIR / "manage.py")]
         steps = {"migrate": [*manage, "migrate", "--noinput", "-v", "1"]}
-        stamp, now = self.var / "run" / "static.stamp", _static_fingerprint()
+        stamp, now = self.var / STATIC_STAMP, static_fingerprint()
         if not self.debug and not (stamp.is_file() and stamp.read_text(encoding="ascii") == now):
             steps["static"] = [*manage, "collectstatic", "--noinput", "-v", "0"]
         # So that manage.py starts no services of its own, nor waits for anybody's.
@@ -525,7 +526,7 @@ def _count(name: str, default: int) -> int:
     return int(text or default)
 
 
-def _static_fingerprint() -> str:
+def static_fingerprint() -> str:
     """Changes when a static file of ours, or a package that brings some, does."""
     digest = hashlib.sha256((BASE_DIR / "requirements" / "web.txt").read_bytes())
     for path in sorted((BASE_DIR / "static").rglob("*")):

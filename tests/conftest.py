@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connections
 from hypothesis import settings as hypothesis_settings
 
 from tests import services
@@ -20,6 +21,13 @@ hypothesis_settings.load_profile("patient")
 def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
     """The test databases go with the whole server: nobody needs to drop them one by one."""
     return services.are_ours() or bool(request.config.getvalue("reuse_db"))
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
+    """Each worker's database is a copy of one that was migrated before."""
+    if services.are_ours():
+        connections["default"].settings_dict["TEST"]["TEMPLATE"] = services.TEMPLATE
 
 
 @pytest.fixture(autouse=True)

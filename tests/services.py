@@ -3,6 +3,8 @@
 It is imported before Django's settings are, which is the moment to say where the services will be.
 They start when the session does, once, in the process that the user started; pytest-xdist's workers
 inherit the addresses. With DATABASE_URL and REDIS_URL set, those are used and nothing is started.
+
+Migrating takes longer than most tests: the database is a copy of one that was migrated before.
 """
 
 import os
@@ -11,12 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from flowml_site import embedded
 from flowml_site.processes import Process
+from tests.seeds import seed
 
 PREFIX = "flowml-tests-"
+TEMPLATE = "flowml_template"  # the migrated database that those of the tests are copies of
 OURS = "FLOWML_TESTS_OWN_DATABASE"
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...; '' in the main process
 
@@ -61,6 +66,14 @@ def _own_number() -> None:
         os.environ["REDIS_URL"] = f"{base}/{number}"
 
 
+def _make_template() -> None:
+    """The migrated database becomes the template, and an empty one takes its name."""
+    var = Path(os.environ["FLOWML_VAR"])
+    with psycopg.connect(embedded._dsn(var, "postgres", "postgres"), autocommit=True) as operator:
+        operator.execute(f"ALTER DATABASE flowml RENAME TO {TEMPLATE}")
+        operator.execute("CREATE DATABASE flowml OWNER flowml")
+
+
 services: embedded.Services | None = None
 if worker:
     _own_number()
@@ -76,7 +89,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Start them, before pytest-xdist starts its workers."""
     if services is not None and not session.config.option.collectonly:
         try:
+            if are_ours():
+                seed(services.var)
             services.start()
+            if are_ours():
+                _make_template()
         except embedded.ServiceError as error:
             raise pytest.UsageError(str(error)) from error
 

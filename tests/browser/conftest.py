@@ -18,6 +18,7 @@ from playwright.sync_api import (
 )
 
 from flowml_site.platform import Platform
+from tests.seeds import seed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARTIFACTS = ROOT / "test-artifacts" / "browser"
@@ -42,7 +43,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     if running:
         yield Platform(Path(running))
         return
-    with Platform(tmp_path_factory.mktemp("browser") / "var") as started:
+    var = tmp_path_factory.mktemp("browser") / "var"
+    seed(var)
+    with Platform(var) as started:
         yield started
 
 

@@ -18,6 +18,7 @@ import psutil
 from flowml_site import embedded, processes
 from flowml_site.platform import NOT_FOR_NODES, Platform
 from tests.chaos.desk import ROOT, Desk
+from tests.seeds import seed
 
 T = TypeVar("T")
 
@@ -129,6 +130,7 @@ class Fleet:
 
     def __enter__(self) -> Self:
         (self.folder / "venvs").mkdir(parents=True, exist_ok=True)
+        seed(self.platform.var)
         self.platform.start(nodes=0)
         var = self.platform.var
         self.desk = Desk(

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from flowml_site.platform import Platform
+from tests.seeds import seed
 
 
 def free_port() -> int:
@@ -26,8 +27,22 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     os.environ.setdefault("FLOWML_REACH", "localhost:*")  # the warehouses of tests are here
     os.environ.setdefault("FLOWML_LOCAL_ROOTS", str(tmp_path_factory.mktemp("roots")))
     os.environ.setdefault("FLOWML_LOCAL_PROGRAMS", "1")
+    seed(var)
     running = Platform(var, port=free_port())
     running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Without a node and without work being done here: organizations bring their own machines."""
+    var = tmp_path_factory.mktemp("bare") / "var"
+    seed(var)
+    running = Platform(
+        var, port=free_port(), args=["--without-node"], env={"FLOWML_LOCAL_FALLBACK": "0"}
+    )
+    running.start(nodes=0)
     yield running
     running.stop()
 

@@ -17,10 +17,10 @@ import httpx
 import pytest
 
 from flowml_site.platform import Platform
-from tests.e2e.conftest import Person, free_port
+from tests.e2e.conftest import Person
 from tests.e2e.test_own_node import start_node
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500), pytest.mark.xdist_group("deployments")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500), pytest.mark.xdist_group("own-node")]
 
 
 class Site:
@@ -99,21 +99,17 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("deployments")
-    platform = Platform(folder / "var", port=free_port(), args=["--without-node"])
-    platform.start(nodes=0)
+def site(bare: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made: Site | None = None
     try:
-        with closing(Person(platform.url, "owner")) as owner:
-            made = Site(platform, owner, folder)
+        with closing(Person(bare.url, "deployer")) as owner:
+            made = Site(bare, owner, tmp_path_factory.mktemp("deployments"))
             yield made
     finally:
         for node in made.nodes.values() if made else ():
             node.terminate()
         for node in made.nodes.values() if made else ():
             node.wait(30)
-        platform.stop()
 
 
 def pids_of(replica: str) -> list[int]:

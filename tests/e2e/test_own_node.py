@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,22 +15,9 @@ import pytest
 
 from flowml_site.embedded import BASE_DIR
 from flowml_site.platform import Platform
-from tests.e2e.conftest import Person, free_port
+from tests.e2e.conftest import Person
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.xdist_group("own-node")]
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    running = Platform(
-        tmp_path_factory.mktemp("own") / "var",
-        port=free_port(),
-        args=["--without-node"],
-        env={"FLOWML_LOCAL_FALLBACK": "0"},
-    )
-    running.start(nodes=0)
-    yield running
-    running.stop()
 
 
 def start_node(url: str, folder: Path, *args: str, name: str = "ours") -> subprocess.Popen[bytes]:

@@ -7,12 +7,14 @@ import pytest
 
 from flowml_site.platform import Platform
 from tests.e2e.conftest import Person
+from tests.seeds import seed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.xdist_group("spare")]
 
 
 def test_work_that_no_node_can_do_is_done_here_by_a_node_that_goes_afterwards(tmp_path):
     env = {"FLOWML_SPARE_IDLE_SECONDS": "4", "WEB_PROCESSES": "1", "FLOWML_LOCAL_FALLBACK": "1"}
+    seed(tmp_path / "var")
     platform = Platform(tmp_path / "var", env=env, args=["--without-node"])
     try:
         platform.start(nodes=0)

@@ -14,6 +14,7 @@ from flowml_site import embedded, processes
 from flowml_site.embedded import ServiceError
 from flowml_site.platform import Platform, answers, of_installation
 from flowml_site.processes import Process, wait_ended
+from tests.seeds import seed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.xdist_group("up")]
 NAMES = ("web-1", "web-2", "control", "control-long", "beat", "postgres", "valkey")
@@ -101,6 +102,7 @@ def test_a_port_that_is_taken_is_named_with_who_has_it(tmp_path):
 
 def test_killed_and_started_again_it_finds_its_data_and_leaves_nothing(tmp_path):
     var = tmp_path / "var"
+    seed(var)
     first = Platform(var, args=["--without-node"])
     first.start(nodes=0)
     secrets, running = embedded.secrets(var), everything(first)
