@@ -10,13 +10,14 @@ from flowml_site import health
 from flowml_site.home import home
 from flowml_site.metrics import metrics
 
+# Django compares one pattern after the other: first stands what is asked most often.
 api = [
+    path("", include("clusters.api.urls")),
     path("", include("accounts.api.urls")),
     path("", include("organizations.api.urls")),
     path("", include("workers.api.urls")),
     path("", include("datasets.api.urls")),
     path("", include("training.api.urls")),
-    path("", include("clusters.api.urls")),
     path("", include("pipelines.api.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerSplitView.as_view(), name="docs"),
@@ -24,6 +25,7 @@ api = [
 ]
 
 urlpatterns = [
+    path("api/", include(api)),
     path("", home, name="home"),
     path("", include("accounts.urls")),
     path("", include("organizations.urls")),
@@ -35,7 +37,6 @@ urlpatterns = [
     path("health", health.health, name="health"),
     path("health/live", health.live, name="health-live"),
     path("metrics", metrics, name="metrics"),
-    path("api/", include(api)),
     path("", include("clusters.api.protocol_urls")),  # where the protocol has it: /v2
     path("admin/", admin.site.urls),
 ]
