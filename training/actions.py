@@ -26,7 +26,7 @@ from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
 from training import blends, bundle, catalog, findings, history, offers, presets, scoring, serving
-from training.checks import Plan, Refused, Wish, check
+from training.checks import Plan, Refused, Wish, check, of_pictures
 from training.evaluation import InvalidCandidate
 from training.models import (
     BEST_ORDER,
@@ -207,6 +207,8 @@ def _start(
         )
     budgets = _budgets(by.organization, version, wish, plan, preset, request["engines"])
     try:
+        if of_pictures(plan.columns):
+            asks = asks or offers.on_pictures(list(budgets))
         asks = offers.judge(asks, plan.task)
     except offers.Refused as refused:
         raise Invalid(str(refused), errors=refused.errors) from None

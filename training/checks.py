@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
+from training.engines.named import models_of
 from training.evaluation import DEFAULT_METRIC, METRICS, metrics_for
 from training.splits import BadSplit, label, plan_split
 
@@ -68,6 +69,11 @@ class Plan:
     split: dict[str, Any]
     rows: int  # with a target
     notices: list[str]
+
+
+def of_pictures(columns: Sequence[Column]) -> bool:
+    """Whether there is nothing but pictures to learn from."""
+    return bool(columns) and all(column["role"] == "image" for column in columns)
 
 
 class Refused(ValueError):
@@ -131,10 +137,14 @@ def check(
     counts = _class_counts(target) if task != "regression" else None
     classes = list(counts) if counts else None
     metric = attempt(_metric, wish, task, target)
+    features, notices = _features(wish, columns)
+    if of_pictures(features):
+        engines = attempt(_that_see, wish, task, engines) or engines
+        # They are ranked by a part of the rows, however few: a fit for each fold takes long.
+        wish = replace(wish, split=wish.split or {"validation": 0.2})
     chosen = attempt(_engines, wish, task, engines)
     positive = attempt(_positive_class, wish, task, classes)
     split = attempt(_split, wish, usable, task, counts, by_name)
-    features, notices = _features(wish, columns)
     if not features and "exclude" not in problems:
         message = "No column is left to learn from. Exclude fewer columns."
         problems.setdefault("exclude", []).append(message)
@@ -434,6 +444,30 @@ def _engines(wish: Wish, task: str, engines: Mapping[str, Sequence[str]]) -> lis
     if not chosen:
         raise _Problem("engines", f"No engine here does {task}.")
     return chosen
+
+
+def _that_see(
+    wish: Wish, task: str, engines: Mapping[str, Sequence[str]]
+) -> Mapping[str, Sequence[str]]:
+    """The engines with a model that learns from pictures. Raises _Problem for another's name."""
+    seeing = {
+        name: tasks
+        for name, tasks in engines.items()
+        if any(model.reads == "image" and model.does(task) for model in models_of(name).values())
+    }
+    if not seeing:
+        raise _Problem(
+            "engines", f"No engine here learns a {task} from pictures. Choose a target of classes."
+        )
+    blind = [name for name in wish.engines if name in engines and name not in seeing]
+    if blind:
+        raise _Problem(
+            "engines",
+            f"Here are only pictures to learn from, and {_listed(blind)} learn"
+            f"{'s' if len(blind) == 1 else ''} from tables alone. Use: "
+            f"{', '.join(name for name in seeing if '-' not in name)}.",
+        )
+    return seeing
 
 
 def _positive_class(wish: Wish, task: str, classes: Sequence[str] | None) -> str | None:

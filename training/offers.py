@@ -17,6 +17,8 @@ from training.engines import named
 # What is trained where nobody says which: strong ones, and simple ones to compare with.
 USUAL = ("logistic_regression", "ridge", "random_forest", "gradient_boosting", "svm", "knn")
 ALL = "all"
+# What an engine fits on pictures where no model is named: what learns in the least time.
+USUAL_ON_PICTURES = ("resnet", "mobilenet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,14 @@ def judge(asks: Sequence[Ask], task: str) -> list[Ask]:
         )
         for ask in asks
     ]  # fmt: skip
+
+
+def on_pictures(engines: Sequence[str]) -> list[Ask]:
+    """A race on pictures: each of these engines, which have to see, fits its usual model."""
+    return [
+        Ask(engine, next(one for one in USUAL_ON_PICTURES if one in named.models_of(engine)))
+        for engine in engines
+    ]
 
 
 def class_of(engine: str, model: str, task: str) -> str:

@@ -204,7 +204,13 @@ def test_every_column_is_learnt_from_or_said_to_be_left_out(data):
     exclude = data.draw(st.sets(st.sampled_from(sorted(names))))
     got, errors = attempt("y", columns=columns, exclude=sorted(exclude))
     if got is None:
-        assert list(errors) == ["exclude"]
+        left = {
+            one["role"]
+            for one in columns[1:]
+            if one["name"] not in exclude and one["role"] not in {"identifier", "constant"}
+        }
+        # From pictures alone no engine learns a number.
+        assert (list(errors), left) in [(["exclude"], set()), (["engines"], {"image"})]
         return
     used = {one["name"] for one in got.columns}
     told = {name for name in names if any(f"'{name}'" in notice for notice in got.notices)}

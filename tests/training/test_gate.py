@@ -172,6 +172,56 @@ def test_rows_of_few_different_values_are_alike_by_themselves(tmp_path):
     assert found(table, "y", "binary", tmp_path)["duplicates", ""]["severity"] == "info"
 
 
+def of_pictures(folder: Path, copies: int, again: str) -> list[dict[str, Any]]:
+    """What is found of 400 pictures, some of which are copies of the first ones."""
+    random = np.random.default_rng(0)
+    shots = [random.bytes(2000) for _ in range(400 - copies)]
+    labels = ["cat" if place % 2 else "dog" for place in range(400)]
+    table = pl.DataFrame({"image": [*shots, *shots[:copies]], "label": labels})
+    path = folder / "pictures.parquet"
+    table.write_parquet(path)
+    column = {"name": "image", "dtype": "binary", "role": "image", "missing": 0}
+    counts = {"cat": 200, "dog": 200}
+    payload = {
+        "target": "label", "task": "binary", "classes": ["cat", "dog"],
+        "split": splits.plan_split(400, "binary", counts, {"validation": 0.2}),
+        "columns": [column | {"distinct": 400 - copies}],
+    }  # fmt: skip
+    answer = gate.run({"payload": payload, "inputs": {"data": str(path)}}, Quiet())
+    return [one for one in answer["data"]["findings"] if one["code"] == again]
+
+
+def test_copies_of_pictures_are_counted_and_never_come_by_themselves(tmp_path):
+    (one,) = of_pictures(tmp_path, 150, "duplicates")
+    assert one["severity"] == "severe"
+    assert "with the same picture and the same 'label'" in one["message"]
+    assert one["figures"]["rows"] > 20
+
+
+def test_pictures_that_are_all_different_are_not_read(tmp_path, monkeypatch):
+    read = []
+    column = gate.Table.column
+
+    def watched(table: gate.Table, name: str) -> pl.Series:
+        read.append(name)
+        return column(table, name)
+
+    monkeypatch.setattr(gate.Table, "column", watched)
+    monkeypatch.setattr(gate.Table, "hashes", lambda *args: pytest.fail("it was hashed"))
+    assert of_pictures(tmp_path, 0, "duplicates") == []
+    assert read == ["label"]
+
+
+def test_texts_of_their_own_are_no_leak_and_copies_of_them_do_not_come_by_themselves(tmp_path):
+    random = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(500)]
+    texts = [" ".join(random.choice(words, 30)) for _ in range(300)] * 2
+    table = pl.DataFrame({"text": texts, "label": ["a" if len(t) % 2 else "b" for t in texts]})
+    told = found(table, "label", "binary", tmp_path, validation=0.2)
+    assert ("leak", "text") not in told, "it is all that there is to learn from"
+    assert told[("duplicates", "")]["severity"] == "severe"
+
+
 def test_rare_and_scarce_classes_are_told_with_figures(tmp_path):
     table = visits().with_columns(rare=pl.int_range(pl.len()) % 250 == 0)
     told = found(table, "rare", "binary", tmp_path)

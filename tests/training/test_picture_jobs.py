@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -109,6 +110,39 @@ def test_a_picture_model_goes_to_its_engine_with_the_pictures_alone(by, api, nod
         wish = {"model_type": "mobilenet", "dataset": "pets", "hyperparameters": wrong}
         status, told = api("/training", wish)
         assert (status, says in told["detail"]) == (400, True), told
+
+
+def test_a_race_on_pictures_is_run_by_the_engines_that_see(client, by, api, node):
+    version = make.version(by, PETS, name="pets")
+    wish = {"dataset": str(version.dataset_id), "target": "label", "preset": "quick"}
+    start = partial(client.post, "/api/training/start", content_type="application/json")
+    for engines, says in [
+        (["sklearn", "torch"], "'sklearn' learns"),
+        (["flaml", "pycaret"], "'flaml', 'pycaret' learn "),
+    ]:
+        refused = start(wish | {"engines": engines})
+        (told,) = refused.json()["errors"]["engines"]
+        assert refused.status_code == 400
+        assert says in told
+        assert told.endswith("Use: tensorflow, torch.")
+    assert not Task.objects.exists()
+    assert start(wish | {"engines": "all"}).status_code == 202
+    assert start(wish | {"engines": ["torch", "tensorflow"]}).status_code == 202
+    asked = sorted((task.engine, task.payload["model"]) for task in Task.objects.all())
+    usual = [("tensorflow", "mobilenet"), ("torch", "resnet")]
+    assert asked == sorted([usual[0], *usual]), "the node has no torch"
+    splits = [task.payload["split"] for task in Task.objects.all()]
+    assert not any(split.get("folds") for split in splits), "a fit for each would take long"
+    page = client.get(f"/training/new?dataset={version.dataset_id}").content.decode()
+    offered = re.findall(r'name="engines" value="(.*?)"', page)
+    assert offered == ["all", "tensorflow", "torch"]
+
+
+def test_a_number_can_not_be_learnt_from_pictures(client, by, api, node):
+    version = make.version(by, PETS.with_columns(label=np.arange(60) / 7), name="pets")
+    wish = {"dataset": str(version.dataset_id), "target": "label"}
+    refused = client.post("/api/training/start", wish, content_type="application/json")
+    assert "Choose a target of classes" in refused.json()["errors"]["engines"][0]
 
 
 def test_a_picture_is_asked_about_in_every_way_that_it_may_come(

@@ -20,6 +20,7 @@ from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import actions, catalog, pages, presets
 from training.checks import Refused, Wish, check
+from training.engines.named import models_of
 from training.evaluation import metrics_for
 from training.findings import SevereFindings
 from training.models import DataCheck, TrainingJob
@@ -75,7 +76,7 @@ def new(request: OrgRequest) -> HttpResponse:
         "max_minutes": settings.MAX_TIME_BUDGET,
         "task_types": pages.TASK_TYPES,
         "splits": pages.SPLITS,
-        "engines": [info for info in catalog.engines().values() if not info.version_of],
+        "engines": _engines(version),
         "open_more": bool(
             {"task_type", "engines", "exclude", "split"} & errors.keys()
             or values["exclude"]
@@ -87,6 +88,18 @@ def new(request: OrgRequest) -> HttpResponse:
         ),
     }
     return render(request, "training/new.html", context, status=422 if errors or problem else 200)
+
+
+def _engines(version: DatasetVersion) -> list[catalog.EngineInfo]:
+    """Those that are offered; of pictures and a target, those that see."""
+    pictures = sum(column["role"] == "image" for column in version.columns)
+    only = pictures and len(version.columns) - pictures <= 1
+    return [
+        info
+        for name, info in catalog.engines().items()
+        if not info.version_of
+        and (not only or any(model.reads == "image" for model in models_of(name).values()))
+    ]
 
 
 def _elsewhere(errors: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
