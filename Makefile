@@ -8,7 +8,7 @@ ARGS ?=
 ENGINES ?= pycaret autogluon sklearn
 # What the tests need; test-rest tries the others.
 TESTED := pycaret sklearn sklearn-1.4 sklearn-1.9
-HEAVY := autogluon flaml torch tensorflow
+HEAVY := autogluon flaml torch tensorflow fuxictr
 WEB := .venvs/web/bin/python
 DEV := .venvs/dev/bin/python
 

@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training import splits
+from training import catalog, splits
 
 REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["pycaret", "sklearn"]
-HEAVY = ["autogluon", "flaml", "torch", "tensorflow"]  # these belong to `make test-rest`
+HEAVY = ["autogluon", "flaml", "torch", "tensorflow", "fuxictr"]  # these belong to `make test-rest`
 ALONE = {"tensorflow"}  # what it traces and starts takes seconds of small budgets on a busy machine
 TRAIN = "training.engines.harness:train"
 PREDICT_FILE = "training.engines.harness:predict_file"
@@ -153,6 +153,12 @@ class Warm:
         self._process.wait(timeout=60)  # giving back what large libraries hold takes a while
 
 
+def looked_at(engine: str) -> str:
+    """The kind of task for which a heavy engine is looked at closely."""
+    tasks = catalog.engines()[engine].tasks
+    return "multiclass" if "multiclass" in tasks else tasks[0]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the engines' tests short.
 
@@ -164,7 +170,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = getattr(getattr(item, "callspec", None), "params", {})
         engine, task = params.get("warm", ENGINES[0]), params.get("trained", "multiclass")
         again = item.get_closest_marker("once") and engine != ENGINES[0]
-        if again or (engine in HEAVY and task != "multiclass"):
+        if again or (engine in HEAVY and "trained" in params and task != looked_at(engine)):
             told.append(item)
     if told:
         config.hook.pytest_deselected(items=told)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ class Network(ABC):
     """A network that learns. ``samples`` are an array whose first axis are rows."""
 
     samples: Array  # of the training rows
+    repeats: Mapping[str, Any] = MappingProxyType({})  # what its recipe needs beside the epochs
 
     @abstractmethod
     def epoch(
@@ -246,21 +248,23 @@ def train(
     run: Run,
     make: Callable[[Mapping[str, Any], Data], Make],
     packages: list[str],
+    mark: str = "",
 ) -> Iterator[Candidate]:
     """The model that the problem names: one candidate, from the best epoch that time allows.
 
     ``make(parameters, data)`` reads the data and gives what makes a new network each time.
+    ``mark`` tells candidates of one model with other parameters apart: it ends their keys.
     """
     from . import apart
 
     model = named.models_of(prefix)[problem.model]
-    key = f"{prefix}:{model.name}"
+    key, title = f"{prefix}:{model.name}{mark}", f"{model.title}{mark.replace('-', ' ')}"
     if key in run.done:
         return
     defaults = {name: one.default for name, one in model.parameters_for(problem.task).items()}
     given = named.cleaned(prefix, model.name, problem.task, problem.hyperparameters)
     recipe: dict[str, Any] = {"model": model.name, "params": defaults | given}
-    folder = run.folder / model.name
+    folder = run.folder / f"{model.name}{mark}"
     kept = run.folder / "checkpoints"
     kept.mkdir(exist_ok=True)
     count = 1 if data.folds is None else int(data.folds.max()) + 1
@@ -269,7 +273,7 @@ def train(
         for name in (f"{key}#{part}" for part in range(count))
         if run.checkpoint(name, kept / _file(name))
     ]
-    run.working_on(f"{model.title}: reading")
+    run.working_on(f"{title}: reading")
     left = run.remaining_s()
     until = time.monotonic() + left - max(LEAST_RESERVE_S, RESERVE * left)
     stop, stopped_at = run.folder / "stop", 0.0
@@ -298,8 +302,8 @@ def train(
                 run.notice(told["notice"], model=key)
             elif "epoch" in told:
                 if told["part"] == count - 1 and went_on and told["first"]:
-                    run.notice(f"{model.title} goes on from epoch {told['epoch']}.", model=key)
-                what = f"{model.title}, epoch {told['epoch']} of {told['of']}"
+                    run.notice(f"{title} goes on from epoch {told['epoch']}.", model=key)
+                what = f"{title}, epoch {told['epoch']} of {told['of']}"
                 if count > 1:
                     what += f", fit {told['part'] + 1} of {count}"
                 run.working_on(what, curve=told["curve"])
@@ -307,7 +311,7 @@ def train(
                 run.keep(name, kept / _file(name))
             else:
                 yield Candidate(
-                    key=key, name=model.title, family="network", folder=folder,
+                    key=key, name=title, family="network", folder=folder,
                     recipe=told["recipe"], held=told["held"], out_of_fold=told["out_of_fold"],
                     params=dict(given) | told["facts"], fit_s=told["fit_s"],
                     predict_ms_row=told["predict_ms_row"], train_rows=len(data.y),
@@ -315,11 +319,11 @@ def train(
                 )  # fmt: skip
     except apart.Stopped:
         if run.remaining_s() <= 0:
-            run.notice(f"{model.title}: no epoch could be ended within the time budget.", model=key)
+            run.notice(f"{title}: no epoch could be ended within the time budget.", model=key)
     except apart.Overrun:
-        run.notice(f"{model.title}: no epoch could be ended within the time budget.", model=key)
+        run.notice(f"{title}: no epoch could be ended within the time budget.", model=key)
     except apart.Failed as error:
-        run.notice(f"{model.title} could not be fitted: {error}", model=key)
+        run.notice(f"{title} could not be fitted: {error}", model=key)
 
 
 def _file(name: str) -> str:
@@ -371,7 +375,7 @@ def _work(
             yield told | {"part": count - 1, "first": first}
             first = False
             continue
-        recipe = recipe | {"epochs": told.best}
+        recipe = recipe | {"epochs": told.best} | dict(told.network.repeats)
         save(told, problem, recipe | {"params": dict(make.params)}, folder)
         network = told.network
         ms = _row_ms(network)

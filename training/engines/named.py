@@ -659,9 +659,47 @@ IMAGE = (
     ),
 )
 
+# What learns of clicks by FuXiCTR: see fuxictr.py.
+
+
+def _ctr_model(name: str, title: str, *more: Parameter) -> Model:
+    return Model(
+        name,
+        title,
+        "network",
+        "scaled",
+        "network",
+        None,
+        (
+            _int("embedding_dim", 16, 1, 512, "numbers that stand for a category"),
+            Parameter("hidden_units", "ints", [128, 64], "neurons of each layer", 1, 4_096),
+            _float("learning_rate", 5e-3, 1e-6, 1, "highest step"),
+            _int("batch_size", None, 2, 65_536, "rows per step; null: by the table", optional=True),
+            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
+            _int("patience", 4, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
+            _float("dropout", 0.1, 0, 0.9, "share of neurons left out in each pass"),
+            _bool("batch_norm", False, "whether layers are normalised over each step's rows"),
+            _float("embedding_regularizer", 1e-6, 0, 10, "penalty on what stands for categories"),
+            _float("net_regularizer", 0.0, 0, 10, "penalty on all other weights"),
+            *more,
+        ),
+    )
+
+
+CTR = (
+    _ctr_model("deepfm", "DeepFM"),
+    _ctr_model("dcn", "DCN", _int("cross_layers", 3, 1, 10, "layers in which columns meet")),
+    _ctr_model(
+        "dlrm",
+        "DLRM",
+        Parameter("bottom_units", "ints", [64], "neurons of layers for numbers", 1, 4_096),
+    ),
+)
+
 # By engine.
 MODELS: dict[str, dict[str, Model]] = {
     "sklearn": {model.name: model for model in SKLEARN},
     "torch": {model.name: model for model in (TABULAR_NETWORK, *TEXT, *IMAGE)},
     "tensorflow": {model.name: model for model in (TABULAR_NETWORK, *KERAS)},
+    "fuxictr": {model.name: model for model in CTR},
 }

@@ -54,7 +54,7 @@ TABLE: dict[str, Way] = {
 PREDICTOR = "training.engines.harness:load_predictor"
 NOT_ENGINES = frozenset({"base", "harness", "__init__"})
 # Large, and seldom the first choice: imported when a task first asks, not when the node starts.
-LATE = frozenset({"flaml", "tensorflow", "torch"})
+LATE = frozenset({"flaml", "fuxictr", "tensorflow", "torch"})
 # A version may follow (sklearn-1.4), whose dots come before digits: no name is that of a queue.
 ENGINE_NAME = re.compile(r"^[a-z][a-z0-9_]*(-[a-z0-9]+(\.[0-9][a-z0-9]*)*)*\Z")
 # Engines whose versions are called otherwise than their file.
