@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.contrib import messages
+from django.db.models.functions import Coalesce, Lower
 from django.http import Http404, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -16,6 +17,7 @@ from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
+from accounts.listing import listed, listing
 from accounts.pages import tell, tells_problems, wants_json, whole
 from accounts.pagination import Paginator
 from datasets import actions, related
@@ -34,6 +36,15 @@ CARDS_PER_PAGE = 60
 ROWS_PER_PAGE = 50
 COLUMNS_SHOWN = 60
 REJECTS_SHOWN = 200
+SORTS = {
+    "name": Lower("name"),
+    "state": "state",
+    "rows": "latest__rows",
+    "columns": "latest__column_count",
+    "size": "latest__size_bytes",
+    "newest": Coalesce("latest__created_at", "created_at"),
+    "owner": Lower("created_by__username"),
+}
 TABS = ("columns", "associations", "rows", "rejects", "versions")
 
 
@@ -59,9 +70,11 @@ def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> Http
     search = request.GET.get("search", "").replace("\0", "").strip()
     found = (
         Dataset.objects.of(request.membership.organization)
-        .select_related("latest")
+        .select_related("latest", "created_by")
         .defer("latest__columns", "latest__associations")
     )
+    asked = listing(request, SORTS)
+    found = listed(found, asked, SORTS)
     if search:
         found = found.filter(name__icontains=search)
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
@@ -70,6 +83,7 @@ def _index(request: OrgRequest, *, problem: str = "", status: int = 200) -> Http
         "page": page,
         "moving": any(dataset.state == Dataset.State.INGESTING for dataset in page),
         "search": search,
+        "asked": asked,
         "may_upload": request.membership.may(Role.DEVELOPER),
         "max_bytes": max_bytes(),
         "samples": samples(),

@@ -52,6 +52,7 @@ class JobQuerySet(OrgQuerySet["TrainingJob"]):
             self.select_related("dataset_version__dataset", "best_model__origin", "created_by")
             .defer(
                 "dataset_version__columns",
+                "dataset_version__associations",
                 *(f"{model}__{bulky}" for model in _BEST for bulky in ("curves", "test")),
             )
             .annotate(

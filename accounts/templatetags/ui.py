@@ -72,6 +72,24 @@ def state_chip(state: str) -> SafeString:
     return format_html('<span class="state state-{}">{}{}</span>', look, icon(shape), word)
 
 
+@register.inclusion_tag("parts/_sort_head.html", takes_context=True)
+def sort_head(context: template.Context, key: str, title: str, kind: str = "") -> dict[str, Any]:
+    """The head of a column that sorts its list by ``key``; of a ``kind`` "number" or "date" the
+    largest come first. Takes ``asked`` (accounts.listing.Listing) from the page."""
+    asked = context["asked"]
+    sorted_ = asked.sort == key and ("descending" if asked.descending else "ascending")
+    down = not asked.descending if asked.sort == key else bool(kind)
+    query = context["request"].GET.copy()
+    query.pop("page", None)
+    query["sort"] = f"-{key}" if down else key
+    return {
+        "title": title,
+        "number": kind == "number",
+        "address": f"?{query.urlencode()}",
+        "sorted": sorted_ or "",
+    }
+
+
 @register.filter
 def role_icon(role: str) -> str:
     return ROLES.get(role, "hash")

@@ -1,5 +1,6 @@
 """Pages of data sets: what they show, to whom, with how many queries."""
 
+import re
 from typing import Any
 
 import pytest
@@ -99,6 +100,42 @@ def test_the_list_finds_by_name(developer: Membership, version: DatasetVersion) 
     assert "flowers" in client.get(reverse("datasets:list"), {"search": "LOW"}).content.decode()
     none = client.get(reverse("datasets:list"), {"search": "birds"}).content.decode()
     assert "No data set has this in its name" in none
+
+
+def names_in(page: str) -> list[str]:
+    return re.findall(r'class="row-link"[^>]*>([^<]+)<', page)
+
+
+def test_the_list_is_sorted_and_filtered_by_its_address(
+    developer: Membership, version: DatasetVersion, django_assert_num_queries: Any
+) -> None:
+    colleague = make.member(Role.DEVELOPER, organization=developer.organization)
+    other = make.version(colleague, name="Ants")
+    DatasetVersion.objects.filter(pk=other.pk).update(rows=9)
+    for one, by in ((other, colleague), (version, developer)):
+        Dataset.objects.filter(pk=one.dataset_id).update(created_by=by.user)
+    waiting = Dataset.objects.create(organization=developer.organization, name="zebras")
+    client, url = as_(developer), reverse("datasets:list")
+
+    def shown(**query: str) -> list[str]:
+        with django_assert_num_queries(5):  # as without
+            return names_in(client.get(url, query).content.decode())
+
+    flowers = version.dataset.name
+    assert shown() == [waiting.name, "Ants", flowers]  # newest first
+    assert shown(sort="name") == ["Ants", flowers, "zebras"]
+    assert shown(sort="-name") == ["zebras", flowers, "Ants"]
+    assert shown(sort="-rows") == [flowers, "Ants", "zebras"]  # without a value: last
+    assert shown(sort="rows") == ["Ants", flowers, "zebras"]
+    assert shown(sort="password") == shown()
+    assert shown(owner=colleague.user.username, search="A") == ["Ants"]
+    page = client.get(url, {"sort": "rows", "owner": developer.user.username, "search": "fl"})
+    text = page.content.decode()
+    assert 'aria-sort="ascending"' in text
+    assert f'href="?sort=-rows&amp;owner={developer.user.username}&amp;search=fl"' in text
+    with django_assert_num_queries(4):  # nothing there: no rows are asked for
+        none = client.get(url, {"owner": "nobody-here"}).content.decode()
+    assert "No data set is like this" in none
 
 
 def test_uploading_without_script_leads_to_the_data_set(developer: Membership) -> None:

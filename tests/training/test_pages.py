@@ -161,6 +161,26 @@ def test_the_list_filters_by_state(developer: Membership, model: TrainedModel) -
     assert shown == {"": 2, "active": 1, "succeeded": 1, "failed": 0, "nonsense": 2}
 
 
+def test_lists_are_sorted_and_filtered_by_their_address(
+    developer: Membership, model: TrainedModel, django_assert_num_queries: Any
+) -> None:
+    colleague = make.member(Role.DEVELOPER, organization=developer.organization)
+    second = make.scored_model(colleague)
+    TrainingJob.objects.filter(pk=second.job_id).update(target="weight_g")
+    client, who = as_(developer), colleague.user.username
+
+    def shown(list_: str, **query: str) -> list[str]:
+        with django_assert_num_queries(5):  # session, user, membership, count, rows
+            page = client.get(reverse(f"training:{list_}"), query).content.decode()
+        return re.findall(r'href="/training/[0-9a-f-]{36}"[^>]*>([^<]+)<', page)
+
+    for list_ in ("list", "models"):
+        assert shown(list_) == ["weight_g", "kind"]
+        assert shown(list_, sort="predicts") == ["kind", "weight_g"]
+        assert shown(list_, sort="-owner", owner=who) == ["weight_g"]
+        assert client.get(reverse(f"training:{list_}"), {"owner": "nobody"}).status_code == 200
+
+
 # --- New training --------------------------------------------------------------------------------
 
 

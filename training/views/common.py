@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.paginator import Page
+from django.db.models.functions import Lower
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 
@@ -15,6 +16,14 @@ from training.models import TrainingJob
 from workers.models import Stream
 
 PER_PAGE = 25
+SORTS = {
+    "predicts": Lower("target"),
+    "data": Lower("dataset_version__dataset__name"),
+    "state": "state",
+    "model": Lower("best_model__name"),
+    "started": "created_at",
+    "owner": Lower("created_by__username"),
+}
 
 
 def last_seq(topic: str) -> int:
@@ -56,6 +65,7 @@ def job_facts(job: TrainingJob) -> dict[str, Any]:
         "metric_title": job.metric_info.title,
         "models": getattr(job, "model_count", None),
         "progress": getattr(job, "progress", 0.0),
+        "owner": job.created_by.get_username() if job.created_by else "",
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.finished_at,

@@ -17,13 +17,14 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
+from accounts.listing import listed, listing
 from accounts.pagination import Paginator
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from training import actions, catalog, history, pages
+from training import actions, catalog, epochs, history, pages
 from training.engines.named import MODELS
 from training.models import ENSEMBLE, REFIT, TRAIN, TrainedModel, TrainingJob
-from training.views.common import PER_PAGE, facts_page, job_facts, job_of, last_seq
+from training.views.common import PER_PAGE, SORTS, facts_page, job_facts, job_of, last_seq
 from workers.models import Event, Task
 from workers.waiting import first_waiting, wait_of
 
@@ -45,12 +46,15 @@ def jobs(request: OrgRequest) -> HttpResponse:
     found = TrainingJob.objects.of(request.membership.organization)
     if state in FILTERS:
         found = found.filter(FILTERS[state][1])
-    page = Paginator(found.for_list(), PER_PAGE).get_page(request.GET.get("page"))
+    asked = listing(request, SORTS)
+    found = listed(found.for_list(), asked, SORTS)
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     shown = facts_page(page)
     context = {
         "section": "training",
         "page": shown,
         "moving": any(not job["has_ended"] for job in shown),
+        "asked": asked,
         "state": state if state in FILTERS else "",
         "states": [(key, words) for key, (words, _) in FILTERS.items()],
         "may_train": request.membership.may(Role.DEVELOPER),
@@ -116,11 +120,17 @@ def _live(request: OrgRequest, stored: TrainingJob) -> dict[str, Any]:
         "lanes": [_lane(task, stored, scored) for task in tasks],
         "line": line,
         "best": _best(stored),
+        "epochs": [_epochs(task) for task in tasks if task.state == Task.State.RUNNING],
+        "draws": any(not task.has_ended and epochs.tells(task.engine) for task in tasks),
         "notices": [_notice(one) for one in stored.notices],
         "wait": wait,
         "left_s": history.left_s(stored, tasks) if stored.started_at else None,
         "may_change": request.membership.may(Role.DEVELOPER),
     }
+
+
+def _epochs(task: Task) -> dict[str, Any]:
+    return {"title": task.message, "charts": epochs.charts(epochs.live(task), f"epochs-{task.pk}")}
 
 
 def _best(stored: TrainingJob) -> dict[str, Any] | None:

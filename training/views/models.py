@@ -13,6 +13,7 @@ from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
+from accounts.listing import listed, listing
 from accounts.pages import tells_problems
 from accounts.pagination import Paginator
 from datasets.cards import number
@@ -22,6 +23,7 @@ from organizations.models import Role
 from training import (
     actions,
     dependences,
+    epochs,
     explaining,
     general,
     importances,
@@ -34,7 +36,7 @@ from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from training.names import CHAMPION
 from training.rows import MOST_ROWS
-from training.views.common import PER_PAGE, facts_page, job_facts, last_seq
+from training.views.common import PER_PAGE, SORTS, facts_page, job_facts, last_seq
 from workers.waiting import waits_for
 
 TABS = {
@@ -55,8 +57,9 @@ def models(request: OrgRequest) -> HttpResponse:
         .filter(best_model__isnull=False)
         .for_list()
     )
-    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
-    context = {"section": "models", "page": facts_page(page)}
+    asked = listing(request, SORTS)
+    page = Paginator(listed(found, asked, SORTS), PER_PAGE).get_page(request.GET.get("page"))
+    context = {"section": "models", "page": facts_page(page), "asked": asked}
     return render(request, "training/models.html", context)
 
 
@@ -146,7 +149,7 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "ranked_on": "Out of fold" if job.split.get("folds") else "Validation",
         "has_test": bool(stored.test),
         "confusion": pages.confusion_table(curves.get("confusion")),
-        "charts": pages.charts(curves, job.target),
+        "charts": _charts(stored, curves),
         "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
         "learning": learning.on_page(stored),
@@ -156,6 +159,11 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
             note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
         ],
     }
+
+
+def _charts(learnt: TrainedModel, curves: dict[str, Any]) -> list[pages.Chart]:
+    """How well it does by its curves, and how it was ``learnt``, if by epochs."""
+    return [*pages.charts(curves, learnt.job.target), *epochs.charts(learnt.curves.get("epochs"))]
 
 
 def _threshold(request: OrgRequest, curves: dict[str, Any]) -> dict[str, Any] | None:
@@ -188,7 +196,7 @@ def _refit_performance(
         "ranked_on": "Sealed test, before",
         "has_test": True,
         "confusion": pages.confusion_table(curves.get("confusion")),
-        "charts": pages.charts(curves, job.target),
+        "charts": _charts(origin, curves),
         "threshold": _threshold(request, curves),
         "importance": importances.on_page(stored),
         "learning": learning.on_page(stored),
