@@ -105,6 +105,8 @@ def _message(type: str, data: dict[str, Any]) -> str:
     said = said or "\n".join(map(str, data.get("lines") or ()))
     if said:
         return str(said)
+    if type == "started":  # said by the node's child itself, where the other was its claim
+        return "The work itself begins."
     if type.startswith("task."):
         word = type.removeprefix("task.")
         told = _OF_TASKS.get(word, f"On the node: {word.replace('_', ' ')}.")

@@ -72,12 +72,14 @@ class Chunk:
 
 @dataclass
 class Transfer:
-    """How one file stands. ``moved``: bytes that travelled, those sent twice counted twice."""
+    """How one file stands. ``moved``: bytes that travelled, those sent twice counted twice.
+    ``busy``: chunks that are on their way, or being compared, right now."""
 
     path: str
     size: int
     chunks: list[Chunk]
     moved: int = 0
+    busy: int = 0
     was_there: bool = False  # the whole of it, from before
     sha256: str = ""
     notes: list[str] = field(default_factory=list)
@@ -90,6 +92,24 @@ class Transfer:
     @property
     def fraction(self) -> float:
         return self.settled / self.size if self.size else 1.0
+
+    def stands(self, rate: float | None) -> dict[str, Any]:
+        """How far it is, for who watches. ``rate``: bytes in a second; None: not known yet."""
+        states = [one.state for one in self.chunks]
+        return {
+            "path": self.path,
+            "size": self.size,
+            "settled": self.settled,
+            "rate": rate and round(rate),
+            "chunks": {
+                "of": len(states),
+                "there": states.count(THERE),
+                "done": states.count(DONE),
+                "running": self.busy,
+                "failed": states.count(FAILED),
+                "again": sum(one.retry_count for one in self.chunks),
+            },
+        }
 
     def told(self) -> dict[str, Any]:
         """As it goes to the web side, which keeps a row for each chunk."""
@@ -354,7 +374,11 @@ async def _each(
                 while True:
                     try:
                         lane = lane or await far.lane()
-                        await do(lane, chunk)
+                        made.busy += 1
+                        try:
+                            await do(lane, chunk)
+                        finally:
+                            made.busy -= 1
                         break
                     except Away as error:  # counted, but not against it: the way is at fault
                         chunk.retry_count += 1

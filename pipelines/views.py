@@ -18,7 +18,7 @@ from accounts.pagination import Paginator
 from accounts.templatetags.ui import score
 from organizations.access import OrgRequest, org_role
 from organizations.models import Role
-from pipelines import actions, doing, drawing, gallery, graph, logs, schedules
+from pipelines import actions, chunks, doing, drawing, gallery, graph, logs, schedules
 from pipelines.api.views import with_last_run
 from pipelines.models import Pipeline, Run, Step
 from training.evaluation import METRICS
@@ -160,6 +160,12 @@ def _shown(request: OrgRequest, one: Run) -> dict[str, Any]:
     if chosen not in {step.key for step in steps}:
         chosen = ""
     events = list(logs.events_of(one, step=chosen).order_by("-seq")[:LINES])[::-1]
+    standing = chunks.standing(steps)
+    transfers = [
+        {"key": step.key, "state": step.state, **standing[step.pk]}
+        for step in steps
+        if step.pk in standing and (step.state == Step.State.RUNNING or step.key == chosen)
+    ]
     state = "cancelling" if one.cancel_requested_at and not one.has_ended else one.state
     return {
         "one": one,
@@ -167,6 +173,7 @@ def _shown(request: OrgRequest, one: Run) -> dict[str, Any]:
         "graph": drawing.drawn(stages, {step.key: step.state for step in steps}),
         "steps": [_step(step, _span(steps)) for step in steps],
         "waits": doing.waits(one, steps),
+        "transfers": transfers,
         "lines": list(logs.lines(one, events)),
         "chosen": chosen,
         "may_change": request.membership.may(Role.DEVELOPER),

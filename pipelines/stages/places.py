@@ -1,6 +1,8 @@
 """The place with files, or the machine, that a task names. No Django."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -11,6 +13,7 @@ from pipelines.transfers import Away, Damaged, Far, Rules, Transfer
 from workers.node.channel import WorkError
 
 T = TypeVar("T")
+RATE_OF = 10  # the rate is that of so many tellings: some ten seconds
 
 
 class Place(Protocol):
@@ -73,6 +76,7 @@ async def _one(work: Callable[[], Awaitable[T]]) -> T:
 def teller(channel: Any, verb: str) -> Callable[[Transfer], None]:
     """Tells a transfer's progress, and once each what went wrong and was mended."""
     noted = 0
+    seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_OF)
 
     def tell(transfer: Transfer) -> None:
         nonlocal noted
@@ -80,13 +84,13 @@ def teller(channel: Any, verb: str) -> Callable[[Transfer], None]:
             channel.notice(note, level="warning")
         noted = len(transfer.notes)
         done, size = transfer.settled >> 20, transfer.size >> 20
+        (begun, before), now = seen[0], time.monotonic()
+        seen.append((now, transfer.moved))
+        rate = (transfer.moved - before) / (now - begun) if now - begun > 0.5 else None
         channel.progress(
             0.95 * transfer.fraction,
             f"{verb} {transfer.path}: {done:,} of {size:,} MiB",
-            chunks={
-                "done": sum(one.state != "waiting" for one in transfer.chunks),
-                "of": len(transfer.chunks),
-            },
+            transfer=transfer.stands(rate),
         )
 
     return tell

@@ -3,20 +3,24 @@
 import asyncio
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from django.test import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
 from organizations.models import Membership
 from pipelines import actions, handing, tasks, transfers
 from pipelines.models import Run, Step
+from pipelines.stages import places
 from tests.datasets.nodes import ingest_next
 from tests.pipelines import make as piping
 from tests.training import make
+from workers.actions import record_events
 from workers.files import store_artifact
 from workers.models import Task
 
@@ -201,6 +205,57 @@ def test_a_transfer_that_fails_tells_which_chunks_did(by: Membership) -> None:
     node.end(node.claim(), result=nonsense)
     look(run)
     assert run.state == "succeeded"
+
+
+@pytest.mark.django_db
+def test_a_transfer_is_watched_while_it_goes_on(by: Membership) -> None:
+    """What the node's own teller says comes to the page of the run."""
+
+    class Said:
+        def __init__(self) -> None:
+            self.events: list[dict[str, Any]] = []
+
+        def progress(self, fraction: float, message: str, **data: Any) -> None:
+            data = {"fraction": fraction, "message": message, **data}
+            self.events.append({"type": "progress", "data": data})
+
+    make.version(by)
+    node, run = make.Node(), begun(by, UPLOAD)
+    task = node.claim()
+    client = Client()
+    client.force_login(by.user)
+    page = f"{run.get_absolute_url()}/live"
+    assert "Transfer of up" not in client.get(page).content.decode(), "nothing is known yet"
+    made = transfers.Transfer("in/flowers.csv", 8 << 20, transfers.cut(8 << 20, 1 << 20))
+    said, clock = Said(), iter([0.0, 1.0, 3.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places.time, "monotonic", lambda: next(clock))
+        tell = places.teller(said, "Sending")
+        made.chunks[0].state, made.busy, made.moved = "there", 2, 0
+        tell(made)
+        made.chunks[1].state, made.chunks[2].state, made.moved = "done", "done", 3 << 20
+        made.chunks[2].retry_count = 1
+        tell(made)
+    record_events(task.pk, task.attempt, said.events)
+    shown = client.get(page).content.decode()
+    assert "3.1 MB of 8.4 MB" in shown
+    assert 'aria-valuenow="37"' in shown
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", shown))
+    assert facts == {
+        "Chunks": "8", "Done": "2", "There from before": "1", "Under way": "2", "Failed": "0",
+        "Sent again": "1",
+    }  # fmt: skip
+    assert "5 s left" in shown, "5 MiB at one a second"
+    record_events(task.pk, task.attempt, [{"type": "progress", "data": {"transfer": [7]}}])
+    assert client.get(page).status_code == 200
+    broken = {"data": {"transfer": transfer("in/flowers.csv", "there", "done", "failed")}}
+    node.end(task, outcome="failed", error="Chunk 2 failed.", fault="work", result=broken)
+    look(run)
+    assert "Transfer of up" not in client.get(page).content.decode()
+    ended = client.get(f"{page}?step=up").content.decode()
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", ended))
+    assert (facts["Done"], facts["Failed"], facts["Sent again"]) == ("1", "1", "3")
+    assert "left" not in ended[ended.index('id="transfer-up"') : ended.index('id="log"')]
 
 
 @pytest.mark.django_db
