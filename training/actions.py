@@ -25,7 +25,18 @@ from datasets.models import DatasetVersion
 from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
-from training import blends, bundle, catalog, findings, history, offers, presets, scoring, serving
+from training import (
+    blends,
+    bundle,
+    catalog,
+    epochs,
+    findings,
+    history,
+    offers,
+    presets,
+    scoring,
+    serving,
+)
 from training.checks import Plan, Refused, Wish, check, of_pictures
 from training.evaluation import InvalidCandidate
 from training.models import (
@@ -771,6 +782,8 @@ def score_candidate(event: Event, task: Task) -> TrainedModel | None:
     }
     try:
         fields |= _figures(job, artifact, stored)
+        if told := epochs.cleaned(data.get("curve")):
+            fields["curves"] |= {"epochs": told}
     except InvalidCandidate as refusal:
         fields |= {"state": TrainedModel.State.INVALID, "reason": str(refusal)}
     except Exception as error:

@@ -199,6 +199,11 @@ class Chart:
         return f"{self.id}-data"
 
     @property
+    def json(self) -> str:
+        """For a fragment, which loses its scripts on the way into the page."""
+        return json.dumps(self.data)
+
+    @property
     def table(self) -> dict[str, Any]:
         return {"heads": self.heads, "rows": self.rows}
 

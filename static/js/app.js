@@ -79,6 +79,14 @@
       event.detail.isError = false;
     }
   });
+  // What somebody has unfolded stays so when the part of the page around it is renewed.
+  let unfolded = [];
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    unfolded = [...event.detail.target.querySelectorAll("details[id][open]")].map((one) => one.id);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const id of unfolded) document.getElementById(id)?.setAttribute("open", "");
+  });
   document.addEventListener("htmx:beforeRequest", (event) => {
     // What is folded away is fetched when it is opened, not before.
     if (event.detail.elt.closest("details:not([open])")) event.preventDefault();

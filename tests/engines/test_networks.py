@@ -168,7 +168,9 @@ def test_candidates_come_with_their_curve_and_can_be_made_again(
     found = {one.key: one for one in engine.train(PROBLEM, data, run)}
     assert not run.notices
     assert "torch:network-1" in found
-    assert {"epoch", "loss", "validation_loss", "net"} == heard[1]["curve"].keys()
+    assert {"epoch", "loss", "validation_loss", "net"} == heard[1]["curve"][0].keys()
+    curve = found["torch:network-1"].curve
+    assert [point["epoch"] for point in curve] == list(range(1, len(curve) + 1))
     for number, one in enumerate([found["torch:network-2"], list(found.values())[-1]]):
         loaded = engine.load(one.folder).predict(data.held).probabilities
         np.testing.assert_allclose(loaded, one.held.probabilities, atol=1e-12)

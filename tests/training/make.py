@@ -143,8 +143,12 @@ class Node:
         skill: float = 0.9,
         fit_s: float = 1.0,
         change: Any = None,
+        **told: Any,
     ) -> TrainedModel:
-        """A model right for about ``skill`` of the rows. ``change`` edits its predictions."""
+        """A model right for about ``skill`` of the rows. ``change`` edits its predictions.
+
+        ``told`` is what the node says of it besides.
+        """
         job = TrainingJob.objects.get(pk=task.subject)
         table = predictions(job, skill, seed=zlib.crc32(key.encode()))
         if change is not None:
@@ -157,7 +161,7 @@ class Node:
             name: str(store_artifact(job.organization, f"{key} {name}", content, task=task).pk)
             for name, content in contents.items()
         }
-        data = {"name": key.split(":")[1].title(), "family": "tree", "fit_s": fit_s}
+        data = {"name": key.split(":")[1].title(), "family": "tree", "fit_s": fit_s} | told
         self.say(task, "candidate", key=key, data=data, files=files)
         return TrainedModel.objects.get(job=job, key=key)
 

@@ -92,7 +92,8 @@ class Candidate:
     model files that ``Engine.load`` reads, fitted on all training rows; it stays as it is after
     the yield. ``recipe`` is plain JSON that ``Engine.fit`` understands. ``held`` and
     ``out_of_fold`` (only when the data has folds) are predictions in the order of ``Data.held``
-    and ``Data.train``. ``packages`` are the distributions that loading the model needs.
+    and ``Data.train``. ``packages`` are the distributions that loading the model needs. ``curve``:
+    of a network, its epochs with their figures ("epoch", "loss" and so on).
     """
 
     key: str
@@ -107,6 +108,7 @@ class Candidate:
     predict_ms_row: float
     train_rows: int
     packages: Sequence[str]
+    curve: Sequence[Mapping[str, Any]] = ()
 
 
 class Run(Protocol):

@@ -315,7 +315,7 @@ def train(
                     recipe=told["recipe"], held=told["held"], out_of_fold=told["out_of_fold"],
                     params=dict(given) | told["facts"], fit_s=told["fit_s"],
                     predict_ms_row=told["predict_ms_row"], train_rows=len(data.y),
-                    packages=packages,
+                    packages=packages, curve=told["curve"],
                 )  # fmt: skip
     except apart.Stopped:
         if run.remaining_s() <= 0:
@@ -389,6 +389,7 @@ def _work(
             else estimators.predictions_of(out_of_fold, problem),
             "fit_s": fit_s,
             "predict_ms_row": ms,
+            "curve": told.curve,
             "facts": {"best_epoch": told.best, "epochs_run": len(told.curve)},
         }
 

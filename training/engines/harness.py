@@ -28,6 +28,7 @@ from training.engines.tables import Array, InputError
 from workers.node.channel import Channel, WorkError
 from workers.node.handlers import ENGINE_NAME, engine_module
 
+MOST_EPOCHS = 200  # in one message
 PROGRESS_S = 0.5  # between two progress messages
 ROWS_AT_ONCE = 20_000
 EXPLAIN_ROWS = 20_000  # predictions that explaining one row may take
@@ -273,6 +274,8 @@ class HarnessRun:
 
     def working_on(self, what: str, **data: Any) -> None:
         self._what, self._data = what, data
+        if "curve" in data:
+            self._data = data | {"curve": thinned(data["curve"])}
         if time.monotonic() - self._said_at >= PROGRESS_S:
             self._say()
 
@@ -328,7 +331,14 @@ def facts_of(candidate: Candidate, engine: Engine) -> dict[str, Any]:
         "fit_s": round(candidate.fit_s, 4),
         "predict_ms_row": candidate.predict_ms_row,
         "train_rows": candidate.train_rows,
+        **({"curve": thinned(candidate.curve)} if candidate.curve else {}),
     }
+
+
+def thinned(points: Sequence[Any], most: int = MOST_EPOCHS) -> list[Any]:
+    """At most so many of the points, evenly, the last among them."""
+    step = -(-len(points) // most) or 1
+    return list(points[::-1][::step][::-1])
 
 
 def write_files(

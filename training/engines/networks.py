@@ -560,6 +560,7 @@ class Networks:
         if self.problem.model:
             recipe["folds"] = 1
         kept, said_at = self._kept(key), began
+        curve: list[dict[str, Any]] = []  # of the network of the bag that learns now
         kept.mkdir(exist_ok=True)
         count = 1 if self.problem.model else self.folds
         if self.data.folds is not None:
@@ -574,7 +575,10 @@ class Networks:
             ):
                 if "epoch" in message:
                     told = {n: message[n] for n in ("epoch", "loss", "validation_loss", "net")}
-                    self.run.working_on(f"{name}, epoch {message['epoch']}", curve=told)
+                    if curve and curve[-1]["net"] != told["net"]:
+                        curve.clear()
+                    curve.append(told)
+                    self.run.working_on(f"{name}, epoch {message['epoch']}", curve=curve)
                     file = kept / f"net-{message['net']}.checkpoint"
                     if time.monotonic() - said_at >= KEEP_S and file.exists():
                         said_at = time.monotonic()
@@ -631,6 +635,7 @@ class Networks:
             "out_of_fold": folded_scores,
             "scores": bag.scores,
             "predict_ms_row": round(1000 * float(np.median(times)), 3),
+            "curve": bag.curve,
         }
 
     def _kept(self, key: str) -> Path:
@@ -654,6 +659,7 @@ class Networks:
             predict_ms_row=message["predict_ms_row"],
             train_rows=self.rows,
             packages=["numpy", "pyarrow"],
+            curve=message["curve"],
         )
         self.known.append(Known(candidate, message["scores"]))
         return candidate
