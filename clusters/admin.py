@@ -10,6 +10,7 @@ from accounts.console import ReadOnly, acts, operator
 from clusters import actions, totals, words
 from clusters.models import (
     Cluster,
+    ClusterLoad,
     ClusterNode,
     Dependency,
     Deployment,
@@ -52,6 +53,25 @@ class ClusterAdmin(ReadOnly):
     def limits(self, cluster: Cluster) -> str:
         said = (cluster.max_ram_mib, cluster.max_cpu_millis, cluster.max_gpus)
         return words.amounts([one or 0 for one in said]) if cluster.limit else "none"
+
+
+@admin.register(ClusterLoad)
+class ClusterLoadAdmin(ReadOnly):
+    list_display = ("at", "cluster", "online", "nodes", "has", "taken", "left")
+    list_select_related = ("cluster",)
+    search_fields = ("cluster__name", "cluster__id")
+
+    @admin.display(description="Total")
+    def has(self, load: ClusterLoad) -> str:
+        return words.amounts(load.total)
+
+    @admin.display(description="Allocated")
+    def taken(self, load: ClusterLoad) -> str:
+        return words.amounts(load.allocated)
+
+    @admin.display(description="Free")
+    def left(self, load: ClusterLoad) -> str:
+        return words.amounts(load.free)
 
 
 @admin.register(ClusterNode)

@@ -81,6 +81,31 @@ class ClusterNode(OrgOwned):
         return f"{self.worker} in {self.cluster}"
 
 
+class ClusterLoad(models.Model):
+    """What a cluster had, what was taken of it and what was free at a moment: scheduling.Resources.
+
+    Kept for a week: see clusters/history.py.
+    """
+
+    cluster = models.ForeignKey(Cluster, models.CASCADE, related_name="loads")
+    at = models.DateTimeField()
+    nodes = models.PositiveIntegerField()
+    online = models.PositiveIntegerField(help_text="Of the nodes.")
+    total = models.JSONField()
+    allocated = models.JSONField()
+    free = models.JSONField()
+
+    class Meta:
+        ordering: ClassVar = ["cluster", "-at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["cluster", "at"], name="cluster_load_unique")
+        ]
+        indexes: ClassVar = [models.Index(fields=["at"], name="cluster_load_when")]
+
+    def __str__(self) -> str:
+        return f"{self.cluster} at {self.at:%Y-%m-%d %H:%M}"
+
+
 class DeploymentQuerySet(OrgQuerySet["Deployment"]):
     def there(self) -> "DeploymentQuerySet":
         """Without those that are about to be gone."""

@@ -5,6 +5,7 @@ from uuid import UUID
 from clusters import actions, nodes
 from clusters.models import (
     Cluster,
+    ClusterLoad,
     ClusterNode,
     Dependency,
     Deployment,
@@ -38,6 +39,7 @@ def _export(home: Organization, bundle: parts.Bundle) -> None:
     mine = Deployment.objects.of(home)
     bundle.add_table("clusters", Cluster.objects.of(home))
     bundle.add_table("cluster_nodes", ClusterNode.objects.of(home))
+    bundle.add_table("cluster_loads", ClusterLoad.objects.filter(cluster__organization=home))
     bundle.add_table("deployments", mine)
     bundle.add_table(
         "revisions", Revision.objects.filter(deployment__in=mine.values("pk")), "env_sealed"

@@ -8,7 +8,7 @@ from celery import shared_task
 from django.db.models import F
 from django.utils import timezone
 
-from clusters import actions, cycle, metering, watch
+from clusters import actions, cycle, history, metering, watch
 from clusters.models import Cluster, Replica
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,12 @@ def sweep() -> None:
 def meter() -> None:
     """Enter what deployments have held since the last time."""
     metering.meter_all()
+
+
+@shared_task(name="clusters.tasks.history")
+def keep_history() -> None:
+    """How clusters are now, for those who ask later."""
+    history.note()
 
 
 @shared_task(name="clusters.tasks.watch")

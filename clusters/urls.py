@@ -7,6 +7,7 @@ urlpatterns = [
     path("clusters", views.clusters, name="clusters"),
     path("clusters/new", views.new_cluster, name="new-cluster"),
     path("clusters/<uuid:cluster>", views.cluster, name="cluster"),
+    path("clusters/<uuid:cluster>/history", views.cluster_history, name="history"),
     path("clusters/<uuid:cluster>/nodes", views.add_node, name="add-node"),
     path("clusters/<uuid:cluster>/nodes/<uuid:node>/remove", views.remove_node, name="remove-node"),
     path("clusters/<uuid:cluster>/delete", views.delete_cluster, name="delete-cluster"),

@@ -17,7 +17,7 @@ from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError
-from clusters import actions, drift, outcomes, queue, totals, watch, words
+from clusters import actions, drift, history, outcomes, queue, totals, watch, words
 from clusters.api import serializers as said
 from clusters.api.views import DAYS, HOURS
 from clusters.models import Cluster, ClusterNode, Deployment, Priority
@@ -172,6 +172,61 @@ def cluster(request: OrgRequest, cluster: UUID) -> HttpResponse:
         "more_nodes": _free_nodes(request, is_operator(request.user)) if may else [],
     }
     return render(request, "clusters/cluster.html", context)
+
+
+@require_GET
+@org_role(Role.VIEWER)
+def cluster_history(request: OrgRequest, cluster: UUID) -> HttpResponse:
+    """What it had, what was allocated and what was free, over time."""
+    home = _cluster(request, cluster)
+    text = request.GET.get("hours", "")
+    hours = int(text) if text.isdecimal() and len(text) < 4 and int(text) in history.HOURS else 24
+    steps = history.steps(home, hours)
+    labels = [date_format(step.at, "H:i" if hours == 24 else "D H:i") for step in steps]
+    charts = []
+    for number, (key, title, unit, scale) in enumerate(
+        (("ram", "Memory", "GB", 1024), ("cpu", "CPU", "cores", 1000), ("gpu", "GPUs", "GPUs", 1))
+    ):
+        if not any(step.total and step.total[number] for step in steps):
+            continue
+        series = {
+            name: [None if some is None else round(some[number] / scale, 2) for some in those]
+            for name, those in (
+                ("Total", [step.total for step in steps]),
+                ("Allocated, at most", [step.allocated for step in steps]),
+                ("Free, at least", [step.free for step in steps]),
+            )
+        }
+        about = f"{title} in {unit}, in steps of {history.HOURS[hours]} min."
+        charts.append(_lines(f"history-{key}", title, about, labels, unit, series))
+    rows = [
+        {
+            "at": step.at,
+            "nodes": f"{step.online} of {step.nodes}",
+            "total": words.amounts(step.total),
+            "allocated": words.amounts(step.allocated),
+            "free": words.amounts(step.free),
+        }
+        for step in reversed(steps)
+        if step.total is not None and step.allocated is not None and step.free is not None
+    ]
+    context = {
+        "cluster": home,
+        "hours": hours,
+        "choices": [(24, "Last day"), (168, "Last week")],
+        "charts": charts,
+        "rows": rows,
+    }
+    return render(request, "clusters/_history.html", context)
+
+
+def _lines(
+    id: str, title: str, text: str, labels: list[str], y: str, series: dict[str, list[Any]]
+) -> dict[str, Any]:
+    """Lines over time, for charts.js."""
+    told = [{"name": name, "values": values} for name, values in series.items()]
+    data = json.dumps({"labels": labels, "x": "UTC", "y": y, "series": told})
+    return {"id": id, "json_id": f"{id}-data", "title": title, "text": text, "data": data}
 
 
 @require_POST
@@ -495,23 +550,8 @@ def watched(request: OrgRequest, deployment: UUID) -> HttpResponse:
     labels = [date_format(step["at"], shape) for step in steps]
 
     def chart(id: str, title: str, text: str, y: str, **series: str) -> dict[str, Any]:
-        return {
-            "id": id,
-            "json_id": f"{id}-data",
-            "title": title,
-            "text": text,
-            "data": json.dumps(
-                {
-                    "labels": labels,
-                    "x": "UTC",
-                    "y": y,
-                    "series": [
-                        {"name": name, "values": [step[key] for step in steps]}
-                        for name, key in series.items()
-                    ],
-                }
-            ),
-        }
+        values = {name: [step[key] for step in steps] for name, key in series.items()}
+        return _lines(id, title, text, labels, y, values)
 
     context = {
         "one": _row(one),

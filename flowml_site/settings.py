@@ -276,6 +276,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 60.0,
         "options": {"expires": 50},
     },
+    "clusters-history": {
+        "task": "clusters.tasks.history",
+        "schedule": 300.0,
+        "options": {"expires": 200},
+    },
     "accounts-tidy": {"task": "accounts.tasks.tidy", "schedule": 24 * 3600.0},
     "pipelines-tidy": {"task": "pipelines.tasks.tidy", "schedule": 24 * 3600.0},
 }

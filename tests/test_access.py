@@ -176,6 +176,7 @@ GET     /clusters                                               sign    200     
 GET     /clusters/new                                           sign    403     403     200     200
 POST    /clusters/new                                           sign    403     403     302     302
 GET     /clusters/{cluster}                                     sign    200     200     200     404
+GET     /clusters/{cluster}/history                             sign    200     200     200     404
 POST    /clusters/{cluster}/nodes                               sign    403     403     302     404
 POST    /clusters/{cluster}/nodes/{node}/remove                 sign    403     403     302     404
 POST    /clusters/{bare}/delete                                 sign    403     403     302     404
@@ -342,6 +343,7 @@ POST    /api/clusters                                            401    403     
 GET     /api/clusters/{cluster}                                  401    200     200     200     404
 PATCH   /api/clusters/{cluster}                                  401    403     403     200     404
 DELETE  /api/clusters/{bare}                                     401    403     403     204     404
+GET     /api/clusters/{cluster}/history                          401    200     200     200     404
 POST    /api/clusters/{cluster}/nodes                            401    403     403     200     404
 DELETE  /api/clusters/{cluster}/nodes/{node}                     401    403     403     204     404
 GET     /api/deployments                                         401    200     200     200     200

@@ -74,6 +74,8 @@ def a_row_of_each() -> None:
     deploying.deploy(member, model, "second", cluster=home.pk, depends_on=[first.pk])
     cycle.run(home.pk)
     now = timezone.now()
+    some = [1024, 1000, 0]
+    home.loads.create(at=now, nodes=1, online=1, total=some, allocated=some, free=some)
     first.minutes.create(minute=now, revision=1, requests=1)
     first.sampled.create(prediction=uuid4(), row=0, revision=1, at=now, values={}, predicted="x")
     first.drift_reports.create(revision=1, rows=100, columns=[])

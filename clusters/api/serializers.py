@@ -109,6 +109,22 @@ class NodeOfCluster(serializers.Serializer[Any]):
     free = Amounts()
 
 
+class LoadStep(serializers.Serializer[Any]):
+    """Null where nothing was noted then."""
+
+    at = serializers.DateTimeField(help_text="When the step begins.")
+    total = Amounts(allow_null=True)
+    allocated = Amounts(allow_null=True, help_text="The most in this step.")
+    free = Amounts(allow_null=True, help_text="The least in this step.")
+    nodes = serializers.IntegerField(allow_null=True)
+    online = serializers.IntegerField(allow_null=True, help_text="The fewest nodes in this step.")
+
+
+class ClusterHistory(serializers.Serializer[Any]):
+    step_s = serializers.IntegerField()
+    steps = LoadStep(many=True, help_text="Oldest first.")
+
+
 class ClusterRow(serializers.ModelSerializer[Cluster]):
     total_ram_gb = serializers.SerializerMethodField()
     total_cpu_cores = serializers.SerializerMethodField()
@@ -139,9 +155,12 @@ class ClusterFull(ClusterRow):
     allocated = Amounts()
     free = Amounts()
     nodes = NodeOfCluster(many=True, source="rows")
+    history = LoadStep(many=True, help_text="The last day, in steps of 15 min, oldest first.")
 
     class Meta(ClusterRow.Meta):
-        fields = (*ClusterRow.Meta.fields, "limit", "total", "allocated", "free", "nodes")  # type: ignore[assignment]
+        fields = (  # type: ignore[assignment]
+            *ClusterRow.Meta.fields, "limit", "total", "allocated", "free", "nodes", "history",
+        )  # fmt: skip
 
     @extend_schema_field(Limit(allow_null=True))
     def get_limit(self, cluster: Cluster) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ urlpatterns = [
         cluster({"get": "retrieve", "patch": "partial_update", "delete": "destroy"}),
         name="cluster",
     ),
+    path("clusters/<uuid:pk>/history", cluster({"get": "history"})),
     path("clusters/<uuid:pk>/nodes", cluster({"post": "add_node"})),
     path("clusters/<uuid:pk>/nodes/<uuid:node>", cluster({"delete": "remove_node"})),
     path("deployments", deployment(both), name="deployments"),

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from accounts.authentication import TokenAuthentication
 from accounts.errors import Invalid
 from accounts.jwt import JWTAuthentication
-from clusters import actions, forwarding, outcomes, serving, totals, watch
+from clusters import actions, forwarding, history, outcomes, serving, totals, watch
 from clusters.api import serializers as said
 from clusters.models import Cluster, Deployment
 from clusters.nodes import take_log, what_to_run
@@ -26,6 +26,8 @@ from workers.api.views import NodeView
 from workers.fleet import is_operator
 from workers.models import Event
 
+_DAY = OpenApiParameter("hours", int, description="24 or 168.")
+
 
 @extend_schema(tags=["clusters"])
 class ClusterViewSet(OrgViewSet):
@@ -34,6 +36,7 @@ class ClusterViewSet(OrgViewSet):
     roles: ClassVar = {
         "list": Role.VIEWER,
         "retrieve": Role.VIEWER,
+        "history": Role.VIEWER,
         "create": Role.ADMIN,
         "partial_update": Role.ADMIN,
         "destroy": Role.ADMIN,
@@ -109,12 +112,26 @@ class ClusterViewSet(OrgViewSet):
         actions.remove_node(self.membership, self.get_object(), node)
         return Response(status=204)
 
+    @extend_schema(parameters=[_DAY], responses=said.ClusterHistory, filters=False)
+    def history(self, request: Request, pk: UUID) -> Response:
+        """What it had, what was allocated and free, in the last day by 15 min or week by 2 h."""
+        text = request.query_params.get("hours", "24")
+        if not text.isdecimal() or len(text) > 3 or int(text) not in history.HOURS:
+            known = ", ".join(map(str, history.HOURS))
+            raise Invalid(f"hours is one of {known}.", errors={"hours": [f"Choose of {known}."]})
+        told = {
+            "step_s": history.HOURS[int(text)] * 60,
+            "steps": history.steps(self.get_object(), int(text)),
+        }
+        return Response(said.ClusterHistory(told).data)
+
     def _full(self, pk: UUID | None = None) -> dict[str, Any]:
         if pk is not None:
             self.kwargs["pk"] = pk
         found = totals.counted(self.get_queryset()).filter(pk=self.kwargs["pk"]).first()
         cluster = found or self.get_object()  # which says that there is none
         totals.add_details(cluster)
+        cluster.history = history.steps(cluster, 24)
         return dict(said.ClusterFull(cluster).data)
 
 
