@@ -79,4 +79,50 @@ TEMPLATES = (
         },
         {"cron": "0 3 * * *", "time_zone": "UTC", "overlap": "skip"},
     ),
+    Template(
+        "machine",
+        "on my machine",
+        "Train and score on a machine by SSH",
+        "Sends a data set to a machine of yours, runs your own programs there (they go on when the "
+        "connection is lost, and are found again), and fetches the file that they wrote.",
+        {
+            "stages": [
+                _stage(
+                    "send",
+                    "upload",
+                    connection="my machine",
+                    data="my data",
+                    path="nightly/sample.csv",
+                )
+                | {"retries": 2},
+                _stage(
+                    "train",
+                    "remote",
+                    connection="my machine",
+                    command="python3 train.py sample.csv",
+                    folder="nightly",
+                    time_limit_s=7200,
+                )
+                | {"after": ["send"]},
+                _stage(
+                    "infer",
+                    "remote",
+                    connection="my machine",
+                    # What an earlier run has left must not be taken for what this one made.
+                    command="rm -f result.csv\npython3 infer.py result.csv",
+                    folder="nightly",
+                )
+                | {"after": ["train"]},
+                _stage(
+                    "fetch",
+                    "download",
+                    connection="my machine",
+                    path="nightly/result.csv",
+                    dataset="scored",
+                )
+                | {"after": ["infer"], "retries": 2},
+            ]
+        },
+        {},
+    ),
 )
