@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.views import compare, dependence, jobs, models, names, new
+from training.views import about, compare, jobs, models, names, new
 
 app_name = "training"
 urlpatterns = [
@@ -24,15 +24,10 @@ urlpatterns = [
     path("models/<uuid:model_id>/predict", models.predict, name="predict"),
     path("models/<uuid:model_id>/sensitivity", models.sensitivity, name="sensitivity"),
     path("models/<uuid:model_id>/explain", models.explain, name="explain"),
-    path("models/<uuid:model_id>/importance", models.importance, name="importance"),
-    path("models/<uuid:model_id>/importance/ask", models.ask_importance, name="ask-importance"),
-    path("models/<uuid:model_id>/dependence", dependence.dependence, name="dependence"),
-    path("models/<uuid:model_id>/dependence/ask", dependence.ask, name="ask-dependence"),
-    path("models/<uuid:model_id>/learning-curve", models.learning_curve, name="learning-curve"),
-    path(
-        "models/<uuid:model_id>/learning-curve/ask",
-        models.ask_learning_curve,
-        name="ask-learning-curve",
+    *(
+        path(f"models/<uuid:model_id>/{what}{end}", view, {"what": what}, name=f"{ask}{what}")
+        for what in about.PARTS
+        for end, view, ask in (("", about.part, ""), ("/ask", about.ask, "ask-"))
     ),
     path("models/<uuid:model_id>/predict-file", models.predict_file, name="predict-file"),
     path("models/<uuid:model_id>/download", models.download, name="download"),

@@ -528,40 +528,47 @@ TABULAR_NETWORK = Model(
     ),
 )
 
-# What classifies texts: see language.py.
 
-_EPOCHS = (
-    _int("epochs", 5, 1, 1_000, "most passes over the rows"),
-    _int("patience", 2, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
-)
+def _classifier(
+    name: str, title: str, reads: Literal["table", "text", "image"], *parameters: Parameter
+) -> Model:
+    """A network that tells classes apart, learnt in epochs."""
+    return Model(name, title, "network", "scaled", "network", None, parameters, reads=reads)
+
+
+def _epochs(epochs: int, patience: int) -> tuple[Parameter, ...]:
+    return (
+        _int("epochs", epochs, 1, 1_000, "most passes over the rows"),
+        _int("patience", patience, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
+    )
+
+
+def _rate(pretrained: str, nothing: str) -> Parameter:
+    about = f"highest step; null: {pretrained} from pretrained weights, else {nothing}"
+    return _float("learning_rate", None, 1e-7, 0.1, about, optional=True)
+
+
 _PRETRAINED = _bool("pretrained", True, "whether it starts from weights that are at hand")
+
+# What classifies texts: see language.py.
 
 
 def _text_model(name: str, title: str) -> Model:
-    return Model(
+    return _classifier(
         name,
         title,
-        "network",
-        "scaled",
-        "network",
-        None,
-        (
-            *_EPOCHS,
-            _int("batch_size", 16, 2, 512, "texts per step"),
-            _float(
-                "learning_rate", None, 1e-7, 0.1,
-                "highest step; null: 5e-5 from pretrained weights, else 5e-4", optional=True,
-            ),
-            _float("weight_decay", 0.01, 0, 1, "penalty"),
-            _float("dropout", None, 0, 0.9, "share left out; null: the network's", optional=True),
-            _int("max_length", 128, 8, 512, "tokens (words or parts of words) that are read"),
-            _PRETRAINED,
-            _int("layers", None, 1, 24, "of a network that starts from nothing", optional=True),
-            _int("hidden_size", None, 16, 1_024, "numbers per token, likewise", optional=True),
-            _int("heads", None, 1, 16, "that attend in each layer, likewise", optional=True),
-        ),
-        reads="text",
-    )  # fmt: skip
+        "text",
+        *_epochs(5, 2),
+        _int("batch_size", 16, 2, 512, "texts per step"),
+        _rate("5e-5", "5e-4"),
+        _float("weight_decay", 0.01, 0, 1, "penalty"),
+        _float("dropout", None, 0, 0.9, "share left out; null: the network's", optional=True),
+        _int("max_length", 128, 8, 512, "tokens (words or parts of words) that are read"),
+        _PRETRAINED,
+        _int("layers", None, 1, 24, "of a network that starts from nothing", optional=True),
+        _int("hidden_size", None, 16, 1_024, "numbers per token, likewise", optional=True),
+        _int("heads", None, 1, 16, "that attend in each layer, likewise", optional=True),
+    )
 
 
 TEXT = (
@@ -569,93 +576,72 @@ TEXT = (
     _text_model("transformer", "Text classifier (transformer)"),
 )
 
-# What classifies pictures by keras.applications: see tensorflow.py.
+# What classifies pictures: by torch in vision.py, by keras.applications in tensorflow.py.
 
 
-def _keras_model(name: str, title: str, least: int, *more: Parameter) -> Model:
-    return Model(
+def _picture_model(
+    name: str, title: str, batch: int, nothing: str, least: int, *more: Parameter
+) -> Model:
+    """``nothing``: the learning rate from random weights; ``least``: pixels of a side."""
+    return _classifier(
         name,
-        title,
-        "network",
-        "scaled",
-        "network",
-        None,
-        (
-            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
-            _int("patience", 5, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
-            _int("batch_size", 16, 2, 512, "pictures per step"),
-            _float(
-                "learning_rate", None, 1e-7, 0.1,
-                "highest step; null: 1e-4 from pretrained weights, else 3e-3", optional=True,
-            ),
-            _float("weight_decay", 1e-4, 0, 1, "penalty"),
-            _float("dropout", 0.2, 0, 0.9, "share left out before the classes"),
-            _int(
-                "size", None, least, 512,
-                "pixels of a picture's side; null: by the data set's pictures", optional=True,
-            ),
-            _bool("shift", True, "whether pictures are moved a little in each pass"),
-            _PRETRAINED,
-            *more,
+        f"Image classifier ({title})",
+        "image",
+        *_epochs(20, 5),
+        _int("batch_size", batch, 2, 512, "pictures per step"),
+        _rate("1e-4", nothing),
+        _float("weight_decay", 1e-4, 0, 1, "penalty"),
+        _int(
+            "size",
+            None,
+            least,
+            512,
+            "pixels of a picture's side; null: by the data set's pictures",
+            optional=True,
         ),
-        reads="image",
-    )  # fmt: skip
+        _bool("shift", True, "whether pictures are moved a little in each pass"),
+        _PRETRAINED,
+        *more,
+    )
 
 
-KERAS = (
-    _keras_model("inception", "Image classifier (Inception)", 75),
-    _keras_model(
-        "mobilenet",
-        "Image classifier (MobileNet)",
-        32,
-        _choice("width", 1.0, (0.25, 0.5, 0.75, 1.0), "share of the usual filters per layer"),
-    ),
-)
-
-# What classifies pictures by torch: see vision.py.
+def _dropout(share: float) -> Parameter:
+    return _float("dropout", share, 0, 0.9, "share left out before the classes")
 
 
-def _image_model(name: str, title: str, *more: Parameter) -> Model:
-    return Model(
-        name,
-        title,
-        "network",
-        "scaled",
-        "network",
-        None,
-        (
-            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
-            _int("patience", 5, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
-            _int("batch_size", 32, 2, 512, "pictures per step"),
-            _float(
-                "learning_rate", None, 1e-7, 0.1,
-                "highest step; null: 1e-4 from pretrained weights, else 1e-3", optional=True,
-            ),
-            _float("weight_decay", 1e-4, 0, 1, "penalty"),
-            _int(
-                "size", None, 32, 512,
-                "pixels of a picture's side; null: by the data set's pictures", optional=True,
-            ),
-            _bool("shift", True, "whether pictures are moved a little in each pass"),
-            _PRETRAINED,
-            _choice("width", 1.0, (0.125, 0.25, 0.5, 1.0), "share of the usual maps per layer"),
-            *more,
-        ),
-        reads="image",
-    )  # fmt: skip
-
+_MAPS = _choice("width", 1.0, (0.125, 0.25, 0.5, 1.0), "share of the usual maps per layer")
 
 IMAGE = (
-    _image_model(
+    _picture_model(
         "resnet",
-        "Image classifier (ResNet)",
+        "ResNet",
+        32,
+        "1e-3",
+        32,
+        _MAPS,
         _choice("depth", 18, (10, 18, 34, 50), "layers"),
     ),
-    _image_model(
+    _picture_model(
         "vgg",
-        "Image classifier (VGG)",
+        "VGG",
+        32,
+        "1e-3",
+        32,
+        _MAPS,
         _choice("depth", 11, (11, 13, 16), "layers, as VGG counts them"),
-        _float("dropout", 0.3, 0, 0.9, "share left out before the classes"),
+        _dropout(0.3),
+    ),
+)
+KERAS = (
+    _picture_model("inception", "Inception", 16, "3e-3", 75, _dropout(0.2)),
+    _picture_model(
+        "mobilenet",
+        "MobileNet",
+        16,
+        "3e-3",
+        32,
+        _dropout(0.2),
+        _choice("width", 1.0, (0.25, 0.5, 0.75, 1.0), "share of the usual filters per layer"),
     ),
 )
 
@@ -663,26 +649,20 @@ IMAGE = (
 
 
 def _ctr_model(name: str, title: str, *more: Parameter) -> Model:
-    return Model(
+    return _classifier(
         name,
         title,
-        "network",
-        "scaled",
-        "network",
-        None,
-        (
-            _int("embedding_dim", 16, 1, 512, "numbers that stand for a category"),
-            Parameter("hidden_units", "ints", [128, 64], "neurons of each layer", 1, 4_096),
-            _float("learning_rate", 5e-3, 1e-6, 1, "highest step"),
-            _int("batch_size", None, 2, 65_536, "rows per step; null: by the table", optional=True),
-            _int("epochs", 20, 1, 1_000, "most passes over the rows"),
-            _int("patience", 4, 1, 1_000, "epochs without gain on rows kept back, then it ends"),
-            _float("dropout", 0.1, 0, 0.9, "share of neurons left out in each pass"),
-            _bool("batch_norm", False, "whether layers are normalised over each step's rows"),
-            _float("embedding_regularizer", 1e-6, 0, 10, "penalty on what stands for categories"),
-            _float("net_regularizer", 0.0, 0, 10, "penalty on all other weights"),
-            *more,
-        ),
+        "table",
+        _int("embedding_dim", 16, 1, 512, "numbers that stand for a category"),
+        Parameter("hidden_units", "ints", [128, 64], "neurons of each layer", 1, 4_096),
+        _float("learning_rate", 5e-3, 1e-6, 1, "highest step"),
+        _int("batch_size", None, 2, 65_536, "rows per step; null: by the table", optional=True),
+        *_epochs(20, 4),
+        _float("dropout", 0.1, 0, 0.9, "share of neurons left out in each pass"),
+        _bool("batch_norm", False, "whether layers are normalised over each step's rows"),
+        _float("embedding_regularizer", 1e-6, 0, 10, "penalty on what stands for categories"),
+        _float("net_regularizer", 0.0, 0, 10, "penalty on all other weights"),
+        *more,
     )
 
 

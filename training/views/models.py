@@ -22,20 +22,18 @@ from organizations.access import OrgRequest, org_role
 from organizations.models import Role
 from training import (
     actions,
-    dependences,
     epochs,
     explaining,
     general,
-    importances,
     named,
     pages,
     thresholds,
 )
-from training import curves as learning
 from training.evaluation import METRICS
 from training.models import BatchPrediction, TrainedModel, TrainingJob
 from training.names import CHAMPION
 from training.rows import MOST_ROWS
+from training.views import about
 from training.views.common import PER_PAGE, SORTS, facts_page, job_facts, last_seq
 from workers.waiting import waits_for
 
@@ -151,9 +149,7 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": _charts(stored, curves),
         "threshold": _threshold(request, curves),
-        "importance": importances.on_page(stored),
-        "learning": learning.on_page(stored),
-        **dependences.on_page(stored, request.GET),
+        **about.shown(stored, request.GET),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [
             note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
@@ -198,9 +194,7 @@ def _refit_performance(
         "confusion": pages.confusion_table(curves.get("confusion")),
         "charts": _charts(origin, curves),
         "threshold": _threshold(request, curves),
-        "importance": importances.on_page(stored),
-        "learning": learning.on_page(stored),
-        **dependences.on_page(stored, request.GET),
+        **about.shown(stored, request.GET),
         "scored_on": pages.refit_words(origin.name, test.get("rows")),
         "notes": [],
     }
@@ -439,60 +433,6 @@ def _typical_error(stored: TrainedModel) -> str:
     if stored.job.task != "regression" or middle is None:
         return ""
     return f"Half of the time it is off by {number(middle)} or less."
-
-
-@require_GET
-@org_role(Role.VIEWER)
-def importance(request: OrgRequest, model_id: UUID) -> HttpResponse:
-    """That part of the page alone, while it is computed."""
-    return _importance(request, _model(request, model_id))
-
-
-@require_POST
-@org_role(Role.DEVELOPER)
-@tells_problems
-def ask_importance(request: OrgRequest, model_id: UUID) -> HttpResponse:
-    stored = _model(request, model_id)
-    importances.ask(request.membership, stored)
-    if request.headers.get("HX-Request"):
-        return _importance(request, stored)
-    return redirect("training:model", stored.pk)
-
-
-def _importance(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
-    context = {
-        "model": stored,
-        "importance": importances.on_page(stored),
-        "may_change": request.membership.may(Role.DEVELOPER),
-    }
-    return render(request, "training/_importance.html", context)
-
-
-@require_GET
-@org_role(Role.VIEWER)
-def learning_curve(request: OrgRequest, model_id: UUID) -> HttpResponse:
-    """That part of the page alone, while it is computed."""
-    return _learning_curve(request, _model(request, model_id))
-
-
-@require_POST
-@org_role(Role.DEVELOPER)
-@tells_problems
-def ask_learning_curve(request: OrgRequest, model_id: UUID) -> HttpResponse:
-    stored = _model(request, model_id)
-    learning.ask(request.membership, stored)
-    if request.headers.get("HX-Request"):
-        return _learning_curve(request, stored)
-    return redirect("training:model", stored.pk)
-
-
-def _learning_curve(request: OrgRequest, stored: TrainedModel) -> HttpResponse:
-    context = {
-        "model": stored,
-        "learning": learning.on_page(stored),
-        "may_change": request.membership.may(Role.DEVELOPER),
-    }
-    return render(request, "training/_learning_curve.html", context)
 
 
 @require_POST
