@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_ALONE = {"__init__", "__main__", "bare", "bare_model", "common", "mlflow_model"}
+NOT_ALONE = {"__init__", "__main__", "bare", "bare_model", "common", "inside", "mlflow_model"}
 
 
 def main() -> None:
