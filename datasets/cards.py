@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 SHOWN_VALUES = 4
@@ -32,6 +33,7 @@ class Card:
     low: str
     high: str
     mean: str
+    bins: list[tuple[str, str, int]]  # the bars as a table: from, to, rows
     picture: str  # what the bars show, in words
     top: list[Share]
     warnings: list[str]
@@ -99,6 +101,8 @@ def card(
     bars = (column.get("histogram") or {}).get("counts") or []
     dated = role == "datetime" or column.get("dtype") in {"date", "datetime"}
     drawn = bool(bars) and role in {"numeric", "datetime", "identifier"} and distinct > 1
+    edges = (column.get("histogram") or {}).get("edges") or []
+    told = moment if dated else "{:.6g}".format
     low = moment(column.get("min")) if dated else number(column.get("min"))
     high = moment(column.get("max")) if dated else number(column.get("max"))
     warnings = []
@@ -116,6 +120,12 @@ def card(
         missing=missing,
         missing_share=share,
         counts=fewer_bars([float(n) for n in bars]) if drawn else [],
+        bins=[
+            (told(low), told(high), int(rows))
+            for (low, high), rows in zip(pairwise(edges), bars, strict=False)
+        ]
+        if drawn
+        else [],
         low=low if drawn else "",
         high=high if drawn else "",
         mean=number(column.get("mean")) if drawn and not dated else "",

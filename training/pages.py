@@ -672,8 +672,9 @@ def best_line(
     started: datetime,
     now: datetime,
     metric: str,
-) -> dict[str, str] | None:
-    """The best score so far over time as points of a step line in a box of 300 by 60.
+) -> dict[str, Any] | None:
+    """The best score so far over time as points of a step line in a box of 300 by 60, in words, and
+    as ``rows`` of seconds and score.
 
     ``scored``: when each model was scored and how well. None below two models.
     """
@@ -706,6 +707,7 @@ def best_line(
         "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
         "words": f"Best {METRICS[metric].title} so far: from {steps[0][1]:.3f} to "
         f"{steps[-1][1]:.3f} with {len(scored)} models",
+        "rows": steps,
     }
 
 

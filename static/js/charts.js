@@ -4,6 +4,10 @@
    fragments lose their scripts on the way into the page. Below each chart two buttons are put that
    download it, as a picture and as a CSV of the very data that it is drawn from.
 
+   <div data-download="name">, around a picture that the server drew (SVG), a table, or both, gets the
+   same buttons, in its [data-download-tools] or <details> if it has one. A cell's data-value is what
+   stands in the CSV, where the page writes it for people. This works without ECharts, too.
+
    Kinds: roc, curve ({series: [{name, points, figure}]}, both axes from 0 to 1), xy (the same with
    axes as the data are; a series may have a band [[x, low, high]] or be thin, categories names the
    places of x, mark is an x with a line), calibration ({series: [{name, points: [[said, true, rows]]}]}), scatter ({points},
@@ -477,6 +481,7 @@
   }
 
   function drawAll(root = document) {
+    for (const box of root.querySelectorAll("[data-download]")) offer(box);
     if (!window.echarts) return;
     for (const [element, chart] of drawn) {
       if (element.isConnected) continue;
@@ -491,15 +496,40 @@
 
   function tools(element) {
     const title = (element.getAttribute("aria-label") || element.id).split(/[:;.]/)[0];
+    const name = element.id || "chart";
+    return buttons(title, [
+      ["PNG", () => savePicture(element.querySelector("svg"), name)],
+      ["CSV", () => saveRows(rowsOf(element.dataset.chart, dataOf(element)), name)],
+    ]);
+  }
+
+  function offer(box) {
+    if (box.querySelector(".chart-tools")) return;
+    const name = box.dataset.download;
+    const svg = box.querySelector("svg:not(.icon)");
+    const table = box.querySelector("table");
+    const acts = [];
+    if (svg) acts.push(["PNG", () => savePicture(svg, name)]);
+    if (table) acts.push(["CSV", () => saveRows(rowsOfTable(table), name)]);
+    (box.querySelector("[data-download-tools], details") || box).append(buttons(name, acts));
+  }
+
+  function rowsOfTable(table) {
+    const cell = (one) => one.dataset.value ?? one.textContent.trim();
+    const number = (text) => (/^-?[0-9]+([.][0-9]+)?(e[-+]?[0-9]+)?$/i.test(text) ? Number(text) : text);
+    return [...table.rows].map((row) => [...row.cells].map((one) => number(cell(one))));
+  }
+
+  function buttons(title, acts) {
     const box = document.createElement("div");
     box.className = "chart-tools";
-    for (const [what, act] of [["PNG", savePicture], ["CSV", saveRows]]) {
+    for (const [what, act] of acts) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "chart-tool";
       button.textContent = what;
       button.setAttribute("aria-label", `Download “${title}” as ${what}`);
-      button.addEventListener("click", () => act(element));
+      button.addEventListener("click", act);
       box.append(button);
     }
     return box;
@@ -512,20 +542,31 @@
     link.click();
   }
 
-  function saveRows(element) {
-    const text = csv(rowsOf(element.dataset.chart, dataOf(element)));
+  function saveRows(rows, name) {
+    const text = csv(rows);
     const blob = new Blob(["\ufeff", text], { type: "text/csv;charset=utf-8" });
     const href = URL.createObjectURL(blob);
-    save(href, `${element.id || "chart"}.csv`);
+    save(href, `${name}.csv`);
     setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
 
+  const DRAWN = ["fill", "stroke", "stroke-width", "opacity", "vector-effect"];
+
   // An SVG chart becomes a PNG by way of a canvas, twice as large as on the screen.
-  function savePicture(element) {
-    const svg = element.querySelector("svg");
+  function savePicture(svg, name) {
     if (!svg) return;
     const copy = svg.cloneNode(true);
     copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    if (svg.hasAttribute("class")) {
+      // Drawn by the server: its looks are the page's style sheet's, which a picture has not.
+      copy.setAttribute("width", svg.clientWidth);
+      copy.setAttribute("height", svg.clientHeight);
+      const parts = copy.querySelectorAll("*");
+      svg.querySelectorAll("*").forEach((part, i) => {
+        const look = getComputedStyle(part);
+        for (const what of DRAWN) parts[i].setAttribute(what, look.getPropertyValue(what));
+      });
+    }
     const text = new XMLSerializer().serializeToString(copy);
     const picture = new Image();
     picture.onload = () => {
@@ -536,7 +577,7 @@
       context.fillStyle = look().surface;
       context.fillRect(0, 0, canvas.width, canvas.height);
       context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-      save(canvas.toDataURL("image/png"), `${element.id || "chart"}.png`);
+      save(canvas.toDataURL("image/png"), `${name}.png`);
     };
     picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   }

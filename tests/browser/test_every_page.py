@@ -48,6 +48,7 @@ def trained(
                 "home": "/",
                 "data": "/data",
                 "columns": f"{data}",
+                "associations": f"{data}?tab=associations&of=species",
                 "rows": f"{data}?tab=rows",
                 "versions": f"{data}?tab=versions",
                 "new": new.removeprefix(platform.url),
@@ -59,6 +60,7 @@ def trained(
                 "try": f"{model}?tab=try",
                 "use": f"{model}?tab=use",
                 "details": f"{model}?tab=details",
+                "account": "/account",
                 "organization": "/organization",
                 "organization-usage": "/organization?tab=usage",
                 "organization-tokens": "/organization?tab=tokens",
@@ -122,6 +124,54 @@ def serious(who: Visitor) -> list[str]:
     ]
 
 
+# What a person without a mouse, or without eyes, would stumble over: things that take no focus or
+# don't show it, an order of their own, landmarks that are missing or have no name.
+BY_KEYBOARD = """() => {
+  const bad = [];
+  const named = (one) => one.outerHTML.replace(/\\s+/g, " ").slice(0, 150);
+  const look = (one) => [one, one.closest("label"), one.parentElement].map((part) => {
+    const style = part && getComputedStyle(part);
+    return style && [style.outlineStyle, style.outlineWidth, style.outlineColor, style.boxShadow,
+      style.borderColor].join();
+  }).join("|");
+  const all = "a[href], button, input, select, textarea, summary, [tabindex]";
+  for (const one of document.querySelectorAll(all)) {
+    if (one.disabled || one.type === "hidden" || one.tabIndex < 0) continue;
+    if (!one.checkVisibility({visibilityProperty: true}) || !one.getClientRects().length) continue;
+    if (one.tabIndex > 0) bad.push("comes out of turn: " + named(one));
+    one.blur();
+    const before = look(one);
+    one.focus({preventScroll: true});
+    if (document.activeElement !== one) bad.push("takes no focus: " + named(one));
+    else if (look(one) === before) bad.push("does not show the focus: " + named(one));
+  }
+  for (const what of ["main", "h1"]) {
+    const found = document.querySelectorAll(what).length;
+    if (found !== 1) bad.push(`${found} times ${what}`);
+  }
+  for (const one of document.querySelectorAll("nav, .scroll-x[tabindex]"))
+    if (!one.ariaLabel && !one.hasAttribute("aria-labelledby")) bad.push("no name: " + named(one));
+  if (!document.querySelector("[aria-live=polite]#announce")) bad.push("no live region");
+  return [...new Set(bad)];
+}"""
+
+
+def by_keyboard(who: Visitor) -> list[str]:
+    """What is wrong with the page for a reader without a mouse. The first stop skips the rail."""
+    who.page.keyboard.press("Tab")
+    first = who.page.evaluate("document.activeElement.getAttribute('href')")
+    found: list[str] = who.page.evaluate(BY_KEYBOARD)
+    return found if first == "#content" else [f"the first stop is {first}", *found]
+
+
+def settle(who: Visitor) -> None:
+    """Wait until nothing was fetched for a moment: a third of what "networkidle" takes."""
+    who.page.wait_for_function(
+        "() => !document.querySelector('.htmx-request') && performance.now() > 150 + "
+        "Math.max(0, ...performance.getEntriesByType('resource').map((one) => one.responseEnd))"
+    )
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed (npm ci)")
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_every_page_is_accessible_and_whole(
@@ -140,8 +190,10 @@ def test_every_page_is_accessible_and_whole(
             expect(who.page.locator("[data-chart] svg").first).to_be_visible()
         if name == "try":
             expect(who.page.locator("#answer .big-answer")).to_be_visible()
-        who.page.wait_for_load_state("networkidle")
+        settle(who)
         who.shot(name)
+        if width == 1280:
+            problems += [f"{name}: {finding}" for finding in by_keyboard(who)]
         if wider := who.wider_than_the_window():
             problems.append(f"{name}: {wider} pixels wider than the window")
         problems += [f"{name}: {finding}" for finding in serious(who)]

@@ -50,6 +50,7 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     upload(page, PENGUINS)
     expect(page.get_by_role("article", name="Column species")).to_contain_text("Adelie")
     mira.shot("02-columns")
+    download_histogram(page)
     page.get_by_role("link", name="Rows", exact=True).click()
     expect(page.locator("#grid")).to_contain_text("Rows 1–50 of 344")
     page.get_by_role("link", name="Next").click()
@@ -116,6 +117,21 @@ def test_from_sign_up_to_a_prediction_and_a_download(visitor: NewVisitor, tmp_pa
     page.get_by_role("link", name="Use it").click()
     expect(page.locator("#curl")).to_contain_text(f"{mira.base}/api/results/model/")
     mira.shot("07-use")
+
+
+def download_histogram(page: Page) -> None:
+    """A picture that the server drew comes as a table, a CSV and a PNG, too."""
+    card = page.get_by_role("article", name="Column year")
+    card.locator("summary").click()
+    expect(card.get_by_role("row")).to_have_count(4)
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download “year” as CSV").click()
+    rows = Path(downloading.value.path()).read_text(encoding="utf-8-sig").splitlines()
+    assert rows[:2] == ["From,Below,Rows", "2006.5,2007.5,110"]
+    assert sum(int(row.split(",")[-1]) for row in rows[1:]) == 344
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download “year” as PNG").click()
+    assert Path(downloading.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
 def compare_two(mira: Visitor, page: Page) -> None:

@@ -92,6 +92,7 @@ def test_the_best_so_far_never_gets_worse_on_the_line() -> None:
     heights = [float(point.split(",")[1]) for point in lower["points"].split()]
     assert heights == sorted(heights, reverse=True)  # a smaller y is higher up: better
     assert "from 0.500 to 0.200 with 4 models" in lower["words"]
+    assert lower["rows"] == [(1.0, 0.5), (2.0, 0.3), (4.0, 0.2)]
     assert pages.best_line(scored[:1], NOON, NOON, "rmse") is None
 
 
