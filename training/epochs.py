@@ -49,6 +49,17 @@ def live(task: Task) -> list[Point]:
     return cleaned(newest.get("curve"))
 
 
+def begun(params: Mapping[str, Any]) -> str:
+    """What weights a network of texts or pictures began with; empty for other models."""
+    start = params.get("started_from")
+    if start != "random weights":
+        return _("It started from %(start)s.") % {"start": start} if start else ""
+    return _(
+        "It started from random weights, not from pretrained ones. From few texts or pictures such "
+        "a network learns little."
+    )
+
+
 def charts(points: Sequence[Point] | None, id: str = "epochs") -> list[Chart]:
     """Losses and accuracy by epoch, as far as there are any."""
     if points is None or len(points) < 2:

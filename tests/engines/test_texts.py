@@ -42,8 +42,16 @@ def payload(table: pl.DataFrame, budget_s: float, given: dict[str, Any], **more:
 
 
 @pytest.fixture(scope="module")
-def torch(tmp_path_factory: Any) -> Iterator[Warm]:
-    parent = Warm("torch", tmp_path_factory.mktemp("texts"))
+def weights(tmp_path_factory: Any) -> Path:
+    """The operator's folder of pretrained weights; a test puts some there."""
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def torch(tmp_path_factory: Any, weights: Path) -> Iterator[Warm]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWML_WEIGHTS", str(weights))
+        parent = Warm("torch", tmp_path_factory.mktemp("texts"))
     yield parent
     parent.close()
 
@@ -103,7 +111,9 @@ def test_an_artifact_holds_arrays_and_text_alone_and_runs_by_itself(
     assert json.loads(ran.stdout)["predictions"] == ["good"]
 
 
-def test_without_weights_it_starts_from_nothing_and_says_so(torch: Warm) -> None:
+def test_without_weights_it_starts_from_nothing_and_with_some_from_those(
+    torch: Warm, weights: Path
+) -> None:
     table = reviews(200)
     given = SMALL | {"epochs": 30, "patience": 30}
     ran = torch.train(table, payload(table, 30, given, model="transformer"))
@@ -114,6 +124,22 @@ def test_without_weights_it_starts_from_nothing_and_says_so(torch: Warm) -> None
     held = ran.predictions("torch:transformer")
     truth = table["target"].to_numpy()[held["row"].to_numpy()]
     assert (held["prediction"].to_numpy() == truth).mean() > 0.9
+    # What was learnt is put into the operator's folder, in the hub's layout.
+    folder = weights / "transformer"
+    folder.mkdir()
+    with zipfile.ZipFile(ran.artifact("torch:transformer")) as archive:
+        for name, called in [("weights", "model.safetensors"), ("config", "config.json"),
+                             ("tokenizer", "tokenizer.json")]:  # fmt: skip
+            stored = archive.read(f"model/{name}.{called.partition('.')[2]}")
+            (folder / called).write_bytes(stored)
+    given = {"epochs": 1, "batch_size": 8, "max_length": 16}
+    again = torch.train(table, payload(table, 30, given, model="transformer"))
+    told = " ".join(message["message"] for message in again.of("notice"))
+    assert "starts from pretrained weights (transformer)" in told
+    first, then = (
+        next(iter(one.candidates.values()))["data"]["curve"][0]["loss"] for one in (ran, again)
+    )
+    assert then < first / 2
 
 
 def test_small_tables_are_ranked_out_of_fold(torch: Warm) -> None:

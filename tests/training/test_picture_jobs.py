@@ -91,7 +91,7 @@ def model(by, api, node):
     make.version(by, PETS, name="pets")
     told = trained(api, node)
     task = node.claim()
-    node.candidate(task, "tensorflow:mobilenet")
+    node.candidate(task, "tensorflow:mobilenet", params={"started_from": "random weights"})
     node.end(task)
     asked = JobRequest.objects.get(pk=told["job_id"])
     return str(asked.training.best_model_id)
@@ -218,8 +218,10 @@ def test_without_input_the_form_is_told_what_it_lacks(api, model):
 
 
 @pytest.mark.parametrize("tab", ["", "?tab=details"])
-def test_the_pages_of_a_picture_model_open(client, api, model, tab):
-    assert client.get(f"/models/{model}{tab}").status_code == 200
+def test_the_pages_of_a_picture_model_say_what_it_started_from(client, api, model, tab):
+    page = client.get(f"/models/{model}{tab}")
+    assert page.status_code == 200
+    assert "random weights" in page.content.decode()
 
 
 def test_the_form_of_a_picture_model_takes_a_file_and_shows_what_it_is(client, api, node, model):

@@ -27,6 +27,7 @@ RESERVE = 0.1  # of the time left: for writing the model and predicting
 LEAST_RESERVE_S = 2.0
 STOP_S = 6.0  # what remains, once somebody pressed stop, to hand over the best epoch
 EXACT_BYTES = 64 * 1024 * 1024  # a larger network's checkpoint has rounded weights alone
+RANDOM = "random weights"  # what a network without pretrained ones starts from
 WARM_UP = 0.1  # of all steps, in which the learning rate grows
 
 
@@ -82,6 +83,7 @@ class Network(ABC):
 class Make(Protocol):
     """Has read the samples, and gives a new network each time that it is called.
 
+    One that may begin from pretrained weights says as ``start`` what it begins from.
     ``params`` are the recipe's with nothing left open, ``notices`` what a person should know.
     """
 
@@ -390,7 +392,8 @@ def _work(
             "fit_s": fit_s,
             "predict_ms_row": ms,
             "curve": told.curve,
-            "facts": {"best_epoch": told.best, "epochs_run": len(told.curve)},
+            "facts": {"best_epoch": told.best, "epochs_run": len(told.curve)}
+            | ({"started_from": make.start} if hasattr(make, "start") else {}),
         }
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import deep
 from .base import Data, Predictor, Problem
 from .frame import Frame
 from .tables import Array
@@ -70,7 +71,8 @@ class maker:  # noqa: N801 - called like a function; what it says stays with it
         if self.folder is not None:
             self.tokenizer = _tokenizer_of(self.folder)
             self.config: dict[str, Any] = {}
-            self.notices = [f"It starts from pretrained weights ({_called(self.folder)})."]
+            self.start = f"pretrained weights ({_called(self.folder)})"
+            self.notices = [f"It starts from {self.start}."]
         else:
             shape = SMALL | sizes
             if shape["hidden_size"] % shape["heads"]:
@@ -94,7 +96,8 @@ class maker:  # noqa: N801 - called like a function; what it says stays with it
                 why = f"{' and '.join(sizes)} of its own were asked for"
             elif not params["pretrained"]:
                 why = "that was asked for"
-            told = f"It starts from random weights, and from words of these texts alone: {why}."
+            self.start = deep.RANDOM
+            told = f"It starts from {self.start}, and from words of these texts alone: {why}."
             self.notices = [f"{told} From few texts such a network learns little."]
         self.samples = encode(self.tokenizer, texts, self.params["max_length"])
 
@@ -108,8 +111,8 @@ class maker:  # noqa: N801 - called like a function; what it says stays with it
         if self.folder is not None:
             network = AutoModelForSequenceClassification.from_pretrained(
                 str(self.folder), local_files_only=True, use_safetensors=True,
-                trust_remote_code=False, dtype=torch.float32, **labels,
-            )  # fmt: skip
+                trust_remote_code=False, **labels,
+            ).float()  # fmt: skip
         else:
             kind = self.config["model_type"]
             rest = {name: value for name, value in self.config.items() if name != "model_type"}

@@ -377,14 +377,16 @@ class Maker:
         if self.params["learning_rate"] is None:
             self.params["learning_rate"] = RATE if self.file else RATE_FROM_NOTHING
         if self.file is not None:
-            self.notices = [f"It starts from pretrained weights ({self.file.name})."]
+            self.start = f"pretrained weights ({self.file.name})"
+            self.notices = [f"It starts from {self.start}."]
         else:
             why = (
                 "there are no pretrained weights here"
                 if self.params["pretrained"]
                 else "that was asked for"
             )
-            told = f"It starts from random weights: {why}."
+            self.start = deep.RANDOM
+            told = f"It starts from {self.start}: {why}."
             self.notices = [f"{told} From few pictures such a network learns little."]
         self.samples = images.samples_of(data.train, self.params["size"], problem.threads)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import images, language
+from . import deep, images, language
 from .base import Data, Predictor, Problem
 from .frame import Frame
 from .tables import Array
@@ -56,12 +56,14 @@ class Maker:
         if self.params["learning_rate"] is None:
             self.params["learning_rate"] = RATE if self.folder else RATE_FROM_NOTHING
         if self.folder is not None:
-            self.notices = [f"It starts from pretrained weights ({self.folder.name})."]
+            self.start = f"pretrained weights ({self.folder.name})"
+            self.notices = [f"It starts from {self.start}."]
         else:
             why = "there are no pretrained weights here"
             if not params["pretrained"]:
                 why = "that was asked for"
-            told = f"It starts from random weights: {why}."
+            self.start = deep.RANDOM
+            told = f"It starts from {self.start}: {why}."
             self.notices = [f"{told} From few pictures such a network learns little."]
         self.samples = images.samples_of(data.train, self.params["size"], problem.threads)
 
@@ -93,7 +95,7 @@ def build(model: str, params: Mapping[str, Any], classes: int, folder: Path | No
         return AutoModelForImageClassification.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False,
             num_labels=classes, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        ).float()  # fmt: skip
     kind, layers = RESNETS[depth]
     sizes = [max(8, round(width * size)) for size in (64, 128, 256, 512)]
     if kind == "bottleneck":

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.cache import patch_vary_headers
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.errors import FlowError
@@ -38,10 +39,10 @@ from training.views.common import PER_PAGE, SORTS, facts_page, job_facts, last_s
 from workers.waiting import waits_for
 
 TABS = {
-    "performance": "Performance",
-    "try": "Try it",
-    "use": "Use it",
-    "details": "Details",
+    "performance": _("Performance"),
+    "try": _("Try it"),
+    "use": _("Use it"),
+    "details": _("Details"),
 }
 _WITH_VALIDATION = ": training and validation"
 
@@ -152,7 +153,13 @@ def _performance(request: OrgRequest, stored: TrainedModel) -> dict[str, Any]:
         **about.shown(stored, request.GET),
         "scored_on": f"Ranked on {stored.scored_rows:,} rows. Pictures: {rows:,} rows, {part}.",
         "notes": [
-            note for note in [pages.BLENDED if stored.is_ensemble else "", stored.reason] if note
+            note
+            for note in [
+                pages.BLENDED if stored.is_ensemble else "",
+                epochs.begun(stored.params),
+                stored.reason,
+            ]
+            if note
         ],
     }
 
