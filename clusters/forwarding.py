@@ -83,6 +83,11 @@ def forward(home: Organization, deployment: UUID, asked: Asked) -> Answered:
     Raises Http404 where there is no such deployment, NotContainer where it runs a model,
     Unavailable when no replica answers, Busy when too many wait already, TooSlow, TooLarge.
     """
+    with watch.telling() as said:
+        return _counted(home, deployment, asked, said)
+
+
+def _counted(home: Organization, deployment: UUID, asked: Asked, said: watch.Commands) -> Answered:
     began = time.perf_counter()
     status, revision = 500, 0
     try:
@@ -93,7 +98,7 @@ def forward(home: Organization, deployment: UUID, asked: Asked) -> Answered:
             raise NotContainer(
                 "This deployment runs a model: ask it for predictions, with POST …/predict."
             )
-        with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s):
+        with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s, said):
             answer = _forward(home, deployment, places[0].timeout_s, asked)
         status, revision = answer.status, answer.revision
         return answer
@@ -105,7 +110,8 @@ def forward(home: Organization, deployment: UUID, asked: Asked) -> Answered:
         raise
     finally:
         if status:
-            watch.note(deployment, revision, status, 1000 * (time.perf_counter() - began), 0)
+            ms = 1000 * (time.perf_counter() - began)
+            watch.note(deployment, revision, status, ms, 0, said=said)
 
 
 def _forward(home: Organization, deployment: UUID, timeout_s: int, asked: Asked) -> Answered:

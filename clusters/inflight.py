@@ -48,9 +48,12 @@ def key(deployment: UUID) -> str:
 
 
 @contextmanager
-def slot(deployment: UUID, most: int, within_s: float) -> Iterator[None]:
+def slot(
+    deployment: UUID, most: int, within_s: float, said: list[tuple[Any, ...]] | None = None
+) -> Iterator[None]:
     """Be one of the ``most`` requests of a deployment that wait at a time, for ``within_s`` each.
 
+    Where ``said`` is given (``watch.telling``), it is counted out by what is sent with that.
     Raises Busy when that many wait already and none is answered within half a second.
     """
     mine = uuid4().hex
@@ -66,10 +69,17 @@ def slot(deployment: UUID, most: int, within_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            valkey().zrem(key(deployment), mine)
-        except redis.RedisError as problem:
-            log.warning("a request was not counted out", extra={"problem": str(problem)})
+        if said is not None:
+            said.append(("zrem", key(deployment), mine))
+        else:
+            _out(deployment, mine)
+
+
+def _out(deployment: UUID, mine: str) -> None:
+    try:
+        valkey().zrem(key(deployment), mine)
+    except redis.RedisError as problem:
+        log.warning("a request was not counted out", extra={"problem": str(problem)})
 
 
 def _try_again(deployment: UUID, most: int, within_s: float, mine: str) -> bool:

@@ -110,6 +110,13 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
     Raises Http404 where there is none such, Invalid when the model refuses the rows, Unavailable
     when no replica answers, Busy when too many wait already, TooSlow when the time is over.
     """
+    with watch.telling() as said:
+        return _counted(home, deployment, rows, said)
+
+
+def _counted(
+    home: Organization, deployment: UUID, rows: Any, said: watch.Commands
+) -> dict[str, Any]:
     began = time.perf_counter()
     status, revision, count = 500, 0, 0
     try:
@@ -121,8 +128,8 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
                 "This deployment runs a container, which is asked over HTTP: "
                 f"/api/deployments/{deployment}/http/…"
             )
-        with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s):
-            answer = _predict(home, deployment, places[0].timeout_s, rows)
+        with inflight.slot(deployment, places[0].max_in_flight, places[0].timeout_s, said):
+            answer = _predict(home, deployment, places[0].timeout_s, rows, said)
         status, revision, count = 200, answer["revision"], len(answer["predictions"])
         return answer
     except FlowError as error:
@@ -137,10 +144,12 @@ def predict(home: Organization, deployment: UUID, rows: Any) -> dict[str, Any]:
     finally:
         if status:
             ms = 1000 * (time.perf_counter() - began)
-            watch.note(deployment, revision, status, ms, count)
+            watch.note(deployment, revision, status, ms, count, said=said)
 
 
-def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) -> dict[str, Any]:
+def _predict(
+    home: Organization, deployment: UUID, timeout_s: int, rows: Any, said: watch.Commands
+) -> dict[str, Any]:
     tried: dict[UUID, str] = {}
     began = time.monotonic()
     until = began + timeout_s
@@ -158,7 +167,7 @@ def _predict(home: Organization, deployment: UUID, timeout_s: int, rows: Any) ->
         try:
             # The only one may just be connecting anew, or be hard to reach where web is busy.
             tries = 1 if len(places) > 1 else serving.PATIENT_TRIES
-            return _ask(home, deployment, place, rows, until, tries, shadow)
+            return _ask(home, deployment, place, rows, until, tries, said, shadow)
         except serving.NodeSlow as slow:  # another would be as slow
             watch.note_failed(deployment, place.revision)
             raise TooSlow(
@@ -253,6 +262,7 @@ def _ask(
     rows: Any,
     until: float,
     tries: int,
+    said: watch.Commands,
     shadow: Place | None = None,
 ) -> dict[str, Any]:
     model = serving.servable(home, place.model) if place.model else None
@@ -279,7 +289,8 @@ def _ask(
         "ms": answer.ms,
     }
     if place.samples and len(answer.predictions) == len(checked):
-        watch.sample(deployment, told, [column["name"] for column in model.schema], checked)
+        names = [column["name"] for column in model.schema]
+        watch.sample(deployment, told, names, checked, said=said)
     if shadow is not None:
         _ask_shadow(home, deployment, shadow, checked, model.schema, answer.predictions)
     return told

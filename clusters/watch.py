@@ -13,7 +13,8 @@ import math
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -77,6 +78,31 @@ def percentile(counts: Mapping[int, int], share: float) -> float | None:
 _taken: dict[UUID, tuple[int, int]] = {}  # deployment -> minute, requests sampled in it
 
 
+Commands = list[tuple[Any, ...]]  # to Valkey: each a method of its client, and the arguments
+
+
+@contextmanager
+def telling(said: Commands | None = None) -> Iterator[Commands]:
+    """What is put in goes to Valkey in one turn when the block ends, or where ``said`` goes.
+
+    Never raises for Valkey's sake.
+    """
+    if said is not None:
+        yield said
+        return
+    own: Commands = []
+    try:
+        yield own
+    finally:
+        try:
+            with valkey().pipeline(transaction=False) as pipe:
+                for name, *rest in own:
+                    getattr(pipe, name)(*rest)
+                pipe.execute()
+        except redis.RedisError as problem:
+            log.warning("a request was not noted", extra={"problem": str(problem)})
+
+
 def note(
     deployment: UUID,
     revision: int,
@@ -86,37 +112,33 @@ def note(
     *,
     compared: int = 0,
     same: int = 0,
+    said: Commands | None = None,
 ) -> None:
-    """Count one request, and of a shadow the rows compared and the same. Never raises."""
+    """Count one request, and of a shadow the rows compared and the same. Never raises.
+
+    ``said``, here and below: see ``telling``.
+    """
     minute = int(time.time() // 60)
     name = f"{deployment}:{minute}"
     counts = {"n": 1, "rows": rows, f"b{bucket(ms)}": 1, "compared": compared, "same": same}
     if status >= 400:
         counts["errors" if status >= 500 else "refused"] = 1
-    try:
-        with valkey().pipeline(transaction=False) as pipe:
-            for field, count in counts.items():
-                if count:
-                    pipe.hincrby(_key(name), f"{revision}:{field}", count)
-            pipe.expire(_key(name), KEPT_S)
-            pipe.zadd(MINUTES, {name: minute})
-            pipe.execute()
-    except redis.RedisError as problem:
-        log.warning("a request was not noted", extra={"problem": str(problem)})
+    with telling(said) as to:
+        for field, count in counts.items():
+            if count:
+                to.append(("hincrby", _key(name), f"{revision}:{field}", count))
+        to.append(("expire", _key(name), KEPT_S))
+        to.append(("zadd", MINUTES, {name: minute}))
 
 
 def note_failed(deployment: UUID, revision: int) -> None:
     """Count a replica that could not answer, whoever answered in its place. Never raises."""
     minute = int(time.time() // 60)
     name = f"{deployment}:{minute}"
-    try:
-        with valkey().pipeline(transaction=False) as pipe:
-            pipe.hincrby(_key(name), f"{revision}:failed", 1)
-            pipe.expire(_key(name), KEPT_S)
-            pipe.zadd(MINUTES, {name: minute})
-            pipe.execute()
-    except redis.RedisError as problem:
-        log.warning("a failure was not noted", extra={"problem": str(problem)})
+    with telling() as to:
+        to.append(("hincrby", _key(name), f"{revision}:failed", 1))
+        to.append(("expire", _key(name), KEPT_S))
+        to.append(("zadd", MINUTES, {name: minute}))
 
 
 def _key(name: str) -> str:
@@ -128,6 +150,8 @@ def sample(
     answer: Mapping[str, Any],
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
+    *,
+    said: Commands | None = None,
 ) -> None:
     """Keep some rows of a request with what was answered, if it is this one's turn. Never raises.
 
@@ -157,15 +181,11 @@ def sample(
         text = json.dumps(told)
         if len(text) > MOST_BYTES:
             return
-    try:
-        with valkey().pipeline(transaction=False) as pipe:
-            pipe.rpush(_samples(deployment), text)
-            pipe.ltrim(_samples(deployment), -MOST_WAITING, -1)
-            pipe.expire(_samples(deployment), KEPT_S)
-            pipe.sadd(SAMPLED, str(deployment))
-            pipe.execute()
-    except redis.RedisError as problem:
-        log.warning("a request was not sampled", extra={"problem": str(problem)})
+    with telling(said) as to:
+        to.append(("rpush", _samples(deployment), text))
+        to.append(("ltrim", _samples(deployment), -MOST_WAITING, -1))
+        to.append(("expire", _samples(deployment), KEPT_S))
+        to.append(("sadd", SAMPLED, str(deployment)))
 
 
 def _samples(deployment: UUID | str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import redis
 from django.test import Client
 
-from clusters import actions, cycle, inflight, queue, serving
+from clusters import actions, cycle, inflight, queue, serving, watch
 from clusters.models import Dependency, Deployment, Replica, Revision
 from organizations.models import AuditEntry, Role
 from tests.clusters import make
@@ -363,6 +363,25 @@ def test_without_valkey_nobody_is_kept_out(api, served, monkeypatch):
     monkeypatch.setattr(inflight, "valkey", away)
     monkeypatch.setattr(inflight, "_enter", away)
     assert api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})["predictions"]
+
+
+def test_an_answer_costs_two_turns_to_valkey(api, served, monkeypatch):
+    """One to be let in, and one for all that it leaves there: it is over, it counts, a sample."""
+    one, _ = served
+    api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})
+    sent = []
+    send = redis.Connection.send_packed_command
+
+    def count(connection, command, *args, **kwargs):
+        sent.append(command)
+        return send(connection, command, *args, **kwargs)
+
+    monkeypatch.setattr(redis.Connection, "send_packed_command", count)
+    watch._taken.clear()
+    api("post", f"deployments/{one.pk}/predict", {"rows": [ROW]})
+    assert len(sent) == 2
+    assert b"RPUSH" in b"".join(sent[1]), "it was sampled"
+    assert not queue.valkey().zcard(inflight.key(one.pk))
 
 
 def test_the_only_replica_is_asked_with_patience_and_one_of_many_is_not(api, served, monkeypatch):
