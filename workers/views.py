@@ -6,6 +6,7 @@ from uuid import UUID
 from django.contrib import messages
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
@@ -17,6 +18,7 @@ from workers import fleet, joining
 from workers.api.fleet import ACTIONS, command_for
 from workers.models import Worker
 
+TIGHT = 0.9  # of a machine's memory
 DONE = {
     "drain": "takes no new work now; what it runs goes on.",
     "resume": "takes work again.",
@@ -33,9 +35,7 @@ def _shown(request: OrgRequest) -> dict[str, Any]:
         rows = [
             {
                 **fleet.told(node),
-                "ram_gib": node.capabilities.get("ram_mib", 0) / 1024,
-                "ram_used_gib": (node.usage.get("ram_used_mib") or 0) / 1024,
-                "gpus": _gpus(node),
+                "gauges": _gauges(node),
                 "seen": node.last_seen_at,
                 "mine": operator or (is_admin and node.organization_id is not None),
             }
@@ -54,20 +54,34 @@ def _shown(request: OrgRequest) -> dict[str, Any]:
     }
 
 
-def _gpus(node: Worker) -> list[dict[str, Any]]:
-    """Each GPU's name, and how busy it is now where its node says."""
-    now = {use.get("index"): use for use in node.usage.get("gpus") or ()}
-    found = []
-    for place, gpu in enumerate(node.capabilities.get("gpus") or ()):
-        use = now.get(gpu.get("index", place), {})
-        found.append(
-            {
-                "name": gpu.get("name", ""),
-                "percent": use.get("percent"),
-                "used_gib": (use.get("memory_used_mib") or 0) / 1024,
-                "gib": gpu.get("memory_mib", 0) / 1024,
-            }
+def _gauges(node: Worker) -> list[dict[str, Any]]:
+    """What a machine has, and the share of it that is in use where the machine says so now."""
+    has = node.capabilities
+    usage = {} if fleet.state_of(node) == "offline" else node.usage
+    cores, busy = f"{has.get('cpu', 0):g}", usage.get("cpu_percent")
+    ram, used = has.get("ram_mib", 0), usage.get("ram_used_mib")
+    found = [
+        {"name": "CPU", "share": None, "words": _("{cores} cores").format(cores=cores)},
+        {"name": _("Memory"), "share": None, "words": f"{ram / 1024:.1f} GiB"},
+    ]
+    if busy is not None:
+        found[0]["share"] = busy / 100
+        found[0]["words"] = _("{cores} cores, {busy:.0f} % busy").format(cores=cores, busy=busy)
+    if used is not None and ram:
+        found[1]["share"], found[1]["is_tight"] = used / ram, used > TIGHT * ram
+        found[1]["words"] = _("{gib:.1f} GiB, {used:.1f} used").format(
+            gib=ram / 1024, used=used / 1024
         )
+    now = {use.get("index"): use for use in usage.get("gpus") or ()}
+    for place, gpu in enumerate(has.get("gpus") or ()):
+        use, gib = now.get(gpu.get("index", place), {}), gpu.get("memory_mib", 0) / 1024
+        shown = {"name": gpu.get("name") or "GPU", "share": None, "words": f"{gib:.0f} GiB"}
+        if use.get("percent") is not None:
+            shown["share"] = use["percent"] / 100
+            shown["words"] = _("{busy:.0f} % busy, {used:.1f} of {gib:.0f} GiB").format(
+                busy=use["percent"], used=(use.get("memory_used_mib") or 0) / 1024, gib=gib
+            )
+        found.append(shown)
     return found
 
 

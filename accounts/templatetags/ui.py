@@ -38,6 +38,10 @@ STATES = {
     "works": ("succeeded", "circle-check", _("Works")),
     "fails": ("failed", "alert-triangle", _("Does not work")),
     "skipped": ("early", "flag", _("Skipped")),
+    "online": ("succeeded", "circle-check", _("Online")),
+    "restarting": ("running", "loader-2", _("Restarting")),
+    "draining": ("early", "flag", _("Draining")),
+    "offline": ("failed", "alert-triangle", _("Offline")),
     "not_run": ("cancelled", "ban", _("Not run")),
     "expired": ("cancelled", "clock", _("Expired")),
 }

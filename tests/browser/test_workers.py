@@ -12,7 +12,7 @@ def test_a_question_stays_while_the_page_renews_itself(visitor: NewVisitor, oper
     who = visitor("workers")
     page = sign_in(who, operator)
     who.go("/workers")
-    expect(page.get_by_role("cell", name="local")).to_be_visible()
+    expect(page.get_by_role("article", name="local")).to_be_visible()
     renewed = "() => document.getElementById('nodes').setAttribute('data-old', '')"
     page.evaluate(renewed)
     # Each heartbeat of the node may renew it.
