@@ -7,6 +7,7 @@ the whole is right, so that nobody ever sees a part of it. Runs on nodes; no Dja
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import posixpath
@@ -22,6 +23,7 @@ MOST_CHUNKS = 1000  # of one file: larger files get larger chunks
 BLOCK = 64 * 1024  # chunks begin at multiples of it
 AWAY_S = 180.0  # how long a far side may be away in the middle of a transfer
 TELL_S = 1.0
+LANE_S = 0.5  # from one lane to the next, from the third on
 PART = ".flowml-part"
 
 WAITING, THERE, DONE, FAILED = "waiting", "there", "done", "failed"
@@ -163,6 +165,10 @@ class Far(Protocol):
         """Give the file its name, in place of one that has it."""
         ...
 
+    async def leave(self) -> None:
+        """Hang up: the transfer has ended, well or not."""
+        ...
+
 
 def below(folder: str, name: str) -> str:
     """The path of a file in ``folder``. Raises WorkError for a name that leads out of it."""
@@ -197,14 +203,16 @@ async def send(source: Path, far: Far, path: str, rules: Rules, tell: Tell) -> T
             raise
         finally:
             await asyncio.wait({whole})
+            await far.leave()
     return made
 
 
 async def _send(
     file: int, far: Far, made: Transfer, rules: Rules, tell: Tell, whole: "asyncio.Task[str]"
 ) -> None:
+    there = await _patiently(far.size, rules)  # while the file is hashed here
     made.sha256 = await whole
-    if await _patiently(far.size, rules) == made.size:
+    if there == made.size:
         found = await _patiently(lambda: far.digest(partial=False), rules)
         if found == made.sha256:
             made.was_there = True
@@ -257,6 +265,15 @@ async def fetch(
 
     Raises WorkError for one that is not there, or is larger than ``most_bytes``.
     """
+    try:
+        return await _fetch(far, path, target, rules, tell, most_bytes)
+    finally:
+        await far.leave()
+
+
+async def _fetch(
+    far: Far, path: str, target: Path, rules: Rules, tell: Tell, most_bytes: int
+) -> Transfer:
     size = await _patiently(far.size, rules)
     if size is None:
         raise WorkError(f"There is no file {path}.", code="no-file", path=path)
@@ -364,10 +381,14 @@ async def _each(
     """Do something with each chunk, in several lanes, each chunk tried alone. Raises WorkError."""
     left = list(reversed(chunks))
     told_at = time.monotonic()
+    nearly = asyncio.Event()  # nothing is left to begin with
 
-    async def work() -> None:
+    async def work(n: int) -> None:
         nonlocal told_at
         lane: Lane | None = None
+        if n > 1:  # each costs a connection: two do for what is over soon
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(nearly.wait(), LANE_S * (n - 1))
         try:
             while left:
                 chunk, failures, gone_at = left.pop(), 0, None
@@ -405,13 +426,14 @@ async def _each(
                 if time.monotonic() - told_at > TELL_S:
                     told_at = time.monotonic()
                     tell(made)
+            nearly.set()
         finally:
             if lane is not None:
                 await lane.close()
 
     count = max(1, min(rules.workers, far.most_lanes, len(left)))
     if left:
-        tasks = [asyncio.create_task(work()) for _ in range(count)]
+        tasks = [asyncio.create_task(work(n)) for n in range(count)]
         try:
             await asyncio.gather(*tasks)
         finally:

@@ -131,6 +131,9 @@ class HdfsFile:
     async def close(self) -> None:
         pass
 
+    async def leave(self) -> None:
+        pass
+
     async def size(self) -> int | None:
         return await self._length(self._path)
 

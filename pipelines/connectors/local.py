@@ -102,6 +102,9 @@ class LocalFile:
     async def close(self) -> None:
         pass
 
+    async def leave(self) -> None:
+        pass
+
     async def size(self) -> int | None:
         with _words(str(self._path)), contextlib.suppress(FileNotFoundError):
             return self._path.stat().st_size if self._path.is_file() else None

@@ -7,6 +7,7 @@ that was cut short is taken up again, and the object is there all at once.
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -20,6 +21,7 @@ from workers.node.channel import WorkError
 
 CONNECT_S, READ_S = 10, 60
 TAG = "flowml-sha256"
+ABANDONED = timedelta(days=7)  # nobody takes an upload up again that was begun so long ago
 # Of errors, those that somebody has to do something about.
 SAYS = {
     "NoSuchBucket": "There is no such bucket",
@@ -121,6 +123,24 @@ class Bucket:
             raise WorkError(f"There is no such bucket ({self.where}).", code="connection") from None
         return f"The bucket {self.bucket} at {self.where} takes files."
 
+    async def sweep(self, key: str) -> None:
+        """End what was never finished, whose parts cost room: other uploads of ``key``, which is
+        there now, and below the connection's own folder those that were begun long ago.
+
+        Without a folder the bucket may be others', too: only the key is looked at. As it does no
+        harm where it fails, what goes wrong is left for the next time.
+        """
+        folder = str(self._settings.get("folder") or "").strip("/")
+        prefix, until = f"{folder}/" if folder else key, datetime.now(UTC) - ABANDONED
+        try:
+            found = await self.ask("list_multipart_uploads", Prefix=prefix)
+            for one in found.get("Uploads", ()):
+                if one["Key"] == key or (folder and one["Initiated"] < until):
+                    of = {"Key": one["Key"], "UploadId": one["UploadId"]}
+                    await self.ask("abort_multipart_upload", **of)
+        except (WorkError, Damaged, Away, KeyError):
+            pass
+
     def file(self, name: str, *, reading: bool = False) -> "Object":
         return Object(self, below(str(self._settings.get("folder") or ""), name).lstrip("/"))
 
@@ -143,6 +163,9 @@ class Object:
         return self
 
     async def close(self) -> None:
+        pass
+
+    async def leave(self) -> None:
         pass
 
     async def _ask(self, what: str, **wanted: Any) -> Any:
@@ -232,6 +255,7 @@ class Object:
             await self._ask("put_object_tagging", Tagging=tags)
         except (WorkError, Damaged, KeyError):
             pass  # then nobody can tell later that it is there already
+        await self._bucket.sweep(self._key)
 
 
 async def _md5(data: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import boto3
@@ -166,6 +167,26 @@ def test_a_damaged_part_is_sent_again(server, folder, monkeypatch):
     upload.run(task, Channel())
     assert stored(server, "in/flip") == data
     assert sorted(sent) == [0, 1, 1, 2]
+
+
+def test_uploads_that_nobody_takes_up_again_are_ended(server, folder, monkeypatch):
+    made(folder / "data", 1)
+
+    def begun(key):
+        return server.own.create_multipart_upload(Bucket="rows", Key=key)["UploadId"]
+
+    def left():
+        found = server.own.list_multipart_uploads(Bucket="rows").get("Uploads", ())
+        return {one["Key"] for one in found} & {"in/mine", "in/old", "other/old"}
+
+    begun("in/mine"), begun("in/mine"), begun("in/old"), begun("other/old")
+    task = server.task({"path": "mine"}, inputs={"data": str(folder / "data")})
+    upload.run(task, Channel())
+    assert left() == {"in/old", "other/old"}, "a young one may go on"
+    monkeypatch.setattr(s3, "ABANDONED", timedelta(0))
+    made(folder / "data", 2)
+    upload.run(task, Channel())
+    assert left() == {"other/old"}, "what lies outside the folder is not its own"
 
 
 def test_it_connects_to_the_address_that_was_judged(server):

@@ -53,6 +53,9 @@ class Shaky:
     async def close(self):
         pass
 
+    async def leave(self):
+        self.was_left = True
+
     async def size(self):
         return None if self.final is None else len(self.final)
 
@@ -91,6 +94,7 @@ def test_whatever_happens_on_the_way_the_file_is_right(tmp_path: Path, left: int
     far, rules = Shaky(trouble, before[:left]), transfers.Rules(chunk_bytes=2**16, workers=2)
     sent = asyncio.run(transfers.send(tmp_path / "data", far, "x", rules, lambda _: None))
     assert far.final == data
+    assert far.was_left, "nobody keeps a connection"
     assert sent.settled == len(data)
     assert (sent.chunks[0].state == "there") == (left >= 2**16)
     counts = [one.retry_count for one in sent.chunks]
