@@ -28,7 +28,7 @@ GIB = 1024
 LOW, MEDIUM, HIGH, CRITICAL = range(MOST_URGENT + 1)
 
 
-TREES = frozenset({"trees"})
+TREES, OWN = frozenset({"trees"}), frozenset({"own-node"})
 
 
 def needs(ram: float = 1, cpu: float = 1, gpus: int = 0) -> Resources:
@@ -52,11 +52,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             used = Resources(*(draw(st.integers(0, most // 2)) for most in total[:2]), 0)
             if draw(st.booleans()):
                 endings = (Ending(draw(st.sampled_from([60.0, 600.0])), used),)
-        nodes.append(
-            Node(
-                f"n{number}", total, used, draw(st.sampled_from([True, True, True, False])), endings
-            )
-        )
+        is_open = draw(st.sampled_from([True, True, True, False]))
+        labels = draw(st.sampled_from([TREES, TREES, TREES | OWN, frozenset()]))
+        nodes.append(Node(f"n{number}", total, used, is_open, endings, labels))
     deployments, running = [], []
     free = {node.id: [t - u for t, u in zip(node.total, node.used, strict=True)] for node in nodes}
     limit = draw(
@@ -74,11 +72,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             spread=draw(st.booleans()),
             waits_for=draw(st.sampled_from([(), (), (), ("another",)])),
             not_before_s=draw(st.sampled_from([0.0, 0.0, 0.0, 9.0])),
+            labels=draw(st.sampled_from([frozenset(), frozenset(), TREES, TREES | OWN])),
         )
         deployments.append(one)
         for replica in range(one.replicas):
             node = draw(st.none() | st.sampled_from(nodes))
-            if node is None:
+            if node is None or not one.labels <= node.labels:
                 continue
             rooms = (free[node.id], left)
             if all(n <= room[i] for room in rooms for i, n in enumerate(one.needs)):
@@ -147,6 +146,7 @@ def test_what_is_planned_is_right(snapshot: Snapshot) -> None:
     assert set(placed) <= expected
     for one in made.placements:
         assert nodes[one.node].is_open
+        assert by_id[one.deployment].labels <= nodes[one.node].labels
         assert not by_id[one.deployment].waits_for
         assert by_id[one.deployment].not_before_s <= 0
 
@@ -185,7 +185,7 @@ def test_nobody_waits_for_room_that_there_is_or_that_the_less_urgent_hold(
         ]
         without = room_without(after, less)
         for node in snapshot.nodes:
-            if node.is_open and node.id != kept:
+            if node.is_open and node.id != kept and wish.labels <= node.labels:
                 assert not fits(wish, left[node.id], left[""])
                 assert not fits(wish, without[node.id], without[""])
 
@@ -208,7 +208,8 @@ def test_no_victim_is_one_too_many(snapshot: Snapshot) -> None:
     for count in range(min(len(made.evictions), 4)):
         for some in itertools.combinations(may, count):
             room = room_without(alone, list(some))
-            assert not any(fits(one, room[n.id]) for n in alone.nodes if n.is_open)
+            good = [n for n in alone.nodes if n.is_open and one.labels <= n.labels]
+            assert not any(fits(one, room[n.id]) for n in good)
 
 
 @given(snapshots())
@@ -235,6 +236,9 @@ def test_whoever_waits_is_told_why_and_what_would_help(snapshot: Snapshot) -> No
         told = explain(snapshot, one.id, made)
         complete = all((one.id, number) in running for number in range(one.replicas))
         assert (told is None) == complete
+        if told is not None and told.code == "labels":
+            assert told.names == tuple(sorted(one.labels))
+            assert not any(n.is_open and one.labels <= n.labels for n in snapshot.nodes)
         if told is None or told.code != "room" or made.reservation:
             continue
         # It is the truth: with so much less it is placed, with a bit more it isn't.
@@ -250,6 +254,51 @@ def test_whoever_waits_is_told_why_and_what_would_help(snapshot: Snapshot) -> No
             ]
             again = plan(replace(after, deployments=urgent))
             assert any(p.deployment == one.id for p in again.placements)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> Snapshot:
+    """Something large that has waited long, a node that is too full for it for a while, and small
+    ones beside it that would fit at once."""
+    total = draw(st.builds(needs, st.integers(6, 12), st.integers(6, 12), st.integers(0, 2)))
+    ends = [
+        Ending(draw(st.sampled_from([60.0, 300.0, 900.0])), needs(draw(st.integers(1, 3)), 1))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    used = Resources(sum(e.frees.ram_mib for e in ends), sum(e.frees.cpu_millis for e in ends), 0)
+    used = Resources(min(used.ram_mib, total.ram_mib), min(used.cpu_millis, total.cpu_millis), 0)
+    room = total.ram_mib - used.ram_mib
+    large = Resources(draw(st.integers(room + 1, max(room + 1, total.ram_mib))), 1000, 0)
+    small = [
+        Deployment(f"s{n}", needs(draw(st.integers(1, 3)), 1), waited_s=float(n), preemptible=False)
+        for n in range(draw(st.integers(1, 6)))
+    ]
+    other = Node("other", needs(draw(st.integers(1, 4)), 4), labels=TREES)
+    node = Node("busy", total, used, endings=tuple(ends))
+    return Snapshot([node, other], [Deployment("large", large, waited_s=PATIENCE_S), *small])
+
+
+@given(crowds())
+@settings(max_examples=150, deadline=None)
+def test_whoever_goes_past_the_large_never_makes_it_wait_longer(snapshot: Snapshot) -> None:
+    """Backfill: when the time of the reservation is over, the large one starts, whoever comes."""
+    kept = plan(snapshot).reservation
+    if kept is None:
+        return
+    assert kept.deployment == "large"
+    now = snapshot
+    for number in range(3):  # the small go past, and more of them come
+        now = carried_out(now, plan(now))
+        new = Deployment(f"later{number}", needs(1, 1), preemptible=False)
+        now = replace(now, deployments=[*now.deployments, new])
+    nodes = []
+    for node in now.nodes:
+        over = [e.frees for e in node.endings if e.in_s <= kept.in_s]
+        freed = Resources(*(sum(part) for part in zip(*over, strict=True))) if over else needs(0, 0)
+        used = Resources(*(max(0, u - f) for u, f in zip(node.used, freed, strict=True)))
+        nodes.append(replace(node, used=used, endings=()))
+    late = replace(now, nodes=nodes)
+    assert placed(plan(late)).get(("large", 0)) == kept.node
 
 
 # --- Examples -------------------------------------------------------------------------------------
