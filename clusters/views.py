@@ -35,6 +35,7 @@ EVENTS = 30
 ENDED = 5
 LINES = 200
 MODELS = 50
+BESIDE = 10  # models of the same training
 # A training that is "stopped" ended early; a deployment just doesn't run.
 SHOWN_STATE = {"stopped": "halted"}
 DOES = {
@@ -415,6 +416,21 @@ def _models(home: Any, chosen: TrainedModel | None) -> list[dict[str, str]]:
     return found
 
 
+def _beside(one: Deployment) -> list[dict[str, str]]:
+    """What may be tried beside what runs: others of its training, then the best of each."""
+    runs = one.revision.model if one.revision else None
+    if runs is None:
+        return []
+    board = TrainedModel.objects.of(one.organization).leaderboard(runs.job_id)
+    found = {
+        str(model.pk): f"{model}: {runs.job.target}"
+        for model in board.exclude(state=TrainedModel.State.INVALID)[:BESIDE]
+    }
+    found |= {model["pk"]: model["name"] for model in _models(one.organization, None)}
+    found.pop(str(runs.pk), None)
+    return [{"pk": pk, "name": name} for pk, name in found.items()]
+
+
 def _name_for(model: TrainedModel) -> str:
     return slugify(model.job.target)[:40] or "model"
 
@@ -511,7 +527,7 @@ def deployment(request: OrgRequest, deployment: UUID) -> HttpResponse:
         "after": after,
         "snippet": _snippet(one),
         "priorities": [(level.name, level.label.capitalize()) for level in Priority],
-        "models": _models(request.membership.organization, None) if one.revision else [],
+        "models": _beside(one),
         "dependents": actions.dependents(one),
         "needed": [
             {"pk": edge.needs_id, "name": edge.needs.name}

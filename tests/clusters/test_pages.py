@@ -1,5 +1,8 @@
 """The pages of clusters and deployments say what is, why it waits, and what to do."""
 
+import re
+import uuid
+
 import pytest
 
 from clusters import cycle
@@ -9,6 +12,7 @@ from tests.clusters import make
 from tests.clusters.make import Node, deploy, settle
 from tests.clusters.test_following import add_version
 from training import named
+from training.models import TrainedModel
 
 pytestmark = pytest.mark.django_db
 
@@ -215,3 +219,20 @@ def test_pages_ask_as_many_questions_for_many_as_for_few(
         client.get(path)
         with django_assert_max_num_queries(most):
             assert client.get(path).status_code == 200
+
+
+def test_what_may_be_tried_beside_a_model_are_others_of_its_training_first(client, by, model):
+    make.cluster(by, make.node(by))
+    one = deploy(by, model, "kind")
+    assert "There is no other model yet" in page(client, f"/deployments/{one.pk}")
+    newer = make.model(by)
+    second = TrainedModel.objects.get(pk=model.pk)
+    second.pk, second.key, second.name = uuid.uuid4(), "second", "The runner-up"
+    second.order_score += 1
+    second.save(force_insert=True)
+    shown = page(client, f"/deployments/{one.pk}")
+    assert "There is no other model yet" not in shown
+    choice = shown.split('id="canary-model"')[1].split("</select>")[0]
+    offered = re.findall(r'<option value="([^"]+)"', choice)
+    assert offered == [str(second.pk), str(newer.pk)]
+    assert str(model.pk) not in offered
