@@ -62,9 +62,8 @@ def _title(one: Connection) -> str:
 def new_connection(request: OrgRequest) -> HttpResponse:
     kind = request.POST.get("kind") or request.GET.get("kind") or ""
     if kind not in kinds.KINDS:
-        known = [{"key": key, "kind": one} for key, one in kinds.KINDS.items()]
         return render(
-            request, "pipelines/connection_kinds.html", {"section": SECTION, "kinds": known}
+            request, "pipelines/connection_kinds.html", {"section": SECTION, "groups": _groups()}
         )
     errors: dict[str, Any] = {}
     name = request.POST.get("name", "").strip()
@@ -93,6 +92,24 @@ def new_connection(request: OrgRequest) -> HttpResponse:
     return render(request, "pipelines/new_connection.html", context, status=400 if errors else 200)
 
 
+def _groups() -> list[dict[str, Any]]:
+    """The kinds of connections, by what they are for."""
+    others = [key for key in kinds.KINDS if key not in {*kinds.WAREHOUSES, *kinds.PLACES}]
+    groups = (
+        ("Warehouses", "SQL reads from them, and tables are written back.", kinds.WAREHOUSES),
+        ("Files and machines", "Files go there and come from there.", kinds.PLACES),
+        ("Messages", "They are told how things have ended.", others),
+    )
+    return [
+        {
+            "title": title,
+            "what": what,
+            "kinds": [{"key": key, "kind": kinds.KINDS[key]} for key in keys],
+        }
+        for title, what, keys in groups
+    ]
+
+
 def _typed(request: OrgRequest, kind: str) -> tuple[dict[str, str], dict[str, str]]:
     """The settings, and those secrets into which something was typed."""
     known = kinds.KINDS[kind]
@@ -105,7 +122,7 @@ def _fields(
     kind: str, settings: dict[str, Any], errors: dict[str, Any], sealed: list[str] | None = None
 ) -> dict[str, Any]:
     """The form's fields with their values (never a secret's) and errors, and errors elsewhere."""
-    rows, seen = [], {"name"}
+    rows, seen = list[dict[str, Any]](), {"name"}
     for field in kinds.KINDS[kind].fields:
         place = f"{'secrets' if field.kind == 'secret' else 'settings'}.{field.name}"
         seen.add(place)
@@ -119,7 +136,14 @@ def _fields(
             }
         )
     elsewhere = [said for place, texts in errors.items() if place not in seen for said in texts]
-    return {"fields": rows, "name_errors": errors.get("name"), "other_errors": elsewhere}
+    more = [row for row in rows if row["field"].more]
+    return {
+        "fields": [row for row in rows if not row["field"].more],
+        "more": more,
+        "more_open": any(row["errors"] or row["value"] not in ("", None) for row in more),
+        "name_errors": errors.get("name"),
+        "other_errors": elsewhere,
+    }
 
 
 def _connection(request: OrgRequest, connection: UUID) -> Connection:

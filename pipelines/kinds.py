@@ -14,7 +14,9 @@ MOST_TEXT, MOST_SECRET = 255, 8 * 1024
 class Field:
     """One thing to fill in. ``kind``: text, port, number, choice or secret.
 
-    ``lines``: a secret of several lines. ``least`` and ``most``: of a number; of a text, its signs.
+    A secret that is required is one that the far side needs: forms ask for it, and a test misses
+    it. ``more``: seldom changed, and shown apart. ``lines``: a secret of several lines. ``least``
+    and ``most``: of a number; of a text, its signs.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Field:
     choices: tuple[tuple[str, str], ...] = ()
     help: str = ""
     lines: bool = False
+    more: bool = False
     least: int = 0
     most: int = MOST_TEXT
 
@@ -49,11 +52,11 @@ class Kind:
 
 # How files travel there, where it should differ from the operator's settings.
 _TRAVEL = (
-    Field("chunk_mib", "Chunk size in MiB", "number", least=1, most=64),
-    Field("workers", "Chunks side by side", "number", least=1, most=16),
-    Field("retries", "Tries of a chunk after the first", "number", least=0, most=20),
+    Field("chunk_mib", "Chunk size in MiB", "number", least=1, most=64, more=True),
+    Field("workers", "Chunks side by side", "number", least=1, most=16, more=True),
+    Field("retries", "Tries of a chunk after the first", "number", most=20, more=True),
     Field(
-        "verify", "Checksums", "choice",
+        "verify", "Checksums", "choice", more=True,
         choices=(
             ("", "As the operator has set it"),
             ("yes", "Compare each chunk and the whole"),
@@ -134,7 +137,7 @@ KINDS: Mapping[str, Kind] = {
                 help="What ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub prints there "
                 "(SHA256:…), or the public key itself. Without it a test shows the one it saw.",
             ),
-            Field("private_key", "Private key", "secret", lines=True),
+            Field("private_key", "Private key", "secret", required=True, lines=True),
             Field("passphrase", "Passphrase of the key", "secret"),
             Field(
                 "folder", "Folder", default="flowml",
@@ -156,8 +159,8 @@ KINDS: Mapping[str, Kind] = {
             Field("bucket", "Bucket", required=True),
             Field("region", "Region", default="us-east-1"),
             Field("folder", "Folder", help="What names of files begin with."),
-            Field("access_key", "Access key", "secret"),
-            Field("secret_key", "Secret key", "secret"),
+            Field("access_key", "Access key", "secret", required=True),
+            Field("secret_key", "Secret key", "secret", required=True),
             _TLS,
             *_TRAVEL,
         ),

@@ -247,6 +247,23 @@ def test_the_pages_lead_from_nothing_to_a_connection_that_is_tested(page, admin)
     assert "Works" in page.get("/connections").content.decode()
 
 
+def test_a_form_asks_for_what_is_needed_and_folds_away_what_is_seldom_changed(page, admin):
+    form = page.get("/connections/new?kind=ssh").content.decode()
+    key = form[form.index('<textarea class="form-control mono" id="private_key"') :]
+    assert " required" in key[: key.index(">")]
+    shown, folded = form.split("How files travel")
+    assert 'name="host_key"' in shown
+    assert 'name="chunk_mib"' not in shown
+    assert 'name="chunk_mib"' in folded
+    assert "<details>" in shown
+    made = make.connection(admin, "gpu", kind="ssh", settings={"chunk_mib": 4},
+                           secrets={"private_key": "k"})  # fmt: skip
+    form = page.get(f"/connections/{made.pk}").content.decode()
+    assert "<details open>" in form, "what was changed is seen"
+    key = form[form.index('id="private_key"') :]
+    assert " required" not in key[: key.index(">")], "one is kept"
+
+
 def test_a_form_that_leaves_a_secret_empty_keeps_it(page, admin):
     one = make.connection(
         admin,
