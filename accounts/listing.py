@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from django.db.models import F, Model, QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpRequest
 
-M = TypeVar("M", bound=Model)
+Rows = TypeVar("Rows", bound=QuerySet[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def listing(request: HttpRequest, columns: Mapping[str, Any]) -> Listing:
     return Listing(key if key in columns else "", sort.startswith("-"), owner[:150])
 
 
-def listed(found: QuerySet[M], asked: Listing, columns: Mapping[str, Any]) -> QuerySet[M]:
+def listed(found: Rows, asked: Listing, columns: Mapping[str, Any]) -> Rows:
     """``found``, filtered and in the order asked for; ``columns``: key -> a field or expression.
 
     Rows without a value come last whichever way; equals stay in the usual order.
