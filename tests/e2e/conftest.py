@@ -39,9 +39,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Without a node and without work being done here: organizations bring their own machines."""
     var = tmp_path_factory.mktemp("bare") / "var"
     seed(var)
-    running = Platform(
-        var, port=free_port(), args=["--without-node"], env={"FLOWML_LOCAL_FALLBACK": "0"}
-    )
+    # The images are those of tests/node/podman.py.
+    env = {"FLOWML_LOCAL_FALLBACK": "0", "FLOWML_CONTAINER_REGISTRIES": "localhost/flowml"}
+    running = Platform(var, port=free_port(), args=["--without-node"], env=env)
     running.start(nodes=0)
     yield running
     running.stop()

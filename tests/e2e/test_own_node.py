@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -20,13 +21,16 @@ from tests.e2e.conftest import Person
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.xdist_group("own-node")]
 
 
-def start_node(url: str, folder: Path, *args: str, name: str = "ours") -> subprocess.Popen[bytes]:
+def start_node(
+    url: str, folder: Path, *args: str, name: str = "ours", more: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWML_", "PYTEST"))}
     env |= {
         "FLOWML_NODE_DIR": str(folder / "node"),
         "FLOWML_VAR": str(folder),
         "FLOWML_VENVS": str(BASE_DIR / ".venvs"),
         "PYTHONPATH": str(BASE_DIR),
+        **(more or {}),
     }
     command = [str(BASE_DIR / ".venvs/node/bin/python"), "-m", "workers.cli"]
     with (folder / "node.log").open("ab") as log:
