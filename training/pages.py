@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.utils.translation import gettext as _
+
 from datasets.cards import number, shown
 from training import thresholds
 from training.evaluation import METRICS, Metric, metrics_for
@@ -49,19 +51,19 @@ def refit_words(origin: str, rows: int | None) -> str:
 
 def task_words(task: str, classes: Sequence[str] | None) -> str:
     if task == "regression":
-        return "Regression"
+        return _("Regression")
     if task == "binary":
-        return "Binary classification"
-    return f"Classification into {len(classes or ())} classes"
+        return _("Binary classification")
+    return _("Classification into %d classes") % len(classes or ())
 
 
 def of_hundred(share: float) -> str:
     """A share as "94 of 100"; near the ends in thousandths, so that 100 of 100 means all."""
     if share in (0.0, 1.0):
-        return f"{share * 100:.0f} of 100"
+        return _("%d of 100") % (share * 100)
     if share >= 0.995 or share < 0.005:
-        return f"{min(999, max(1, math.floor(share * 1000 + 0.5)))} of 1,000"
-    return f"{round(share * 100)} of 100"
+        return _("%d of 1,000") % min(999, max(1, math.floor(share * 1000 + 0.5)))
+    return _("%d of 100") % round(share * 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +77,52 @@ class Figures:
 
     @property
     def measured(self) -> str:
+        rows = f"{self.rows:,}"
         if self.sealed:
-            return f"Measured on {self.rows:,} rows that were kept sealed until the end."
-        return f"Measured on {self.rows:,} rows that it had not seen, by which models were ranked."
+            return _("Measured on %s rows that were kept sealed until the end.") % rows
+        return _("Measured on %s rows that it had not seen, by which models were ranked.") % rows
 
 
 def headline(task: str, target: str, figures: Figures) -> str:
     """What a model predicts and how well, in plain words, with what guessing would reach."""
     metrics = figures.metrics
+    usual = most_common(figures.curves.get("confusion") or {})
     if task == "regression":
         text = _regression_headline(target, metrics)
     elif (accuracy := metrics.get("accuracy")) is None:
-        text = f"Predicts {target}."
+        text = _("Predicts %(target)s.") % {"target": target}
+    elif usual is None:
+        text = _("Predicts %(target)s and is right for %(share)s unseen rows.") % {
+            "target": target,
+            "share": of_hundred(accuracy),
+        }
     else:
-        text = f"Predicts {target} and is right for {of_hundred(accuracy)} unseen rows"
-        usual = most_common(figures.curves.get("confusion") or {})
-        if usual is not None:
-            label, share = usual
-            text += f"; always saying “{label}” would be right for {of_hundred(share)}"
-        text += "."
+        text = _(
+            "Predicts %(target)s and is right for %(share)s unseen rows; always saying “%(label)s” "
+            "would be right for %(usual)s."
+        ) % {
+            "target": target,
+            "share": of_hundred(accuracy),
+            "label": usual[0],
+            "usual": of_hundred(usual[1]),
+        }
     return f"{text} {figures.measured}"
 
 
 def _regression_headline(target: str, metrics: Mapping[str, float | None]) -> str:
     middle, mean, r2 = metrics.get("median_ae"), metrics.get("mae"), metrics.get("r2")
     if middle is None or mean is None:
-        return f"Predicts {target}."
-    text = (
-        f"Predicts {target} and is off by {number(middle)} or less for half of the unseen rows, "
-        f"by {number(mean)} on average."
-    )
+        return _("Predicts %(target)s.") % {"target": target}
+    text = _(
+        "Predicts %(target)s and is off by %(middle)s or less for half of the unseen rows, by "
+        "%(mean)s on average."
+    ) % {"target": target, "middle": number(middle), "mean": number(mean)}
     if r2 is None:
         return text
     if r2 <= 0:
-        return f"{text} That is no better than always saying the mean."
-    return f"{text} It explains {round(r2 * 100)}% of how {target} varies."
+        return f"{text} " + _("That is no better than always saying the mean.")
+    told = {"percent": round(r2 * 100), "target": target}
+    return f"{text} " + _("It explains %(percent)d%% of how %(target)s varies.") % told
 
 
 def most_common(confusion: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -161,7 +174,7 @@ def metric_rows(
             test=((test or {}).get("metrics") or {}).get(metric.name),
             test_low=test_low,
             test_high=test_high,
-            better="higher" if metric.greater_is_better else "lower",
+            better=_("higher") if metric.greater_is_better else _("lower"),
         )
 
     return [row(m) for m in sorted(metrics_for(task), key=lambda m: m.name != primary)]
@@ -245,7 +258,7 @@ def overlaid(models: Sequence[tuple[str, Sequence[Chart]]], more: str = "") -> l
             total = {one["name"]: sum(y for _, y in one["points"]) or 1 for one in series}
             for one in series:
                 one["points"] = [[x, y / total[one["name"]]] for x, y in one["points"]]
-            data["y"] = "Share of rows"
+            data["y"] = _("Share of rows")
         found.append(
             Chart(
                 id=kind,
@@ -253,7 +266,7 @@ def overlaid(models: Sequence[tuple[str, Sequence[Chart]]], more: str = "") -> l
                 title=first.title,
                 text=text + (more if kind in {"roc", "precision-recall"} else ""),
                 data=data,
-                heads=["model", *first.heads[-2:]] if kind != "calibration"
+                heads=[_("model"), *first.heads[-2:]] if kind != "calibration"
                 else ["model", *first.heads],
                 rows=_some([one["name"], *point] for one in series for point in one["points"]),
             )
@@ -294,11 +307,13 @@ def _roc(lines: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         id="roc",
         kind="roc",
-        title="ROC curve",
-        text="How many of a class are found (up) at the price of how many false alarms (right). "
-        "The dashed line is guessing.",
-        data={"series": series, "x": "False alarms", "y": "Found"},
-        heads=["class", "false alarms", "found"],
+        title=_("ROC curve"),
+        text=_(
+            "How many of a class are found (up) at the price of how many false alarms (right). "
+            "The dashed line is guessing."
+        ),
+        data={"series": series, "x": _("False alarms"), "y": _("Found")},
+        heads=[_("class"), _("false alarms"), _("found")],
         rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
     )
 
@@ -315,11 +330,13 @@ def _precision_recall(lines: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         id="precision-recall",
         kind="curve",
-        title="Precision and recall",
-        text="Of those that the model names, how many are right (up), for how many of all that "
-        "it finds (right).",
-        data={"series": series, "x": "Recall", "y": "Precision"},
-        heads=["class", "recall", "precision"],
+        title=_("Precision and recall"),
+        text=_(
+            "Of those that the model names, how many are right (up), for how many of all that "
+            "it finds (right)."
+        ),
+        data={"series": series, "x": _("Recall"), "y": _("Precision")},
+        heads=[_("class"), _("recall"), _("precision")],
         rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
     )
 
@@ -330,15 +347,23 @@ def _calibration(calibration: Mapping[str, Any]) -> Chart:
     return Chart(
         id="calibration",
         kind="calibration",
-        title="Are the probabilities true?",
-        text=f"Where the model says 80%{f' for “{of}”' if of else ''}, 80% should come true: "
-        "points on the dashed line do.",
+        title=_("Are the probabilities true?"),
+        text=_(
+            "Where the model says that 8 of 10 are “%(of)s”, 8 of 10 should be: points on the "
+            "dashed line are."
+        )
+        % {"of": of}
+        if of
+        else _(
+            "Where the model is sure to 8 of 10, it should be right that often: points on the "
+            "dashed line are."
+        ),
         data={
             "points": [[b["predicted"], b["observed"], b["count"]] for b in bins],
-            "x": "Said",
-            "y": "Came true",
+            "x": _("Said"),
+            "y": _("Came true"),
         },
-        heads=["said", "came true", "rows"],
+        heads=[_("said"), _("came true"), _("rows")],
         rows=[[b["predicted"], b["observed"], b["count"]] for b in bins],
     )
 
@@ -351,11 +376,13 @@ def _gains(told: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         id="gains",
         kind="roc",
-        title="Gains",
-        text="Look at the rows that the model finds likeliest first: how many of a class are found "
-        "(up) in which share of all rows (right). The dashed line is looking at random.",
-        data={"series": series, "x": "Share of rows", "y": "Found"},
-        heads=["class", "share of rows", "found"],
+        title=_("Gains"),
+        text=_(
+            "Look at the rows that the model finds likeliest first: how many of a class are found "
+            "(up) in which share of all rows (right). The dashed line is looking at random."
+        ),
+        data={"series": series, "x": _("Share of rows"), "y": _("Found")},
+        heads=[_("class"), _("share of rows"), _("found")],
         rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
     )
 
@@ -373,17 +400,19 @@ def _lift(told: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         id="lift",
         kind="xy",
-        title="Lift",
-        text="How many times as often a class is met among the rows that the model finds "
-        "likeliest as among all. One is looking at random.",
+        title=_("Lift"),
+        text=_(
+            "How many times as often a class is met among the rows that the model finds "
+            "likeliest as among all. One is looking at random."
+        ),
         data={
             "series": series,
-            "x": "Share of rows",
-            "y": "Lift",
+            "x": _("Share of rows"),
+            "y": _("Lift"),
             "xRange": {"min": 0, "max": 1},
             "yRange": {"min": 0},
         },
-        heads=["class", "share of rows", "lift"],
+        heads=[_("class"), _("share of rows"), _("lift")],
         rows=_some([s["name"], x, y] for s in series for x, y in s["points"]),
     )
 
@@ -401,18 +430,18 @@ def threshold_chart(told: Mapping[str, Any], at: float) -> Chart:
     return Chart(
         id="threshold-chart",
         kind="xy",
-        title="Precision, recall and F1 by threshold",
-        text="The dashed line is the threshold chosen above.",
+        title=_("Precision, recall and F1 by threshold"),
+        text=_("The dashed line is the threshold chosen above."),
         data={
             "series": series,
-            "x": "Threshold",
-            "y": "Figure",
+            "x": _("Threshold"),
+            "y": _("Figure"),
             "xRange": {"min": 0, "max": 1},
             "yRange": {"min": 0, "max": 1},
             "mark": at,
             "still": True,
         },
-        heads=["threshold", "named", "precision", "recall", "F1", "lift"],
+        heads=[_("threshold"), _("named"), _("precision"), _("recall"), "F1", _("lift")],
         rows=_some(
             [r["threshold"], r["tp"] + r["fp"], r["precision"], r["recall"], r["f1"], r["lift"]]
             for r in rows
@@ -425,10 +454,10 @@ def _sample(sample: Mapping[str, Any], target: str) -> Chart:
     return Chart(
         id="sample",
         kind="scatter",
-        title="Predicted and true",
-        text="One point per row, up to 500 of them. On the dashed line the prediction is exact.",
-        data={"points": points, "x": f"True {target}", "y": "Predicted"},
-        heads=["true", "predicted"],
+        title=_("Predicted and true"),
+        text=_("One point per row, up to 500 of them. On the dashed line the prediction is exact."),
+        data={"points": points, "x": _("True %s") % target, "y": _("Predicted")},
+        heads=[_("true"), _("predicted")],
         rows=_some(sorted(points)),
     )
 
@@ -438,16 +467,18 @@ def _residuals(residuals: Mapping[str, Any], target: str) -> Chart:
     return Chart(
         id="residuals",
         kind="bars",
-        title="How far off",
-        text="True value minus prediction: left of zero the model said too much, right of it too "
-        "little. The outermost errors are in the end bars.",
+        title=_("How far off"),
+        text=_(
+            "True value minus prediction: left of zero the model said too much, right of it too "
+            "little. The outermost errors are in the end bars."
+        ),
         data={
             "edges": edges,
             "counts": counts,
-            "x": f"True minus predicted {target}",
-            "y": "Rows",
+            "x": _("True minus predicted %s") % target,
+            "y": _("Rows"),
         },
-        heads=["from", "to", "rows"],
+        heads=[_("from"), _("to"), _("rows")],
         rows=[[a, b, n] for a, b, n in zip(edges, edges[1:], counts, strict=False)],
     )
 

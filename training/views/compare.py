@@ -9,6 +9,7 @@ from django.db.models import Prefetch
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from organizations.access import OrgRequest, org_role
@@ -152,8 +153,8 @@ def _figures(models: list[TrainedModel]) -> list[dict[str, Any]]:
         for model in models
     ]
     for title, cells in (
-        ("On the rows that rank", ranked),
-        ("On the sealed test rows", sealed),
+        (_("On the rows that rank"), ranked),
+        (_("On the sealed test rows"), sealed),
     ):
         if not any(metrics for metrics, _ in cells):
             continue
@@ -172,7 +173,7 @@ def _figures(models: list[TrainedModel]) -> list[dict[str, Any]]:
                 }
                 for value, (_, interval) in zip(values, cells, strict=True)
             ]
-            better = "higher" if metric.greater_is_better else "lower"
+            better = _("higher") if metric.greater_is_better else _("lower")
             rows.append({"metric": metric, "better": better, "cells": shown})
         parts.append({"title": title, "rows": rows})
     return parts
@@ -189,12 +190,12 @@ def _size(model: TrainedModel) -> int | None:
 def _costs(models: list[TrainedModel]) -> list[dict[str, Any]]:
     """What each model takes, in rows of the table."""
     rows: list[tuple[str, str, list[Any], bool]] = [
-        ("Time to fit", "duration", [model.fit_s or None for model in models], True),
-        ("Predicting a row", "ms", [model.predict_ms_row for model in models], True),
-        ("Size", "size", [_size(model) for model in models], True),
-        ("Rows to learn from", "count", [model.train_rows for model in models], False),
-        ("Engine", "text", [model.engine for model in models], False),
-        ("Family", "text", [model.family or "–" for model in models], False),
+        (_("Time to fit"), "duration", [model.fit_s or None for model in models], True),
+        (_("Predicting a row"), "ms", [model.predict_ms_row for model in models], True),
+        (_("Size"), "size", [_size(model) for model in models], True),
+        (_("Rows to learn from"), "count", [model.train_rows for model in models], False),
+        (_("Engine"), "text", [model.engine for model in models], False),
+        (_("Family"), "text", [model.family or "–" for model in models], False),
     ]
     shown = []
     for title, kind, values, less_is_better in rows:

@@ -9,6 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext_noop as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.errors import FlowError, Invalid
@@ -28,6 +29,11 @@ from training.views.common import PER_PAGE, job_of, last_seq
 from workers.waiting import waits_for
 
 OWN = "own"  # in a preset's place: a time of one's own
+# What presets say, for translators: presets.py knows nothing of Django.
+_PRESET_WORDS = (
+    _("Quick"), _("a first impression"), _("Balanced"), _("good for most tables"), _("Best"),
+    _("large tables, last digits"),
+)  # fmt: skip
 YES, NO = "1", "0"
 
 
