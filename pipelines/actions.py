@@ -13,7 +13,7 @@ from organizations import quotas
 from organizations.audit import record
 from organizations.models import Membership, Organization
 from organizations.naming import unique
-from pipelines import doing, driving, graph, hooks, schedules
+from pipelines import doing, driving, experimenting, graph, hooks, schedules
 from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
 from workers.models import emit
@@ -79,6 +79,11 @@ def check(home: Organization, definition: Any) -> dict[str, Any]:
         raise Invalid(str(refused), errors=refused.errors) from None
     errors: dict[str, list[str]] = {}
     for n, stage in enumerate(checked["stages"]):
+        if experiment := stage["params"].get("experiment"):
+            try:
+                experimenting.find(home, experiment)
+            except NotFound as refused:
+                errors[f"stages[{n}].params.experiment"] = [str(refused.detail)]
         if stage["stage"] == "notify":
             errors |= _strangers(home, stage["params"]["to"], f"stages[{n}].params.to")
     if "notify" in checked:

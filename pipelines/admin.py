@@ -3,7 +3,16 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import display
 
 from accounts.console import ReadOnly
-from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step, TransferChunk
+from pipelines.models import (
+    Connection,
+    Experiment,
+    ExperimentVersion,
+    Pipeline,
+    PipelineVersion,
+    Run,
+    Step,
+    TransferChunk,
+)
 from workers.admin import STATES
 
 LABELS = {**STATES, "pending": "info", "skipped": "success", "not_run": "warning"}
@@ -16,6 +25,21 @@ class ConnectionAdmin(ReadOnly):
     list_select_related = ("organization", "created_by")
     search_fields = ("name", "id", "organization__name")
     exclude = ("secrets_sealed",)
+
+
+@admin.register(Experiment)
+class ExperimentAdmin(ReadOnly):
+    list_display = ("name", "organization", "version", "created_by", "created_at")
+    list_filter = (("organization", AutocompleteSelectFilter),)
+    list_select_related = ("organization", "version", "created_by")
+    search_fields = ("name", "id", "organization__name")
+
+
+@admin.register(ExperimentVersion)
+class ExperimentVersionAdmin(ReadOnly):
+    list_display = ("experiment", "number", "made_by", "created_at")
+    list_select_related = ("experiment",)
+    search_fields = ("experiment__name", "experiment__id", "made_by")
 
 
 @admin.register(Pipeline)

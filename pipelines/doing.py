@@ -24,8 +24,8 @@ from clusters.models import Deployment
 from datasets import actions as data_actions
 from datasets.models import Dataset, DatasetVersion
 from organizations.models import Membership, Organization, Role, ServiceToken
-from pipelines import chunks, graph
-from pipelines.models import Connection, Run, Step
+from pipelines import chunks, experimenting, experiments, graph
+from pipelines.models import Connection, ExperimentVersion, Run, Step
 from training import actions as training
 from training import named, offers
 from training.models import BatchPrediction, TrainedModel, TrainingJob
@@ -130,6 +130,14 @@ class Work:
                 found[name] = self.data().sha256
             elif kinds[name].kind == "model":
                 found[name] = str(self.model().pk)
+            elif kinds[name].kind == "experiment":
+                found[name] = experiments.digest(self.experiment().config)
+        return found
+
+    def experiment(self) -> ExperimentVersion:
+        """The version that trains now. Raises NotFound."""
+        found = experimenting.find(self.home, self.param("experiment")).version
+        assert found is not None
         return found
 
 
@@ -168,17 +176,23 @@ def _train(work: Work) -> None:
         "refit", "ensemble",
     )  # fmt: skip
     wish = {name: work.param(name) for name in names if work.param(name) is not None}
+    told: dict[str, Any] = {}
+    if work.param("experiment"):
+        experiment = work.experiment()
+        wish = experimenting.wish(experiment, version.column_names)
+        told["by"] = f"{experiment.experiment}, version {experiment.number}"
+    else:
+        wish["target"] = work.param("target")
     job = training.start_job(
         work.by,
         version.dataset_id,
         version=version.number,
-        target=work.param("target"),
         name=f"{work.run}: {work.step.key}"[:160],
         idempotency_key=f"pipeline-step:{work.step.pk}:{work.step.attempt}",
         **wish,
     )
     work.step.subject = job.pk
-    work.step.output = {"job": str(job.pk)}
+    work.step.output = {"job": str(job.pk), **told}
 
 
 def _score(work: Work) -> None:
@@ -471,6 +485,7 @@ def _train_ended(work: Work) -> Said | None:
             "name": best.name,
             "metric": job.metric,
             "score": best.ranked_score,
+            **({"by": said} if (said := work.step.output.get("by")) else {}),
         },
     )
 

@@ -23,7 +23,7 @@ from organizations.access import OrgRequest, org_role
 from organizations.models import Organization, Role
 from pipelines import actions, drawing, editing, gallery, graph, kinds
 from pipelines.api import serializers as said
-from pipelines.models import Connection, Pipeline
+from pipelines.models import Connection, Experiment, Pipeline
 from training import presets
 from training.checks import TASK_TYPES
 from training.evaluation import METRICS
@@ -413,6 +413,9 @@ def _choices(
             if one.kind in param.choices
         ]
         groups.append(("Connections that fit", fit))
+    elif param.kind == "experiment":
+        mine = Experiment.objects.of(home).order_by("name").values_list("name", flat=True)
+        groups.append(("", [(one, one) for one in mine[:MOST_OFFERED]]))
     elif param.kind == "flag":
         groups.append(("", [("yes", "Yes"), ("no", "No")]))
     elif param.kind == "choice":

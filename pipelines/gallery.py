@@ -18,6 +18,7 @@ def _stage(key: str, stage: str, /, **params: Any) -> dict[str, Any]:
     return {"key": key, "stage": stage, "params": params}
 
 
+_HOUSE = "my connection"
 _TRAIN = {"data": "my data", "target": "my target", "preset": "balanced"}
 
 TEMPLATES = (
@@ -124,5 +125,57 @@ TEMPLATES = (
             ]
         },
         {},
+    ),
+    Template(
+        "six",
+        "clicks every day",
+        "Six stages with FuXiCTR",
+        "A query fetches rows to learn from, another one those to score. An experiment trains "
+        "DeepFM, DCN or DLRM on them, and the scored rows go to a table. Files are kept at a place "
+        "on the way.",
+        {
+            "stages": [
+                _stage(
+                    "data_fetch",
+                    "sql",
+                    connection=_HOUSE,
+                    sql="SELECT * FROM clicks",
+                    dataset="sample",
+                ),
+                _stage(
+                    "infer_fetch",
+                    "sql",
+                    connection=_HOUSE,
+                    sql="SELECT * FROM clicks_today",
+                    dataset="to score",
+                ),
+                _stage(
+                    "data_upload",
+                    "upload",
+                    connection="my place",
+                    data="$data_fetch",
+                    path="clicks/sample.parquet",
+                )
+                | {"retries": 2},
+                _stage("train", "train", data="$data_upload", experiment="my experiment"),
+                _stage("infer", "score", model="$train", data="$infer_fetch", dataset="scored"),
+                _stage(
+                    "result_download",
+                    "upload",
+                    connection="my place",
+                    data="$infer",
+                    path="clicks/result.parquet",
+                )
+                | {"retries": 2},
+                _stage(
+                    "hive_upload",
+                    "write_back",
+                    connection=_HOUSE,
+                    data="$result_download",
+                    table="predictions",
+                ),
+            ]
+        },
+        {"cron": "0 3 * * *", "time_zone": "UTC", "overlap": "skip"},
     ),
 )

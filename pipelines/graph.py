@@ -32,7 +32,7 @@ _SENT = frozenset({"stages", "notify"})
 @dataclass(frozen=True)
 class Param:
     """One parameter. ``kind``: text, lines, number, flag, choice, names, engines, emails, data,
-    model, connection.
+    model, connection, experiment.
 
     ``choices``: of a choice, and of a connection the kinds that fit the stage. ``lines`` is a text
     that may be longer than one line.
@@ -95,7 +95,10 @@ STAGES: Mapping[str, Stage] = {
         "Train",
         {
             "data": _DATA,
-            "target": Param(required=True),
+            "target": Param(help="The column to predict. Needed, unless there is an experiment."),
+            "experiment": Param(
+                "experiment", help="By its name or id. It says all that stands below."
+            ),
             "preset": Param(),
             "engines": Param("engines"),
             "time_budget": Param("number", least=1, help="Seconds."),
@@ -293,7 +296,18 @@ def _params(stage: Any, given: Any, place: str, errors: dict[str, list[str]]) ->
             _add(errors, f"{place}.params.{name}", problem)
         else:
             made[name] = value
+    if stage == "train":
+        _check_train(made, place, errors)
     return made
+
+
+def _check_train(params: Mapping[str, Any], place: str, errors: dict[str, list[str]]) -> None:
+    """An experiment says everything but on what data; without one, a target is needed."""
+    if "experiment" in params:
+        for name in params.keys() - {"experiment", "data"}:
+            _add(errors, f"{place}.params.{name}", "The experiment says this: leave it out.")
+    elif "target" not in params and f"{place}.params.target" not in errors:
+        _add(errors, f"{place}.params.target", "'train' needs this.")
 
 
 def _problem(param: Param, value: Any) -> str:

@@ -58,6 +58,53 @@ class Connection(OrgOwned):
         return sealing.unseal(self.secrets_sealed) if self.secrets_sealed else {}
 
 
+class Experiment(OrgOwned):
+    """One model with its hyperparameters, under a name: what a training is told by its id."""
+
+    name = models.CharField(max_length=63, validators=[NAME])
+    version = models.ForeignKey(
+        "ExperimentVersion", models.SET_NULL, null=True, blank=True, related_name="+",
+        help_text="The one that trains from now on.",
+    )  # fmt: skip
+    created_by = models.ForeignKey(
+        conf.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["name", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["organization", "name"], name="experiment_name_unique")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("pipelines:experiment", args=[self.pk])
+
+
+class ExperimentVersion(models.Model):
+    """What an experiment said at some time. Never changed."""
+
+    experiment = models.ForeignKey(Experiment, models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    text = models.TextField(help_text="YAML, as it was written.")
+    config = models.JSONField(default=dict, help_text="What it says: see pipelines/experiments.py.")
+    made_by = models.CharField(max_length=160, blank=True, help_text="A name, as it was then.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-number"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["experiment", "number"], name="experiment_version_unique"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"version {self.number}"
+
+
 class Pipeline(OrgOwned):
     """A named chain of stages that runs when somebody, or its schedule, says so."""
 

@@ -9,7 +9,16 @@ from django.db.models.signals import post_delete
 from organizations import parts
 from organizations.models import Organization
 from pipelines import actions, driving, logs, schedules
-from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step, TransferChunk
+from pipelines.models import (
+    Connection,
+    Experiment,
+    ExperimentVersion,
+    Pipeline,
+    PipelineVersion,
+    Run,
+    Step,
+    TransferChunk,
+)
 from workers.models import Task
 from workers.signals import task_ended
 
@@ -35,6 +44,9 @@ def _forget_log(instance: Run, **_: Any) -> None:
 def _export(home: Organization, bundle: parts.Bundle) -> None:
     kept = ("secrets_sealed", "sealed_names")
     bundle.add_table("connections", Connection.objects.of(home), *kept)
+    bundle.add_table("experiments", Experiment.objects.of(home))
+    said = ExperimentVersion.objects.filter(experiment__organization=home)
+    bundle.add_table("experiment_versions", said)
     bundle.add_table("pipelines", Pipeline.objects.of(home))
     versions = PipelineVersion.objects.filter(pipeline__organization=home)
     bundle.add_table("pipeline_versions", versions)
@@ -57,3 +69,4 @@ def _purge(home: Organization) -> None:
     Run.objects.of(home).delete()
     Pipeline.objects.of(home).delete()
     Connection.objects.of(home).delete()
+    Experiment.objects.of(home).delete()

@@ -2,7 +2,7 @@ from typing import Any
 
 from django.urls import path
 
-from pipelines import connection_views, form_views, views
+from pipelines import connection_views, experiment_views, form_views, views
 
 app_name = "pipelines"
 urlpatterns: list[Any] = [
@@ -24,4 +24,9 @@ urlpatterns: list[Any] = [
     path("connections/<uuid:connection>/test", connection_views.test, name="test-connection"),
     path("connections/<uuid:connection>/tested", connection_views.tested, name="connection-tested"),
     path("connections/<uuid:connection>/delete", connection_views.delete, name="delete-connection"),
+    path("experiments", experiment_views.listed, name="experiments"),
+    path("experiments/new", experiment_views.new, name="new-experiment"),
+    path("experiments/<uuid:experiment>", experiment_views.detail, name="experiment"),
+    path("experiments/<uuid:experiment>/change", experiment_views.change, name="change-experiment"),
+    path("experiments/<uuid:experiment>/delete", experiment_views.delete, name="delete-experiment"),
 ]

@@ -211,6 +211,8 @@ def _step(step: Step, span: tuple[datetime, datetime]) -> dict[str, Any]:
     if made.get("score") is not None:
         metric = METRICS.get(str(made.get("metric")))
         facts.append(f"{metric.title if metric else 'Score'} {score(made['score'])}")
+    if made.get("by"):
+        facts.append(f"by the experiment {made['by']}")
     if "promoted" in made:
         verb = "Promoted" if made["promoted"] else "Not promoted"
         facts = [f"{verb}. {made.get('why', '')}"]

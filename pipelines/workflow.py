@@ -1,10 +1,10 @@
 """The six stages as one request: query, train, score, write to a table.
 
-It makes an ordinary pipeline, and a run of it. Training happens in one of three ways:
+It makes an ordinary pipeline, and a run of it. Training happens in one of these ways:
 
-- as an earlier training did, within FlowML. What these endpoints call steps are then six parts of
-  what the pipeline's steps do: a query's rows are fetched, then read as a data set; so are a
-  prediction's;
+- as an experiment says, or as an earlier training did, within FlowML. What these endpoints call
+  steps are then six parts of what the pipeline's steps do: a query's rows are fetched, then read
+  as a data set; so are a prediction's;
 - the same, with the files kept at a place (``machine``): what is trained on goes there
   (data_upload), and so do the scored rows (result_download);
 - on that machine, by programs of its own: both tables go there, the programs run, and the file
@@ -22,7 +22,7 @@ from accounts.errors import Invalid, NotFound
 from organizations.models import Membership
 from organizations.naming import NameTaken
 from pipelines import actions, kinds, logs
-from pipelines.models import Connection, Pipeline, Run, Step
+from pipelines.models import Connection, Experiment, Pipeline, Run, Step
 from training.models import TrainingJob
 
 STEPS = ("data_fetch", "data_upload", "train", "infer", "result_download", "hive_upload")
@@ -78,7 +78,7 @@ def start(
     home = by.organization
     away = bool(train_command or infer_command)
     _check(by, hdfs_path, machine, train_command, infer_command, experiment_id)
-    before = {} if away else _as_before(by, experiment_id)
+    before = {} if away else _told(by, experiment_id)
     house = _warehouse(by, connection)
     folder = (hdfs_path or f"workflow/{name}").strip("/")
 
@@ -167,18 +167,22 @@ def _check(
     if (train or infer) and not machine:
         errors["machine"] = ["Say on which machine the commands run."]
     if not (train or infer) and experiment is None:
-        errors["experiment_id"] = ["Give the id of a training, or commands for a machine."]
+        sentence = "Give the id of an experiment or a training, or commands for a machine."
+        errors["experiment_id"] = [sentence]
     if errors:
         raise Invalid(" ".join(one for some in errors.values() for one in some), errors=errors)
 
 
-def _as_before(by: Membership, experiment: UUID | None) -> dict[str, Any]:
-    """The settings of an earlier training. Raises NotFound."""
+def _told(by: Membership, experiment: UUID | None) -> dict[str, Any]:
+    """An experiment, or the settings of an earlier training. Raises NotFound."""
+    if Experiment.objects.of(by.organization).filter(pk=str(experiment)).exists():
+        return {"experiment": str(experiment)}
     job = TrainingJob.objects.of(by.organization).filter(pk=str(experiment)).first()
     if job is None:
+        sentence = "Give the id of an experiment, or of a training: its settings are used again."
         raise NotFound(
-            "There is no training with this id.",
-            errors={"experiment_id": ["Give the id of a training: its settings are used again."]},
+            "There is no experiment and no training with this id.",
+            errors={"experiment_id": [sentence]},
         )
     before = {key: job.request.get(key) for key in _AS_BEFORE}
     return {key: value for key, value in before.items() if value not in (None, "", [], "auto")}

@@ -211,6 +211,13 @@ POST    /connections/{connection}/test                          sign    403     
 POST    /connections/{connection}/change                        sign    403     403     302     404
 POST    /connections/{connection}/delete                        sign    403     403     302     404
 
+GET     /experiments                                            sign    200     200     200     200
+GET     /experiments/new                                        sign    403     200     200     200
+POST    /experiments/new                                        sign    403     302     302     302
+GET     /experiments/{experiment}                               sign    200     200     200     404
+POST    /experiments/{experiment}/change                        sign    403     302     302     404
+POST    /experiments/{experiment}/delete                        sign    403     302     302     404
+
 GET     /api/workers                                             401    200     200     200     200
 GET     /api/workers/stats                                       401    200     200     200     200
 GET     /api/workers/queues                                      401    200     200     200     200
@@ -373,6 +380,12 @@ PATCH   /api/connections/{connection}                            401    403     
 DELETE  /api/connections/{connection}                            401    403     403     204     404
 GET     /api/connections/{connection}/test                       401    200     200     200     404
 POST    /api/connections/{connection}/test                       401    403     202     202     404
+GET     /api/experiments                                         401    200     200     200     200
+POST    /api/experiments                                         401    403     201     201     201
+GET     /api/experiments/{experiment}                            401    200     200     200     404
+PATCH   /api/experiments/{experiment}                            401    403     200     200     404
+DELETE  /api/experiments/{experiment}                            401    403     204     204     404
+GET     /api/experiments/{experiment}/versions                   401    200     200     200     404
 GET     /pipelines                                              sign    200     200     200     200
 GET     /pipelines/new                                          sign    403     200     200     200
 POST    /pipelines/new                                          sign    403     302     302     302
@@ -429,6 +442,7 @@ ELSEWHERE = {
     "api/organizations/": "the list of organizations, as some write its address",
     "api/clusters/": "the list of clusters, as some write its address",
     "api/connections/": "the list of connections, as some write its address",
+    "api/experiments/": "the list of experiments, as some write its address",
     "api/deployments/": "the list of deployments, as some write its address",
     "api/deployments/<uuid:pk>/http": "tokens alone get in: tests/clusters/test_containers.py",
     "api/deployments/<uuid:pk>/http/": "the same",
@@ -664,6 +678,10 @@ BODIES: dict[str, Callable[[World], dict[str, Any]]] = {
     "POST /connections/{connection}/change": lambda _: {"name": "changed"},
     "POST /api/connections": lambda _: {"kind": "duckdb", "name": "new"},
     "PATCH /api/connections/{connection}": lambda _: {"name": "changed"},
+    "POST /experiments/new": lambda _: {"name": "new", "config": piping.CONFIG},
+    "POST /experiments/{experiment}/change": lambda _: {"name": "new", "config": piping.CONFIG},
+    "POST /api/experiments": lambda _: {"name": "new", "config": piping.CONFIG},
+    "PATCH /api/experiments/{experiment}": lambda _: {"name": "changed"},
     "POST /clusters/new": lambda _: {"name": "new"},
     "POST /clusters/{cluster}/nodes": lambda world: {"node": str(world.ids["node"])},
     "POST /deployments/new": lambda world: {
@@ -787,6 +805,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             "run": run.pk,
             "ended": ended.pk,
             "connection": a_connection(admin),
+            "experiment": piping.experiment(admin, f"{MARK} clicks").pk,
             "join_token": join_token.pk,
             "token": PersonalToken.issue(user=viewer.user, name=MARK)[0].pk,
             "session": TokenFamily.objects.get(user=viewer.user).pk,

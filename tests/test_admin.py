@@ -82,6 +82,7 @@ def a_row_of_each() -> None:
     first.outcomes.create(prediction=uuid4(), row=0, revision=1, at=now, predicted="x", truth="y")
 
     piping.connection(member)
+    piping.experiment(member)
     piping.run(member)
 
 

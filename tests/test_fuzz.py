@@ -66,6 +66,7 @@ THERE = {
     "clusters": "cluster",
     "deployments": "deployment",
     "connections": "connection",
+    "experiments": "experiment",
     "pipelines": "pipeline",
     "runs": "run",
     "tasks": "workflow",

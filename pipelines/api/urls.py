@@ -2,7 +2,7 @@ from typing import Any
 
 from django.urls import path
 
-from pipelines.api import connections, views, workflow
+from pipelines.api import connections, experiments, views, workflow
 
 pipeline = views.PipelineViewSet.as_view
 run = views.RunViewSet.as_view
@@ -27,5 +27,6 @@ urlpatterns: list[Any] = [
         name="pipeline-run-log",
     ),
     *connections.urlpatterns,
+    *experiments.urlpatterns,
     *workflow.urlpatterns,
 ]

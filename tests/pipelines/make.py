@@ -8,8 +8,8 @@ from django.utils import timezone
 
 from accounts import sealing
 from organizations.models import Membership
-from pipelines import graph, workflow
-from pipelines.models import Connection, Pipeline, PipelineVersion, Run, Step
+from pipelines import experimenting, graph, workflow
+from pipelines.models import Connection, Experiment, Pipeline, PipelineVersion, Run, Step
 from workers.actions import open_stream
 from workers.models import emit
 
@@ -27,6 +27,12 @@ SIX = {
     "hive_table": "predictions",
 }
 TEXT = json.dumps({"stages": TELLS})
+CONFIG = """\
+model: DeepFM
+target: clicked
+features: {categorical: [user, item]}
+embedding_dim: 8
+"""
 _numbers = count(1)
 
 
@@ -42,6 +48,10 @@ def connection(by: Membership, name: str = "", **fields: Any) -> Connection:
         **fields,
     )
     return made
+
+
+def experiment(by: Membership, name: str = "", config: str = CONFIG) -> Experiment:
+    return experimenting.make(by, name=name or f"clicks-{next(_numbers)}", config=config)
 
 
 def pipeline(by: Membership, stages: list[dict[str, Any]], name: str = "") -> Pipeline:
