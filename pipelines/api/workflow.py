@@ -20,8 +20,8 @@ class NewWorkflow(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=63, validators=[NAME])
     experiment_id = serializers.UUIDField(
         required=False,
-        help_text="A training: its target, engines and budget are used again. Needed where no "
-        "commands are given.",
+        help_text="An experiment, or a training: its target, engines and budget are used again. "
+        "Needed where no commands are given.",
     )
     sample_sql = serializers.CharField(max_length=graph.MOST_TEXT, help_text="Rows to train on.")
     infer_sql = serializers.CharField(max_length=graph.MOST_TEXT, help_text="Rows to score.")
