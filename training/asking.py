@@ -11,6 +11,7 @@ from django.utils import timezone
 from accounts.errors import Conflict
 from organizations import quotas
 from organizations.models import Organization
+from training.checks import of_pictures
 from training.evaluation import InvalidCandidate
 from training.learned import AboutColumns
 from training.models import TrainedModel
@@ -97,7 +98,8 @@ def finish(kept_as: type[A], task: Task, keep: Callable[[A, list[Task]], None]) 
 
 
 def check(model: TrainedModel) -> None:
-    """Raise Conflict for a model that can't be asked about rows of its data set any more."""
+    """Raise Conflict for a model that can't be asked about columns of its data set."""
+    check_columns(model)
     asked = _asked(model)
     version = model.job.dataset_version
     if not model.is_usable or not asked or any(one.artifact is None for one in asked):
@@ -107,6 +109,14 @@ def check(model: TrainedModel) -> None:
                        code="data-gone")  # fmt: skip
     if any(one.task is None for one in asked):
         raise Conflict("How this model was trained is no longer known.", code="task-gone")
+
+
+def check_columns(model: TrainedModel) -> None:
+    """Raise Conflict for a model that has none to tell apart: one that reads a picture alone."""
+    if of_pictures(model.job.columns):
+        raise Conflict(
+            "This model reads a picture alone: it has no columns to compare.", code="no-columns"
+        )
 
 
 def _asked(model: TrainedModel) -> list[TrainedModel]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from accounts.errors import Invalid, Unavailable
 from datasets.cards import number, shown
-from training import actions, background, serving
+from training import actions, asking, background, serving
 from training.checks import nearest
 from training.models import TrainedModel
 from training.rows import BadRows, check_rows
@@ -62,9 +62,10 @@ def explain(model: TrainedModel, row: object, of_class: str | None = None) -> Ex
 
     ``of_class`` chooses the class whose probability is explained; without it, the one that is
     predicted. Raises RowsRefused, Invalid for a class that is none, Conflict when the data set is
-    gone, Unavailable when no node can answer.
+    gone or the model reads a picture, Unavailable when no node can answer.
     """
     actions.check_usable(model)
+    asking.check_columns(model)
     classes = [str(name) for name in model.job.classes] if model.job.classes else None
     if of_class is not None and of_class not in (classes or ()):
         near = nearest(of_class[:100], classes) if classes else " It predicts numbers."

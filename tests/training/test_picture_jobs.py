@@ -257,6 +257,15 @@ def test_what_the_form_of_a_picture_model_can_not_read_is_told_at_its_field(
     assert not node.serving.asked
 
 
+def test_a_picture_model_is_not_asked_about_its_columns(client, api, node, model):
+    assert "Importance of columns" not in client.get(f"/models/{model}").content.decode()
+    assert not Task.objects.filter(kind="training.importance").exists(), "nor is the winner"
+    for what in ("importance", "explain"):
+        row = {"row": {"image": base64.b64encode(FILES[5]).decode()}}
+        asked = client.post(f"/api/results/model/{model}/{what}", row, "application/json")
+        assert (asked.status_code, asked.json()["code"]) == (409, "no-columns")
+
+
 def test_the_code_that_a_picture_model_offers_reads_a_file(client, api, model):
     page = html.unescape(client.get(f"/models/{model}?tab=use").content.decode())
     assert f"-F model_id={model} -F image=@picture.jpg" in page

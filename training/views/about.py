@@ -14,6 +14,7 @@ from accounts.pages import tells_problems
 from organizations.access import OrgRequest, org_role
 from organizations.models import Membership, Role
 from training import curves, dependences, importances
+from training.checks import of_pictures
 from training.models import TrainedModel
 
 
@@ -41,10 +42,10 @@ PARTS = {
 
 
 def shown(model: TrainedModel, chosen: QueryDict) -> dict[str, Any]:
-    """What the whole page takes for all of them."""
-    return {
-        name: value for part in PARTS.values() for name, value in part.shown(model, chosen).items()
-    }
+    """What the whole page takes for all of them, and whether there are columns to tell of."""
+    found = [part.shown(model, chosen) for part in PARTS.values()]
+    told = {name: value for one in found for name, value in one.items()}
+    return told | {"has_columns": not of_pictures(model.job.columns)}
 
 
 @require_GET
