@@ -118,11 +118,26 @@ class Warm:
     def run(self, handler: str, task: Mapping[str, Any]) -> Ran:
         return self.start(handler, task)[1]()
 
-    def train(self, table: pl.DataFrame, payload: Mapping[str, Any], **more: Any) -> Ran:
-        """Train on a table; ``more`` goes into the task (done, spent_s, attempt)."""
+    def train(
+        self, table: pl.DataFrame, payload: Mapping[str, Any], *, enough: int = 0, **more: Any
+    ) -> Ran:
+        """Train on a table; ``more`` goes into the task (done, spent_s, attempt).
+
+        With ``enough`` stop is pressed as soon as there are so many candidates: for what shows in
+        the first ones there is no need to wait for the end of the budget, which may be generous.
+        """
         path = self._scratch / f"{uuid.uuid4()}.parquet"
         table.write_parquet(path)
-        ran = self.run(TRAIN, self.task(path, payload, **more))
+        folder, wait = self.start(TRAIN, self.task(path, payload, **more))
+        messages, until = folder / "messages.jsonl", time.monotonic() + payload["budget_s"]
+        while enough and time.monotonic() < until:
+            told = messages.read_text(encoding="utf-8") if messages.exists() else ""
+            if told.count('"type": "candidate"') >= enough or '"type": "error"' in told:
+                break
+            time.sleep(0.05)
+        if enough:
+            (folder / "stop").touch()
+        ran = wait()
         strata = splits.strata_of(table[payload["target"]].to_list(), payload["classes"])
         by = splits.column_of(payload["split"])
         ran.parts = splits.assign(

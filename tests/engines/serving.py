@@ -29,3 +29,18 @@ def serve(task, channel):
             answers.append({"error": error.sentence, "code": error.code, **error.data})
         times.append((time.perf_counter() - began) * 1000)
     return {"data": {"answers": answers, "ms": times}, "files": {}}
+
+
+def keras_weights(task, channel):
+    """Random weights of MobileNet at the payload's ``path``, as keras.applications stores them."""
+    import h5py
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format
+
+    keras.utils.set_random_seed(1)
+    network = keras.applications.MobileNet(
+        input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None, pooling="avg"
+    )
+    with h5py.File(task["payload"]["path"], "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return {"data": {}, "files": {}}

@@ -19,7 +19,9 @@ from tests.engines.conftest import Ran, Warm, payload_for
 pytestmark = [pytest.mark.engine, pytest.mark.heavy, pytest.mark.xdist_group("engines")]
 
 SMALL = {"width": 0.25, "size": 64, "batch_size": 8, "epochs": 8, "patience": 8}
+SMALL |= {"learning_rate": 3e-3}  # for weights that are random, though they come as pretrained ones
 KEY = "tensorflow:mobilenet"
+FILE = "mobilenet_2_5_224_tf_no_top.h5"  # as keras.applications calls it
 
 
 def flags(rows: int) -> pl.DataFrame:
@@ -46,7 +48,14 @@ def payload(table: pl.DataFrame, budget_s: float, given: dict[str, Any], **more:
 
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory: Any) -> Iterator[Warm]:
-    parent = Warm("tensorflow", tmp_path_factory.mktemp("pictures"))
+    """With a folder of weights, as an operator has one, for MobileNet alone."""
+    weights = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWML_WEIGHTS", str(weights))
+        parent = Warm("tensorflow", tmp_path_factory.mktemp("pictures"))
+    (weights / "mobilenet").mkdir()
+    path = str(weights / "mobilenet" / FILE)
+    assert parent.run("tests.engines.serving:keras_weights", {"payload": {"path": path}}).result
     yield parent
     parent.close()
 
@@ -57,10 +66,12 @@ def learnt(keras: Warm) -> Ran:
     return keras.train(table, payload(table, 90, SMALL))
 
 
-def test_it_learns_from_nothing_and_says_so(learnt: Ran) -> None:
+def test_it_learns_from_the_operators_weights_and_says_so(learnt: Ran) -> None:
     (one,) = learnt.candidates.values()
     assert one["key"] == KEY
-    assert any("starts from random weights" in told["message"] for told in learnt.of("notice"))
+    start = f"pretrained weights ({FILE})"
+    assert any(f"starts from {start}" in told["message"] for told in learnt.of("notice"))
+    assert one["data"]["params"]["started_from"] == start
     held = learnt.predictions(KEY)
     truth = flags(240)["target"].to_numpy()[held["row"].to_numpy()]
     assert (held["prediction"].to_numpy() == truth).mean() > 0.85
@@ -105,10 +116,11 @@ def test_a_fit_goes_on_from_what_another_node_has_handed_over(learnt: Ran, keras
     )
 
 
-def test_inception_learns_likewise(keras: Warm) -> None:
-    table = flags(60)
+def test_inception_learns_likewise_from_nothing_and_says_so(keras: Warm) -> None:
+    table = flags(30)  # what takes long is to build and to trace so large a network
     given = {"size": 75, "epochs": 1, "batch_size": 8}
     ran = keras.train(table, payload(table, 120, given, model="inception"))
     assert ran.seconds < 120 + 5
+    assert any("starts from random weights" in told["message"] for told in ran.of("notice"))
     shares = ran.predictions("tensorflow:inception").drop("row", "prediction").to_numpy()
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)

@@ -37,8 +37,8 @@ def test_held_out_rows_are_those_that_the_split_says(warm: Warm, tmp_path: Path,
         if kind == "time"
         else {"column": "patient", "folds": 3, "validation": 0}
     )
-    payload = payload_for(table, {"size": "numeric"}, "binary", split=split, budget_s=5)
-    ran = warm.train(table, payload)
+    payload = payload_for(table, {"size": "numeric"}, "binary", split=split, budget_s=40)
+    ran = warm.train(table, payload, enough=1)
     key = next(iter(ran.candidates))
     assert ran.parts is not None
     held = np.flatnonzero(ran.parts < 0 if kind == "time" else ran.parts != -3)

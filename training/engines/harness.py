@@ -6,6 +6,7 @@ is what a model server calls. Runs in the engine's virtualenv; knows no engine b
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import importlib
@@ -293,7 +294,10 @@ class HarnessRun:
 
     def keep(self, name: str, path: Path) -> None:
         """Hand over how far a fit has come, for an attempt on another node to go on from."""
-        self.channel.checkpoint(name, str(path.relative_to(Path.cwd())))
+        # The fit may be replacing the file by its next one just now: not every file system has one
+        # of the two there at any moment. That next one is handed over soon.
+        with contextlib.suppress(FileNotFoundError):
+            self.channel.checkpoint(name, str(path.relative_to(Path.cwd())))
 
     def finish(self, message: str) -> None:
         self._what, self._data, self._fraction = message, {}, 1.0
