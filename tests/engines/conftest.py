@@ -132,7 +132,8 @@ class Warm:
         messages, until = folder / "messages.jsonl", time.monotonic() + payload["budget_s"]
         while enough and time.monotonic() < until:
             told = messages.read_text(encoding="utf-8") if messages.exists() else ""
-            if told.count('"type": "candidate"') >= enough or '"type": "error"' in told:
+            ended = any(f'"type": "{end}"' in told for end in ("result", "error", "crash"))
+            if ended or told.count('"type": "candidate"') >= enough:
                 break
             time.sleep(0.05)
         if enough:

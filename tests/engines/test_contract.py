@@ -255,7 +255,7 @@ def test_tiny_table_is_ranked_out_of_fold(warm: Warm) -> None:
     only_where_declared(warm, "multiclass")
     table = messy(60, "multiclass")
     payload = payload_for(table, ROLES, "multiclass", folds=5, budget_s=40)
-    ran = warm.train(table, payload, enough=3)
+    ran = warm.train(table, payload, enough=2)
     assert ran.parts is not None
     assert ran.result["data"]["train_rows"] == int((ran.parts > 0).sum()) == 48
     assert ran.candidates
@@ -270,7 +270,7 @@ def test_a_table_of_which_no_row_is_held_out_is_learned_from(warm: Warm, kind: s
     table = messy(200, kind)
     split = {"kind": "random", "seed": 7, "test": 0, "validation": 0, "folds": 3}
     payload = payload_for(table, ROLES, kind, split=split, budget_s=40)
-    ran = warm.train(table, payload, enough=3)
+    ran = warm.train(table, payload, enough=2)
     assert not [m for m in ran.of("notice") if "could not be fitted" in m["message"]]
     assert len(ran.candidates) >= 2
     for key in ran.candidates:
