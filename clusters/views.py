@@ -194,11 +194,12 @@ def cluster_history(request: OrgRequest, cluster: UUID) -> HttpResponse:
             name: [None if some is None else round(some[number] / scale, 2) for some in those]
             for name, those in (
                 ("Total", [step.total for step in steps]),
-                ("Allocated, at most", [step.allocated for step in steps]),
-                ("Free, at least", [step.free for step in steps]),
+                ("Allocated", [step.allocated for step in steps]),
+                ("Free", [step.free for step in steps]),
             )
         }
-        about = f"{title} in {unit}, in steps of {history.HOURS[hours]} min."
+        step = f"{history.HOURS[hours]} min"
+        about = f"In steps of {step}: the most that was allocated, the least that was free."
         charts.append(_lines(f"history-{key}", title, about, labels, unit, series))
     rows = [
         {
