@@ -18,7 +18,7 @@ from flowml_site.platform import STATIC_STAMP, static_fingerprint
 SEEDS = BASE_DIR / "var" / "tests"
 
 
-def seed(var: Path) -> None:
+def seed(var: Path, *, static: bool = True) -> None:
     """Give the folder of a new installation what each would otherwise take its time to make.
 
     A migrated PostgreSQL and collected static files, as ``manage.py up`` leaves them. Raises
@@ -39,14 +39,16 @@ def seed(var: Path) -> None:
                 shutil.rmtree(fresh / name, ignore_errors=True)
             fresh.rename(kept)
         stamp = kept / STATIC_STAMP
-        if not stamp.is_file() or stamp.read_text(encoding="ascii") != static_fingerprint():
+        is_old = not stamp.is_file() or stamp.read_text(encoding="ascii") != static_fingerprint()
+        if static and is_old:
             nowhere = {"DATABASE_URL": embedded.database_url(kept), "REDIS_URL": "redis://none"}
             _manage(kept, "collectstatic", **nowhere)
             stamp.parent.mkdir(exist_ok=True)
             stamp.write_text(static_fingerprint(), encoding="ascii")
         embedded.make_private(var)
+        taken = [kept / "postgres", *([kept / "static", kept / "run"] if static else ())]
         # PostgreSQL's files belong to whom it runs as.
-        subprocess.run(["cp", "-a", "--reflink=auto", f"{kept}/.", str(var)], check=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", *map(str, taken), str(var)], check=True)
 
 
 def _name() -> str:

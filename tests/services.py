@@ -90,7 +90,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if services is not None and not session.config.option.collectonly:
         try:
             if are_ours():
-                seed(services.var)
+                # Each client of a test would look through collected files anew.
+                seed(services.var, static=False)
             services.start()
             if are_ours():
                 _make_template()

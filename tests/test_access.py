@@ -295,8 +295,8 @@ GET     /api/datasets/{pictures}/image                           401    200     
 GET     /api/datasets/{pictures}/image?version={shown}            401    200     200     200     404
 GET     /api/datasets/{dataset}/stats                            401    200     200     200     404
 GET     /api/datasets/{own}/stats?version={version}              401    200     200     200     404
-GET     /api/datasets/{dataset}/associations                     401    409     409     409     404
-GET     /api/datasets/{own}/associations?version={version}       401    409     409     409     404
+GET     /api/datasets/{dataset}/associations                     401    200     200     200     404
+GET     /api/datasets/{own}/associations?version={version}       401    200     200     200     404
 GET     /api/datasets/{dataset}/versions                         401    200     200     200     404
 POST    /api/datasets/{dataset}/versions                         401    403     202     202     404
 GET     /api/datasets/{dataset}/rejects                          401    200     200     200     404
@@ -733,6 +733,10 @@ def world(tmp_path: Path) -> Iterator[World]:
     version.rejects = store_artifact(
         admin.organization, "rejects", io.BytesIO(b"line,reason,raw\n")
     )
+    version.associations = {
+        "columns": ["petal_cm", "kind"], "left_out": 0, "rows": 150,
+        "pairs": [[0, 1, "correlation_ratio", 0.9, None, 150]],
+    }  # fmt: skip
     version.save()
     spare = make.version(admin, name=f"{MARK} spare")
     pictures = pl.DataFrame({"image": [b"\x89PNG"], "label": ["cat"]})
