@@ -50,6 +50,7 @@ class Child:
     env: dict[str, str]
     grace_s: float = 5.0  # how long it may take to end when asked to
     pass_fds: tuple[int, ...] = ()
+    death_signal: int = signal.SIGTERM  # what it gets when this process dies
     running: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0  # in a row
@@ -282,7 +283,9 @@ class Supervisor:
         # What may take hours (exports, deleting organizations), one at a time.
         long = ["-Q", "control-long", "-n", "long@%h", "-c", "1"]
         plan.append(Child("control-long", [*celery, "worker", *long, *quiet], env, grace_s=10))
-        plan.append(Child("beat", [*celery, "beat", "--pidfile", "", "-l", "INFO"], env))
+        # On SIGTERM it writes to the database first, and goes on where that has died as well.
+        beat = [*celery, "beat", "--pidfile", "", "-l", "INFO"]
+        plan.append(Child("beat", beat, env, death_signal=signal.SIGKILL))
         if "node" not in self.without:
             if _node_python().exists():
                 plan.append(self._node(env))
@@ -357,6 +360,7 @@ class Supervisor:
             log=self._log(child.name),
             env=child.env,
             cwd=BASE_DIR,
+            death_signal=child.death_signal,
             pass_fds=child.pass_fds,
         )
         child.started_at = time.monotonic()
